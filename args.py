@@ -1,0 +1,277 @@
+"""Every flag of a run, with its default, its group and what it must satisfy."""
+
+import argparse
+import difflib
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from data import DATASETS
+from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
+from trainers import ADAPTORS, TRAINERS
+from utils.errors import UserError
+from utils.optim import LR_POLICIES, OPTIMIZERS
+
+PROJECT = Path(__file__).resolve().parent
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as an exception."""
+
+    def error(self, message: str):
+        raise UserError(message.removeprefix("argument "))
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+def _number(kind: type, low: float, high: float = float("inf"), low_allowed: bool = True):
+    """A type for argparse: a number of ``kind`` from ``low`` to ``high``."""
+    bounds = f"{'at least' if low_allowed else 'more than'} {low}"
+    bounds += "" if high == float("inf") else f" and at most {high}"
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high or (value == low and not low_allowed) or value == float("inf"):
+            noun = "a whole number" if kind is int else "a number"
+            raise ArgumentTypeError(f"{text!r} is not {noun} that is {bounds}")
+        return value
+
+    return convert
+
+
+def _task_counts(text: str) -> list[int]:
+    """``"10,50,100"`` as a sorted list without repetitions."""
+    return sorted({_number(int, 1)(part.strip()) for part in text.split(",")})
+
+
+def _device(text: str) -> str:
+    if text != "cpu" and not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is neither cpu nor the number of one GPU")
+    return text
+
+
+def _run_name(text: str) -> str:
+    if not text or text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
+        raise ArgumentTypeError(f"{text!r} is not the name of one folder")
+    return text
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with every flag, grouped. ``parse_arguments`` is what a run calls."""
+    parser = _Parser(
+        prog="main.py",
+        description="Supermasks in Superposition: learn tasks one after the other, each as a binary mask over one "
+        "frozen random network, and infer which task new data belong to. Without flags: five "
+        "permutations of handwritten digits, offline, in about a minute.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--config", metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
+    add("--log-dir", metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
+    add(
+        "--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)"
+    )
+    add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
+    add(
+        "--multigpu",
+        type=_device,
+        metavar="DEVICE",
+        help="the device: a GPU's number, or cpu (default: GPU 0, or cpu if there is none)",
+    )
+    add("--threads", type=_number(int, 1, 4096), help="processor threads (default: all cores)")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on from a checkpoint: without FILE from the run's own, if it has one",
+    )
+
+    group = parser.add_argument_group("data and tasks")
+    add = group.add_argument
+    add("--set", choices=DATASETS, default="DigitsPerm", help="data set")
+    add("--data", metavar="DIR", help="parent folder of the data sets (digits need none)")
+    add("--num-tasks", type=_number(int, 1, 10**6), help="number of tasks (default: the set's own)")
+    add(
+        "--task-eval",
+        type=_number(int, 0),
+        metavar="TASK",
+        help="learn this task alone; it comes out as in the full sequence",
+    )
+    add("--batch-size", type=_number(int, 1), default=128, help="images in a training batch")
+    add("--test-batch-size", type=_number(int, 1), default=128, help="images in a test batch")
+
+    group = parser.add_argument_group("network")
+    add = group.add_argument
+    add("--model", choices=MODELS, default="LeNet", help="network")
+    add("--output-size", type=_number(int, 1, 10**6), default=100, help="outputs, superfluous ones included")
+    add("--conv-type", choices=CONV_TYPES, default="FastMultitaskMaskConv", help="layer")
+    add("--bn-type", choices=BN_TYPES, default="StandardBN", help="batch norm")
+    add("--conv-init", choices=INITIALISERS, default="signed_constant", help="how the weights start")
+    add("--mode", choices=("fan_in", "fan_out"), default="fan_in", help="of the Kaiming initialisers")
+    add(
+        "--nonlinearity",
+        choices=("relu", "linear", "tanh", "leaky_relu"),
+        default="relu",
+        help="for the gain of the Kaiming initialisers",
+    )
+
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
+    add("--epochs", type=_number(int, 1), default=30, help="epochs of each task")
+    add("--iter-lim", type=_number(int, 1), help="batches of each task at the most (default: no limit)")
+    add("--optimizer", choices=OPTIMIZERS, default="rmsprop", help="optimiser")
+    add("--lr", type=_number(float, 0, low_allowed=False), default=1e-3, help="learning rate of masks")
+    add(
+        "--train-weight-tasks",
+        type=_number(int, -1),
+        default=0,
+        metavar="N",
+        help="the first N tasks train the shared weights too; -1: all tasks",
+    )
+    add(
+        "--train-weight-lr",
+        type=_number(float, 0, low_allowed=False),
+        default=1e-4,
+        metavar="LR",
+        help="learning rate of everything in the tasks that train weights",
+    )
+    add("--momentum", type=_number(float, 0, 1), default=0.9, help="momentum of SGD")
+    add("--weight-decay", type=_number(float, 0), default=0.0, help="weight decay")
+    add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
+    add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
+
+    group = parser.add_argument_group("evaluation")
+    add = group.add_argument
+    add(
+        "--adaptor",
+        choices=ADAPTORS,
+        default="se_oneshot_entropy_minimization",
+        help="how the task is inferred; gt: it is given",
+    )
+    add(
+        "--eval-ckpts",
+        type=_task_counts,
+        metavar="N,N,...",
+        help="evaluate after so many tasks, and at the end",
+    )
+    add(
+        "--data-to-repeat",
+        type=_number(int, 1),
+        default=1,
+        help="images that the task of a batch is inferred from",
+    )
+    add("--real-neurons", type=_number(int, 1), default=10, help="outputs that are classes (objective G)")
+    add("--log-base", type=_number(float, 1, low_allowed=False), default=2.0, help="of binary inference")
+    add(
+        "--unshared-labels",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="a batch whose task is inferred wrong is wrong as a whole (GNu)",
+    )
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The settings of a run: the flags' defaults, then those of ``--config``, then the command line.
+
+    Args:
+        argv: the command line without the program's name; ``None`` for that of the process.
+
+    Raises:
+        UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
+    """
+    parser = make_parser()
+    if argv is None:
+        import sys
+
+        argv = sys.argv[1:]
+    argv = [_dashed(word) for word in argv]
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise UserError(f"{unknown[0]}: there is no such flag{_nearest(unknown[0].split('=')[0], flags)}")
+    config = parser.parse_args(argv).config
+    if config is not None:
+        parser.set_defaults(**_read_config(parser, Path(config)))
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _dashed(word: str) -> str:
+    """A flag with its words joined by ``-``; values stay as they are."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, object]:
+    """Defaults from a YAML file, each converted and checked as if it stood on the command line."""
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"--config {path}: {reason}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path}: a mapping of flags to values is needed, one 'flag: value' a line")
+    actions = {flag: action for action in parser._actions for flag in action.option_strings}
+    del actions["--config"], actions["--help"]
+    defaults = {}
+    for key, value in settings.items():
+        flag = f"--{key}".replace("_", "-")
+        if flag not in actions or flag.startswith("--no-"):
+            raise UserError(f"--config {path}: there is no flag {key!r}{_nearest(flag, list(actions))}")
+        try:
+            defaults[actions[flag].dest] = _convert(parser, actions[flag], value)
+        except argparse.ArgumentError as error:
+            raise UserError(f"--config {path}: {key}: {error.message}") from None
+    return defaults
+
+
+def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> object:
+    if value is None:
+        return None
+    if isinstance(action, argparse.BooleanOptionalAction):
+        if not isinstance(value, bool):
+            raise argparse.ArgumentError(action, f"{value!r} is neither true nor false")
+        return value
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    if isinstance(value, (bool, dict)):
+        raise argparse.ArgumentError(action, f"{value!r} is not a value of this flag")
+    # As text through the flag's own type: that makes a number of 1e-3, which YAML takes for text.
+    value = parser._get_value(action, str(value))
+    parser._check_value(action, value)
+    return value
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What must hold between flags."""
+    if args.adaptor.endswith("_g_minimization") and args.real_neurons >= args.output_size:
+        raise UserError(
+            f"--real-neurons {args.real_neurons}: objective G needs superfluous outputs, "
+            f"so fewer than --output-size {args.output_size}"
+        )
+    if args.task_eval is not None and args.num_tasks is not None and args.task_eval >= args.num_tasks:
+        raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
+    if args.log_dir is None:
+        args.log_dir = str(PROJECT / "runs" / "main")
+    if args.name is None:
+        args.name = f"{args.set}-{args.model}-seed={args.seed}"

@@ -1,0 +1,147 @@
+"""What a data set is: one base set in memory, and tasks that are views over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.loader import Augment, BatchLoader, View
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class BaseSet:
+    """The images that all tasks share: uint8 [N, C, H, W], labels int64 [N], normalisation a channel."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to(self, device: str | torch.device) -> BaseSet:
+        return replace(
+            self,
+            **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)},
+        )
+
+
+class TaskDataset:
+    """A sequence of classification tasks; ``train_loader`` and ``val_loader`` serve the current one.
+
+    Starts at task 0. A subclass says where its images come from (``load``) and what each task sees of them
+    (``view``). Only the current task exists, so thousands of them cost nothing.
+
+    Args:
+        root: parent folder of the data, for the sets that are read from files.
+        num_tasks: tasks to go through; None for the set's own default.
+        seed: decides the tasks, where they are random, and the order of training images.
+        batch_size, test_batch_size: images in a batch of the training and of the validation loader.
+        device: where images lie and batches are made.
+
+    Raises:
+        UserError: the set cannot have that many tasks, or its files are missing or damaged.
+    """
+
+    default_tasks = 1
+    max_tasks: int | None = 1  # None: no limit
+    augment: Augment | None = None  # for training batches; see BatchLoader
+    num_classes: int  # labels lie in [0, num_classes)
+    train_loader: BatchLoader
+    val_loader: BatchLoader
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        *,
+        num_tasks: int | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+        test_batch_size: int = 128,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.num_tasks = self.default_tasks if num_tasks is None else num_tasks
+        if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
+            limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
+            raise UserError(f"--num-tasks {num_tasks}: {type(self).__name__} can have {limit}")
+        self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
+        self.base = self.load(root).to(device)
+        self.input_shape = tuple(self.base.train_images.shape[1:])  # (C, H, W)
+        self.update_task(0)
+
+    def load(self, root: str | Path | None) -> BaseSet:
+        """Read the base set."""
+        raise NotImplementedError
+
+    def view(self, task: int) -> View:
+        """What ``task`` sees of the base set; here, all of it."""
+        return View()
+
+    def update_task(self, task: int) -> None:
+        """Make ``task`` the one that the loaders serve.
+
+        Raises:
+            IndexError: there is no such task.
+        """
+        if not 0 <= task < self.num_tasks:
+            raise IndexError(f"task {task}: {type(self).__name__} has tasks 0 to {self.num_tasks - 1}")
+        base = self.base
+        shared = dict(mean=base.mean, std=base.std, view=self.view(task))
+        self.train_loader = BatchLoader(
+            base.train_images,
+            base.train_labels,
+            batch_size=self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            task=task,
+            augment=self.augment,
+            **shared,
+        )
+        self.val_loader = BatchLoader(
+            base.test_images, base.test_labels, batch_size=self.test_batch_size, **shared
+        )
+
+
+class Permuted(TaskDataset):
+    """Task i permutes the pixels by ``RandomState(seed + i)``."""
+
+    default_tasks = 5
+    max_tasks = None
+
+    def view(self, task: int) -> View:
+        _, height, width = self.input_shape
+        permutation = np.random.RandomState(self.seed + task).permutation(height * width)
+        return View(pixels=torch.from_numpy(permutation).long())
+
+
+class Rotating(TaskDataset):
+    """Task i turns the images counter-clockwise by ``i * (360 // num_tasks)`` degrees."""
+
+    default_tasks = 36
+    max_tasks = 360
+
+    def view(self, task: int) -> View:
+        from PIL import Image  # with torchvision a second to import, and only wanted here
+        from torchvision.transforms.functional import rotate
+
+        # Turning an image of the pixels' own positions tells where each pixel of a turned image comes from;
+        # they count from 1, for torchvision fills the corners with 0.
+        _, height, width = self.input_shape
+        positions = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
+        turned = np.array(rotate(Image.fromarray(positions), task * (360 // self.num_tasks)))
+        return View(pixels=torch.from_numpy(turned).long().flatten() - 1)
+
+
+class Split(TaskDataset):
+    """Task i has the two classes 2i and 2i + 1 of ten, under their own labels."""
+
+    default_tasks = 5
+    max_tasks = 5
+
+    def view(self, task: int) -> View:
+        return View(classes=(2 * task, 2 * task + 1))

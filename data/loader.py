@@ -1,0 +1,117 @@
+"""Batches straight from tensors on the run's device: no worker processes, no work per image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.seeding import generator
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a task sees of its base set; ``None`` leaves that part as it is.
+
+    Attributes:
+        classes: only the images of these classes.
+        pixels: int64 [H*W], for each pixel the flat position that it is taken from, or -1 for black.
+        new_labels: int64 [base classes], the label that each class of the base set has in this task.
+    """
+
+    classes: Sequence[int] | None = None
+    pixels: Tensor | None = None
+    new_labels: Tensor | None = None
+
+
+class BatchLoader:
+    """Serves (x float32 [B, C, H, W], y int64 [B]), normalised, in an order of its own.
+
+    Args:
+        images: uint8 [N, C, H, W]; batches are made on its device.
+        labels: int64 [N], on the same device.
+        batch_size: images in a batch; the last one holds what is left.
+        mean, std: of each channel, for pixels in [0, 1].
+        view: what the task sees of the images.
+        shuffle: whether each epoch has an order of its own, drawn from (seed, task, epoch).
+        augment: turns a batch (uint8 [B, C, H, W], on the device) and a generator into a batch of the same
+            shape. The generator is keyed by seed, task, epoch and batch, so that an epoch taken up in its
+            middle is augmented as if it had run through. Like the order, it draws on the CPU, so that every
+            device sees the same numbers.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int = 128,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        view: View = View(),
+        shuffle: bool = False,
+        seed: int = 0,
+        task: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        device = images.device
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.shuffle, self.seed, self.task, self.augment = shuffle, seed, task, augment
+
+        self.rows = None  # None: every row
+        if view.classes is not None:
+            classes = torch.tensor(view.classes, device=device)
+            self.rows = torch.isin(labels, classes).nonzero().squeeze(1)
+        self.num_images = len(images if self.rows is None else self.rows)
+
+        self.pixels = self.black = None
+        if view.pixels is not None:
+            pixels = view.pixels.to(device)
+            self.pixels = pixels.clamp(min=0)
+            self.black = (pixels < 0).nonzero().squeeze(1)
+        self.new_labels = None if view.new_labels is None else view.new_labels.to(device)
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-self.num_images // self.batch_size)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch to iterate over, and its first batch: ``start`` batches are skipped at no cost."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, order = self.epoch, self._order()
+        for index in range(self.start, len(self)):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            x = self.images.index_select(0, rows)  # [B, C, H, W] uint8
+            if self.augment is not None:
+                x = self.augment(x, generator(self.seed, "augment", self.task, epoch, index))
+            x = self._gather(x.float())
+            # The same three operations as ToTensor and Normalize, hence the same bits.
+            x = x.div_(255).sub_(self.mean).div_(self.std)
+            y = self.labels.index_select(0, rows)
+            yield x, y if self.new_labels is None else self.new_labels[y]
+
+    def _order(self) -> Tensor:
+        """Rows of the base set in the order of this epoch: int64 [num_images]."""
+        if self.shuffle:
+            keyed = generator(self.seed, "order", self.task, self.epoch)
+            order = torch.randperm(self.num_images, generator=keyed)
+        else:
+            order = torch.arange(self.num_images)
+        order = order.to(self.images.device)
+        return order if self.rows is None else self.rows[order]
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """Move the pixels of a batch, float [B, C, H, W]; on a CPU this is faster in floats than in bytes."""
+        if self.pixels is None:
+            return x
+        moved = x.reshape(-1, len(self.pixels)).index_select(1, self.pixels)  # [B*C, H*W]
+        return moved.index_fill_(1, self.black, 0).view_as(x)

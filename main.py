@@ -1,0 +1,363 @@
+"""A run: set-up, the loop over tasks, evaluation. ``python main.py --help`` lists the flags."""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import nn
+
+from args import PROJECT, parse_arguments
+from data import DATASETS
+from data.base import TaskDataset
+from models import Builder, get_model, multitask
+from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, evaluate
+from utils.checkpoint import Checkpoint, Record
+from utils.errors import UserError
+from utils.results import Results, to_csv, write_whole
+from utils.run import RunFolder, progress
+from utils.seeding import generator, seed_everything
+
+# Where and how a run computes, and when it looks; a checkpoint may go on with other values of these.
+NEUTRAL_FLAGS = {"config", "log_dir", "name", "data", "resume", "multigpu", "threads", "eval_ckpts"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
+    try:
+        run(parse_arguments(argv))
+    except UserError as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: Namespace) -> None:
+    """Learn the tasks and evaluate.
+
+    Raises:
+        UserError: the input is wrong; before anything is written, where that can be known.
+    """
+    device = set_up(args)
+    data = DATASETS[args.set](
+        args.data,
+        num_tasks=args.num_tasks,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        test_batch_size=args.test_batch_size,
+        device=device,
+    )
+    args.num_tasks = data.num_tasks
+    rng = partial(generator, args.seed)
+    builder = Builder(
+        rng, data.num_tasks, args.conv_type, args.bn_type, args.conv_init, args.mode, args.nonlinearity
+    )
+    model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
+    trainer = TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
+    check(args, data, model, trainer)
+
+    memory = Memory(args, model)
+    memory.restore()
+    folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
+    try:
+        memory.open(folder)
+        learn(args, data, model, trainer, memory, folder)
+        report(args, memory, folder)
+        folder.finish()
+    finally:
+        folder.close()
+
+
+def set_up(args: Namespace) -> torch.device:
+    """Threads, seeds and the one device of the run."""
+    if args.threads is None:
+        args.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(args.threads)
+    seed_everything(args.seed)
+    gpus = torch.cuda.device_count()
+    if args.multigpu is None:
+        args.multigpu = "0" if gpus else "cpu"
+    if args.multigpu == "cpu":
+        return torch.device("cpu")
+    if int(args.multigpu) >= gpus:
+        raise UserError(
+            f"--multigpu {args.multigpu}: this machine has GPUs 0 ... {gpus - 1}; or say cpu"
+            if gpus
+            else f"--multigpu {args.multigpu}: this machine has no GPU; say cpu"
+        )
+    return torch.device("cuda", int(args.multigpu))
+
+
+def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
+    """What must hold between the flags, the data and the network.
+
+    Raises:
+        UserError: something does not.
+    """
+    if data.num_classes > args.output_size:
+        raise UserError(
+            f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs"
+        )
+    if args.task_eval is not None and args.task_eval >= data.num_tasks:
+        raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
+    if args.adaptor != "gt" and not multitask.superposed_size(model):
+        raise UserError(
+            f"--adaptor {args.adaptor}: --conv-type {args.conv_type} has no masks to superpose; say gt"
+        )
+    if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
+        raise UserError(
+            f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
+        )
+    trainer.check(tasks_to_learn(args))
+
+
+def tasks_to_learn(args: Namespace) -> Sequence[int]:
+    """The tasks of this run, in their order."""
+    return range(args.num_tasks) if args.task_eval is None else [args.task_eval]
+
+
+def learn(
+    args: Namespace,
+    data: TaskDataset,
+    model: nn.Module,
+    trainer: DefaultTrainer,
+    memory: "Memory",
+    folder: RunFolder,
+) -> None:
+    """Learn every task that is not learned yet, and evaluate when so many are learned as was asked for."""
+    tasks = tasks_to_learn(args)
+    due = {count for count in args.eval_ckpts or () if count < len(tasks)} | {len(tasks)}
+
+    def evaluate_if_due() -> None:
+        count = len(memory.learned)
+        if count in due and count not in memory.evaluations:
+            bar = partial(progress, description=f"evaluation after {count}", unit="task")
+            options = _pick(InferenceOptions, args)
+            memory.keep_evaluation(evaluate(model, data, memory.learned, args.adaptor, options, bar))
+
+    evaluate_if_due()  # a run may have been cut short between learning and evaluation
+    todo = [task for task in tasks if task not in memory.learned]
+    for task in progress(todo, description="tasks", unit="task"):
+        started, accuracies = time.perf_counter(), []
+        data.update_task(task)
+        trainer.begin_task(task)
+        for epoch in range(args.epochs):
+            bar = partial(progress, description=f"task {task} epoch {epoch}")
+            loss = trainer.train(data.train_loader, epoch, bar)
+            accuracies.append(trainer.test(data.val_loader))
+            step = len(memory.learned) * args.epochs + epoch
+            folder.tensorboard.add_scalar("train/loss", loss, step)
+            folder.tensorboard.add_scalar("val/accuracy", accuracies[-1], step)
+            if trainer.reached_limit:
+                break
+        trainer.end_task()
+        memory.keep_task(task, accuracies)
+        folder.log(f"task {task}: accuracy {accuracies[-1]:.4f}, {time.perf_counter() - started:.1f} s")
+        evaluate_if_due()
+
+
+class Memory:
+    """What a run has learned and measured so far, and its one way to the disk.
+
+    The checkpoint is written first and is the truth; ``results.csv`` and ``adapt_results.csv`` follow it, and a run
+    that goes on brings them up to it.
+
+    Attributes:
+        learned: the tasks, in the order they were learned in.
+        evaluations: the scores of the tasks, by the number of tasks learned.
+    """
+
+    def __init__(self, args: Namespace, model: nn.Module):
+        self.args, self.model = args, model
+        self.learned: list[int] = []
+        self.evaluations: dict[int, list[TaskScore]] = {}
+        self._rows: list[dict] = []
+        self._settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL_FLAGS}
+        self._damaged = 0
+        self._shared_saved: dict[str, torch.Tensor] = {}
+
+    def restore(self) -> None:
+        """Load the checkpoint that ``--resume`` names; without one, nothing.
+
+        Raises:
+            UserError: it cannot be read, is damaged beyond use, or is of other settings.
+        """
+        args = self.args
+        if args.resume:
+            folder = Path(args.resume).resolve().parent
+            args.log_dir, args.name = str(folder.parent), folder.name
+        path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
+        if args.resume is None or not (args.resume or path.exists()):
+            return
+        records, self._damaged = Checkpoint(path).read()
+        for record in records:
+            self._recall(record, path)
+
+    def _recall(self, record: Record, path: Path) -> None:
+        values = record.values
+        if record.kind == "run":
+            theirs, ours = values["settings"], self._settings
+            differing = [
+                f"--{name.replace('_', '-')} {theirs.get(name)} there, {ours.get(name)} here"
+                for name in sorted(theirs | ours)
+                if theirs.get(name) != ours.get(name)
+            ]
+            if differing:
+                raise UserError(f"{path} is a checkpoint of other settings: {'; '.join(differing)}")
+        elif record.kind == "task":
+            own = {name[4:]: value for name, value in record.tensors.items() if name.startswith("own.")}
+            shared = {name[7:]: value for name, value in record.tensors.items() if name.startswith("shared.")}
+            try:
+                multitask.load_task_state(self.model, values["task"], own)
+                multitask.load_shared_state(self.model, shared)
+            except (ValueError, IndexError) as error:
+                raise UserError(f"{path} does not fit this network: {error}") from None
+            self.learned.append(values["task"])
+            self._rows.append(values["row"])
+            self._shared_saved |= shared
+        elif record.kind == "evaluation":
+            scores = [TaskScore(**score) for score in values["scores"]]
+            self.evaluations[len(scores)] = scores
+            self._rows.append(values["row"])
+
+    def open(self, folder: RunFolder) -> None:
+        """Begin to write in the run's folder, and bring what lies there up to the checkpoint."""
+        self.folder, self._checkpoint = folder, Checkpoint(folder.checkpoint)
+        self._results = Results(Path(self.args.log_dir) / "results.csv")
+        if self._damaged:
+            folder.log(
+                f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
+                f"going on from what is whole before them: {len(self.learned)} tasks"
+            )
+            self._checkpoint.cut(self._damaged)
+        if self._rows:
+            folder.log(f"going on after {len(self.learned)} learned tasks")
+            self._results.complete(self._rows)
+            self._write_evaluations()
+        self._write_settings()
+        if not self._checkpoint.has_records():
+            self._checkpoint.append(Record("run", {"settings": self._settings}))
+
+    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
+        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
+        self.learned.append(task)
+        row = self._row(
+            f"task {task} when just learned",
+            accuracies[-1],
+            max(accuracies),
+            Task=task,
+            **{"Accuracy Given": accuracies[-1]},
+        )
+        # Weights that all tasks share are written again only when they have changed.
+        shared = {
+            name: value
+            for name, value in multitask.shared_state(self.model).items()
+            if name not in self._shared_saved or not torch.equal(value.cpu(), self._shared_saved[name])
+        }
+        self._shared_saved |= {name: value.detach().cpu().clone() for name, value in shared.items()}
+        tensors = {f"own.{name}": value for name, value in multitask.task_state(self.model, task).items()}
+        tensors |= {f"shared.{name}": value for name, value in shared.items()}
+        self._checkpoint.append(Record("task", {"task": task, "row": row}, tensors))
+        self._results.add([row])
+        if len(self.learned) == 1:
+            self._write_settings()
+            kept = multitask.kept_fractions(self.model, task)
+            self.folder.log(
+                "".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip()
+            )
+
+    def keep_evaluation(self, scores: list[TaskScore]) -> None:
+        """Keep how all tasks learned so far were answered."""
+        count = len(scores)
+        given = fmean(score.given for score in scores)
+        means = {"Accuracy Given": given}
+        if scores[0].adapted is not None:
+            means["Accuracy Adapted"] = fmean(score.adapted for score in scores)
+            means["Share Inferred Right"] = fmean(score.inferred_right for score in scores)
+        value = means.get("Accuracy Adapted", given)
+        how = "given" if self.args.adaptor == "gt" else "inferred"
+        row = self._row(f"mean over the {count} tasks learned so far, task {how}", value, value, **means)
+        self._checkpoint.append(
+            Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row})
+        )
+        self.evaluations[count] = scores
+        self._results.add([row])
+        self._write_evaluations()
+        for name, mean in means.items():
+            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", mean, count)
+        self.folder.log(
+            f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items())
+        )
+
+    def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
+        args, path = self.args, self.folder.path.resolve()
+        return {
+            "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
+            "Name": f"{Path(args.log_dir).name} {self.folder.path.name}: {what}",
+            "Current Val": current,
+            "Best Val": best,
+            "Save Directory": str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path),
+            "Set": args.set,
+            "Scenario": scenario(args),
+            "Tasks Learned": len(self.learned),
+            "Seed": args.seed,
+            "Bytes": sum(multitask.task_bytes(self.model, task) for task in self.learned[-1:])
+            * len(self.learned),
+            **more,
+        }
+
+    def _write_evaluations(self) -> None:
+        columns = ["tasks_learned", *(field.name for field in fields(TaskScore))]
+        rows = [
+            {"tasks_learned": count, **asdict(score)}
+            for count, scores in sorted(self.evaluations.items())
+            for score in scores
+        ]
+        write_whole(self.folder.path / "adapt_results.csv", to_csv(columns, rows))
+
+    def _write_settings(self) -> None:
+        kept = multitask.kept_fractions(self.model, self.learned[0]) if self.learned else {}
+        self.folder.write_settings(vars(self.args), PROJECT, kept_fraction=kept)
+
+
+def scenario(args: Namespace) -> str:
+    """The three letters of the paper: is the task given in training, at inference; are labels shared."""
+    if args.adaptor == "gt":
+        return "GG"
+    return "GNu" if args.unshared_labels else "GNs"
+
+
+def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
+    """Print how each task was answered in the end."""
+    scores = memory.evaluations[len(memory.learned)]
+    lines = [f"{'task':>6}  {'accuracy given':>14}  {'inferred':>8}  {'batches inferred right':>22}"]
+
+    def line(task: str, given: float, adapted: float | None, right: float | None) -> str:
+        inferred = "" if adapted is None else f"  {adapted:>8.4f}  {right:>22.1%}"
+        return f"{task:>6}  {given:>14.4f}{inferred}"
+
+    for index, score in enumerate(scores):
+        if index < 10 or index >= len(scores) - 10:
+            lines.append(line(str(score.task), score.given, score.adapted, score.inferred_right))
+        elif index == 10:
+            lines.append("   ...")
+    columns = list(zip(*((s.given, s.adapted, s.inferred_right) for s in scores), strict=True))
+    lines.append(line("mean", *(None if None in column else fmean(column) for column in columns)))
+    folder.log("\n".join(lines))
+    folder.log(f"results: {Path(args.log_dir) / 'results.csv'}; this run: {folder.path}")
+
+
+def _pick(kind: type, args: Namespace):
+    """A dataclass of settings from the flags of the same names."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The one place that knows which layers a network is made of."""
+
+from torch import nn
+
+from models.init import initialise
+from models.modules import BN_TYPES, CONV_TYPES
+from models.multitask import Rng
+
+
+class Builder:
+    """Makes the layers of a network, of the types and with the initialiser that the user chose.
+
+    Args:
+        rng: a key to a generator; the weight of the n-th convolution is drawn from ``rng("weight", n)``.
+        num_tasks: for how many tasks the layers have room.
+        conv_type: a key of ``CONV_TYPES``.
+        bn_type: a key of ``BN_TYPES``.
+        conv_init: a key of ``INITIALISERS``.
+        mode, nonlinearity: of the Kaiming initialisers.
+    """
+
+    def __init__(
+        self,
+        rng: Rng,
+        num_tasks: int,
+        conv_type: str = "FastMultitaskMaskConv",
+        bn_type: str = "StandardBN",
+        conv_init: str = "signed_constant",
+        mode: str = "fan_in",
+        nonlinearity: str = "relu",
+    ):
+        self._rng, self._num_tasks, self._init = rng, num_tasks, (conv_init, mode, nonlinearity)
+        self._conv, self._bn = CONV_TYPES[conv_type], BN_TYPES[bn_type]
+        self._convolutions = 0
+
+    def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
+        """A convolution without bias, padded so that stride 1 keeps height and width."""
+        layer = self._conv(in_planes, out_planes, kernel_size, stride, num_tasks=self._num_tasks)
+        name, mode, nonlinearity = self._init
+        initialise(layer.weight, name, self._rng("weight", self._convolutions), mode, nonlinearity)
+        self._convolutions += 1
+        return layer
+
+    def conv1x1(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+        """A 1×1 convolution; on 1×1 images, a fully connected layer."""
+        return self.conv(in_planes, out_planes, 1, stride)
+
+    def conv3x3(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+        """A 3×3 convolution."""
+        return self.conv(in_planes, out_planes, 3, stride)
+
+    def conv5x5(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+        """A 5×5 convolution."""
+        return self.conv(in_planes, out_planes, 5, stride)
+
+    def conv7x7(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+        """A 7×7 convolution."""
+        return self.conv(in_planes, out_planes, 7, stride)
+
+    def batchnorm(self, planes: int) -> nn.Module:
+        """Batch norm over ``planes`` channels."""
+        return self._bn(planes)
+
+    def activation(self) -> nn.Module:
+        """ReLU."""
+        return nn.ReLU()

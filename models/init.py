@@ -1,0 +1,102 @@
+"""How the weights of a network start, by name."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def _fans(shape: torch.Size) -> tuple[int, int]:
+    """Inputs and outputs of one unit of a weight (out, in, kernel height, kernel width)."""
+    field = math.prod(shape[2:])
+    return shape[1] * field, shape[0] * field
+
+
+def _kaiming_std(shape: torch.Size, mode: str, nonlinearity: str) -> float:
+    fan_in, fan_out = _fans(shape)
+    return nn.init.calculate_gain(nonlinearity) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+
+
+def _xavier_std(shape: torch.Size) -> float:
+    return math.sqrt(2 / sum(_fans(shape)))
+
+
+def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """-1 or 1 with equal probability, in the shape of ``weight``."""
+    return torch.randint(0, 2, weight.shape, generator=generator, device=generator.device).to(weight) * 2 - 1
+
+
+def default(weight, generator, mode, nonlinearity):
+    """What ``nn.Conv2d`` does: uniform in ±1/√fan_in."""
+    bound = 1 / math.sqrt(_fans(weight.shape)[0])
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def signed_constant(weight, generator, mode, nonlinearity):
+    """``±c`` with equal probability, ``c`` the Kaiming standard deviation (paper, section 3.2)."""
+    weight.copy_(_signs(weight, generator) * _kaiming_std(weight.shape, mode, nonlinearity))
+
+
+def unsigned_constant(weight, generator, mode, nonlinearity):
+    """``c`` everywhere, ``c`` the Kaiming standard deviation."""
+    weight.fill_(_kaiming_std(weight.shape, mode, nonlinearity))
+
+
+def kaiming_normal(weight, generator, mode, nonlinearity):
+    """Normal with the Kaiming standard deviation."""
+    weight.normal_(0, _kaiming_std(weight.shape, mode, nonlinearity), generator=generator)
+
+
+def kaiming_uniform(weight, generator, mode, nonlinearity):
+    """Uniform with the Kaiming standard deviation."""
+    bound = math.sqrt(3) * _kaiming_std(weight.shape, mode, nonlinearity)
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def xavier_normal(weight, generator, mode, nonlinearity):
+    """Normal with the Xavier standard deviation ``sqrt(2 / (fan_in + fan_out))``."""
+    weight.normal_(0, _xavier_std(weight.shape), generator=generator)
+
+
+def xavier_constant(weight, generator, mode, nonlinearity):
+    """``±c`` with equal probability, ``c`` the Xavier standard deviation."""
+    weight.copy_(_signs(weight, generator) * _xavier_std(weight.shape))
+
+
+def glorot_uniform(weight, generator, mode, nonlinearity):
+    """Uniform with the Xavier standard deviation."""
+    bound = math.sqrt(3) * _xavier_std(weight.shape)
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+INITIALISERS: dict[str, Callable[[Tensor, torch.Generator, str, str], None]] = {
+    function.__name__: function
+    for function in (
+        signed_constant,
+        unsigned_constant,
+        default,
+        kaiming_normal,
+        kaiming_uniform,
+        xavier_normal,
+        xavier_constant,
+        glorot_uniform,
+    )
+}
+
+
+@torch.no_grad()
+def initialise(
+    weight: Tensor, name: str, generator: torch.Generator, mode: str = "fan_in", nonlinearity: str = "relu"
+) -> None:
+    """Fill ``weight`` (out, in, kernel height, kernel width) in place.
+
+    Args:
+        name: a key of ``INITIALISERS``.
+        mode: ``fan_in`` or ``fan_out``, which of the two the Kaiming initialisers divide by.
+        nonlinearity: what follows the layer, for the gain of the Kaiming initialisers.
+
+    Raises:
+        KeyError: there is no initialiser of that name.
+    """
+    INITIALISERS[name](weight, generator, mode, nonlinearity)

@@ -1,0 +1,235 @@
+"""Layers with a state for each task, and the functions that walk a model to set it.
+
+A layer keeps, for every learned task, what the task needs (a mask: one bit a weight) and at any time is in one of
+three modes, set for the whole model by the functions below:
+
+- training a task, between ``begin_task`` and ``end_task``;
+- a learned task selected, ``select_task``: the layer's weights are the task's;
+- superposed, ``superpose``: the layer's weights are a weighted sum over tasks (paper, equation 2).
+
+No other module walks a model for any of this.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
+
+
+class MultitaskModule(nn.Module, ABC):
+    """A layer with a state for each of ``num_tasks`` tasks."""
+
+    num_tasks: int
+
+    @abstractmethod
+    def begin_task(self, task: int, generator: torch.Generator) -> None:
+        """Start to train ``task`` from a fresh state drawn from ``generator``."""
+
+    @abstractmethod
+    def end_task(self) -> None:
+        """Keep what the task in training has learned, free what only training needs, and select the task."""
+
+    @abstractmethod
+    def select_task(self, task: int) -> None:
+        """Compute as ``task`` does."""
+
+    @abstractmethod
+    def task_parameters(self) -> list[nn.Parameter]:
+        """What the task in training trains; empty when none is in training."""
+
+    @abstractmethod
+    def task_state(self, task: int) -> dict[str, Tensor]:
+        """Everything kept for ``task``, by name: what a checkpoint stores."""
+
+    @abstractmethod
+    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
+        """The inverse of ``task_state``.
+
+        Raises:
+            ValueError: a tensor has another shape or type than this layer's.
+        """
+
+    def check_task(self, task: int) -> int:
+        """``task`` itself, if the layer has it.
+
+        Raises:
+            IndexError: it is not in ``range(num_tasks)``.
+        """
+        if not 0 <= task < self.num_tasks:
+            raise IndexError(f"task {task} is not in 0 ... {self.num_tasks - 1}")
+        return task
+
+
+class SuperposedModule(MultitaskModule):
+    """A multitask layer whose weight is ``W_i = W ⊙ M^i``, so that weights of several tasks can be superposed.
+
+    While a task is selected or tasks are superposed, ``effective`` holds the weight in use.
+    """
+
+    effective: Tensor | None
+
+    @abstractmethod
+    def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
+        """``Σ_i alphas_i W_i`` over ``tasks``: alphas (..., k) to weights (..., *weight shape)."""
+
+    @abstractmethod
+    def coefficient_gradients(self, tasks: Sequence[int], weight_gradients: Tensor) -> Tensor:
+        """``∂L/∂alpha_i = ⟨∂L/∂W_eff, W_i⟩``: gradients (b, *weight shape) to (b, k)."""
+
+
+def _named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
+
+
+def begin_task(model: nn.Module, task: int, rng: Rng) -> None:
+    """Start to train ``task`` in every layer; each draws from ``rng("scores", its name, task)`` alone."""
+    for name, module in _named(model, MultitaskModule):
+        module.begin_task(task, rng("scores", name, task))
+
+
+def end_task(model: nn.Module) -> None:
+    """Keep the task in training as learned, in every layer."""
+    for _, module in _named(model, MultitaskModule):
+        module.end_task()
+
+
+def select_task(model: nn.Module, task: int) -> None:
+    """Compute as the learned ``task`` does, in every layer.
+
+    Raises:
+        IndexError: no such task.
+    """
+    for _, module in _named(model, MultitaskModule):
+        module.select_task(task)
+
+
+def superposition(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:
+    """The superposed weight of every layer that has one, under the name ``torch.func.functional_call`` replaces.
+
+    Args:
+        alphas: coefficients (k,) for ``tasks``, or (b, k) for ``b`` superpositions at once.
+    """
+    return {
+        f"{name}.effective": module.superposition(tasks, alphas)
+        for name, module in _named(model, SuperposedModule)
+    }
+
+
+def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
+    """Compute with the weights ``Σ_i alphas_i W_i``, alphas (k,), in every layer (paper, equation 2).
+
+    Raises:
+        ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
+    """
+    layers = list(_named(model, MultitaskModule))
+    if not layers or not all(isinstance(module, SuperposedModule) for _, module in layers):
+        raise ValueError("a model is superposed through layers that all have a mask for each task")
+    for _, module in layers:
+        module.effective = module.superposition(tasks, alphas)
+
+
+def coefficient_gradients(
+    model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]
+) -> Tensor:
+    """``∂L/∂alphas`` from ``∂L/∂W_eff``, summed over the layers (paper, equation 3; the form of a product).
+
+    Args:
+        weight_gradients: for every name that ``superposition`` gives, the gradients (b, *weight shape) of ``b``
+            losses.
+
+    Returns:
+        Derivatives (b, k): of each loss with respect to the coefficient of each of ``tasks``.
+    """
+    return sum(
+        module.coefficient_gradients(tasks, weight_gradients[f"{name}.effective"])
+        for name, module in _named(model, SuperposedModule)
+    )
+
+
+def has_tasks(model: nn.Module) -> bool:
+    """Whether any layer has a state for each task."""
+    return any(True for _ in _named(model, MultitaskModule))
+
+
+def superposed_size(model: nn.Module) -> int:
+    """The number of weights that take part in a superposition."""
+    return sum(module.weight.numel() for _, module in _named(model, SuperposedModule))
+
+
+def task_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What the task in training trains, of all layers in the order of the network."""
+    return [
+        parameter for _, module in _named(model, MultitaskModule) for parameter in module.task_parameters()
+    ]
+
+
+def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that all tasks share: trained weights, as against frozen ones and a task's own."""
+    own = {id(parameter) for parameter in task_parameters(model)}
+    return [parameter for parameter in model.parameters() if id(parameter) not in own]
+
+
+def task_state(model: nn.Module, task: int) -> dict[str, Tensor]:
+    """All that is kept for ``task``: ``{layer.name: tensor}``."""
+    return {
+        f"{name}.{key}": value
+        for name, module in _named(model, MultitaskModule)
+        for key, value in module.task_state(task).items()
+    }
+
+
+def load_task_state(model: nn.Module, task: int, state: dict[str, Tensor]) -> None:
+    """The inverse of ``task_state``; the task counts as learned.
+
+    Raises:
+        ValueError: the state is not one of this network's.
+    """
+    layers = dict(_named(model, MultitaskModule))
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in layers}
+    for key, value in state.items():
+        layer, _, name = key.rpartition(".")
+        if layer not in parts:
+            raise ValueError(f"the network has no layer {layer!r}")
+        parts[layer][name] = value
+    for name, module in layers.items():
+        module.load_task_state(task, parts[name])
+
+
+def shared_state(model: nn.Module) -> dict[str, Tensor]:
+    """All that tasks share and that training may change: weights, statistics of batch norm; by name."""
+    own = {f"{name}.{key}" for name, module in _named(model, MultitaskModule) for key in module.state_dict()}
+    return {name: value for name, value in model.state_dict().items() if name not in own}
+
+
+def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load what ``shared_state`` gave, or a part of it.
+
+    Raises:
+        ValueError: the state is not one of this network's.
+    """
+    places = shared_state(model)
+    for name, value in state.items():
+        if name not in places or value.shape != places[name].shape or value.dtype != places[name].dtype:
+            raise ValueError(f"it has no place for {name}, {tuple(value.shape)}")
+        places[name].copy_(value)
+
+
+def task_bytes(model: nn.Module, task: int) -> int:
+    """The bytes kept for ``task``, all layers together."""
+    return sum(value.nbytes for value in task_state(model, task).values())
+
+
+def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
+    """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
+    kept, sizes = {}, {}
+    for name, module in _named(model, SuperposedModule):
+        weight = module.superposition([task], torch.ones(1, device=module.weight.device))
+        kept[name], sizes[name] = int(weight.count_nonzero()), weight.numel()
+    fractions = {name: kept[name] / sizes[name] for name in kept}
+    if sizes:
+        fractions["total"] = math.fsum(kept.values()) / sum(sizes.values())
+    return fractions

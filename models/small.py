@@ -1,0 +1,45 @@
+"""The fully connected networks of the MNIST experiments."""
+
+import math
+
+from torch import Tensor, nn
+
+from models.builder import Builder
+
+
+class FullyConnected(nn.Module):
+    """Fully connected layers with ReLU between them, no bias.
+
+    Args:
+        widths: units of the hidden layers.
+        input_shape: (channels, height, width) of an image; it is flattened.
+        output_size: outputs, the superfluous ones included.
+    """
+
+    def __init__(
+        self, builder: Builder, widths: tuple[int, ...], input_shape: tuple[int, int, int], output_size: int
+    ):
+        super().__init__()
+        sizes = (math.prod(input_shape), *widths, output_size)
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [builder.conv1x1(inputs, outputs), builder.activation()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (batch, channels, height, width) to logits (batch, output_size)."""
+        return self.layers(x.flatten(1)[:, :, None, None]).flatten(1)
+
+
+class LeNet(FullyConnected):
+    """LeNet 300-100."""
+
+    def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
+        super().__init__(builder, (300, 100), input_shape, output_size)
+
+
+class FC1024(FullyConnected):
+    """Two hidden layers of 1,024 units."""
+
+    def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
+        super().__init__(builder, (1024, 1024), input_shape, output_size)

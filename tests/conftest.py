@@ -1,0 +1,45 @@
+"""What the tests share: small data, the real data if it is there, and the program as a user calls it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The same bits in every test, and no two tests that fight over the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data sets, which ``SUPSUP_DATA`` names."""
+    folder = os.environ.get("SUPSUP_DATA")
+    if folder:
+        return Path(folder)
+    if os.environ.get("CI") == "true" and (PROJECT.parent / "shared" / "data" / "prepare.py").exists():
+        pytest.fail("CI has the real data beside the checkout, but SUPSUP_DATA names no folder with it")
+    pytest.skip("SUPSUP_DATA names no folder with the real data sets")
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Call a script of the project as a process, in an empty folder: ``call("main.py", *words) -> result``."""
+
+    def run(script: str, *words: object, **more) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(PROJECT / script), *map(str, words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            **more,
+        )
+
+    return run

@@ -1,0 +1,473 @@
+"""The data sets, held against the slow and obvious way to make each batch. No network."""
+
+import io
+import struct
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms.functional import rotate
+
+from data import DATASETS
+from data.loader import BatchLoader, View
+from utils.errors import UserError
+
+TRAIN, TEST = 300, 70  # images in the synthetic MNIST
+
+
+def make_arrays():
+    random = np.random.RandomState(0)
+    arrays = {}
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        arrays[f"{split}_images"] = random.randint(0, 256, (count, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_labels"] = random.permutation(np.arange(count) % 10).astype(np.int64)
+    return arrays
+
+
+def write_npz(root, arrays, name="mnist"):
+    path = root / name / f"{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+    return path
+
+
+def write_idx(raw, arrays):
+    """The four files of the MNIST distribution, unpacked."""
+    raw.mkdir(parents=True, exist_ok=True)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.uint8)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 0x0803, *images.shape) + images.tobytes()
+        )
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 0x0801, len(labels)) + labels.tobytes()
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(url, *args, **kwargs):
+        raise URLError("no network in tests")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_npz(tmp_path, make_arrays())
+    return tmp_path
+
+
+def everything(loader):
+    x, y = zip(*loader, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def slow(images, *first):
+    """Per image, as the usual pipeline: PIL, what acts on PIL images ``first``, ToTensor, Normalize."""
+    pipeline = transforms.Compose(
+        [Image.fromarray, *first, transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
+    return torch.stack([pipeline(image) for image in images])
+
+
+def message(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# Batches
+
+
+def test_mnist_batches_are_those_of_the_per_image_pipeline(root):
+    arrays = make_arrays()
+    data = DATASETS["MNIST"](root, batch_size=128, test_batch_size=32)
+    x, y = everything(data.val_loader)
+    assert torch.equal(x, slow(arrays["test_images"]))
+    assert y.tolist() == arrays["test_labels"].tolist()
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert [len(y) for _, y in data.val_loader] == [32, 32, 6] and len(data.val_loader) == 3
+    assert [len(y) for _, y in data.train_loader] == [128, 128, 44] and len(data.train_loader) == 3
+    assert (data.num_tasks, data.num_classes, data.input_shape) == (1, 10, (1, 28, 28))
+    assert data.train_loader.num_images == TRAIN
+
+    x, y = everything(data.train_loader)
+    images = slow(arrays["train_images"])
+    order = [int((images == image).flatten(1).all(1).nonzero()) for image in x]
+    assert sorted(order) == list(range(TRAIN)) and order != sorted(order)
+    assert y.tolist() == arrays["train_labels"][order].tolist()
+
+
+@pytest.mark.parametrize("seed, task", [(0, 0), (0, 3), (7, 4)])
+def test_permutations_are_the_originals(root, seed, task):
+    data = DATASETS["MNISTPerm"](root, seed=seed)
+    assert data.num_tasks == 5
+    data.update_task(task)
+    permutation = np.random.RandomState(seed + task).permutation(784)
+    expected = slow(make_arrays()["test_images"]).flatten(1)[:, permutation].view(-1, 1, 28, 28)
+    assert torch.equal(everything(data.val_loader)[0], expected)
+
+
+def test_permutations_have_no_limit(root):
+    data = DATASETS["MNISTPerm"](root, num_tasks=2500)
+    data.update_task(2499)
+    assert len(data.val_loader) == 1
+
+
+@pytest.mark.parametrize(
+    "num_tasks, task", [(36, 0), (36, 1), (36, 9), (36, 18), (36, 27), (36, 35), (7, 3), (360, 359)]
+)
+def test_rotations_are_those_of_torchvision(root, num_tasks, task):
+    data = DATASETS["RotatingMNIST"](root, num_tasks=num_tasks)
+    data.update_task(task)
+    angle = task * (360 // num_tasks)
+    expected = slow(make_arrays()["test_images"], lambda image: rotate(image, angle))
+    assert torch.equal(everything(data.val_loader)[0], expected)
+
+
+def test_split_keeps_two_digits_and_their_labels(root):
+    arrays = make_arrays()
+    data = DATASETS["SplitMNIST"](root)
+    assert (data.num_tasks, data.num_classes) == (5, 10)
+    for task in range(5):
+        data.update_task(task)
+        rows = np.isin(arrays["test_labels"], (2 * task, 2 * task + 1))
+        x, y = everything(data.val_loader)
+        assert torch.equal(x, slow(arrays["test_images"][rows]))
+        assert y.tolist() == arrays["test_labels"][rows].tolist()
+        assert set(everything(data.train_loader)[1].tolist()) == {2 * task, 2 * task + 1}
+        assert data.train_loader.num_images == TRAIN // 5
+
+
+def test_original_name_of_split_mnist():
+    assert DATASETS["PartitionMNISTV2"] is DATASETS["SplitMNIST"]
+
+
+def test_view_gives_classes_new_labels():
+    images, labels = torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.tensor([4, 0, 2, 4, 1, 2])
+    view = View(classes=(4, 2), new_labels=torch.tensor([-1, -1, 1, -1, 0]))
+    loader = BatchLoader(images, labels, mean=(0.5,) * 3, std=(0.25,) * 3, view=view)
+    x, y = everything(loader)
+    assert y.tolist() == [0, 1, 0, 1]
+    assert torch.equal(x, torch.full((4, 3, 4, 4), -2.0))
+
+
+def test_pixels_move_alike_in_every_channel():
+    images = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 2, 2)
+    view = View(pixels=torch.tensor([3, -1, 0, 0]))
+    x, _ = everything(BatchLoader(images, torch.zeros(2).long(), view=view))
+    expected = images.flatten(2)[:, :, [3, 0, 0, 0]].float() / 255
+    expected[:, :, 1] = 0
+    assert torch.equal(x, expected.view(2, 3, 2, 2))
+
+
+def test_a_class_without_images_is_an_empty_loader():
+    loader = BatchLoader(torch.zeros(3, 1, 2, 2).byte(), torch.zeros(3).long(), view=View(classes=(1,)))
+    assert len(loader) == 0 and list(loader) == []
+
+
+# Order
+
+
+def labels_of(data, task=0, epoch=0, start=0):
+    """Stand-in for the order: one label a row, with as many classes as rows."""
+    data.update_task(task)
+    data.train_loader.labels = torch.arange(TRAIN)
+    data.train_loader.set_epoch(epoch, start)
+    return [y.tolist() for _, y in data.train_loader]
+
+
+def test_order_depends_on_seed_task_and_epoch_alone(root):
+    def make(seed=0):
+        return DATASETS["MNISTPerm"](root, seed=seed, batch_size=64)
+
+    data = make()
+    reference = labels_of(data, task=2, epoch=1)
+    labels_of(data, task=4, epoch=3)
+    torch.manual_seed(99)
+    assert labels_of(data, task=2, epoch=1) == reference == labels_of(make(), task=2, epoch=1)
+    assert sorted(sum(reference, [])) == list(range(TRAIN))
+    others = [labels_of(data, task=2, epoch=2), labels_of(data, task=1, epoch=1), labels_of(make(1), 2, 1)]
+    assert all(other != reference for other in others)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5])
+def test_start_serves_the_tail_of_the_epoch(root, start):
+    data = DATASETS["MNISTPerm"](root, batch_size=64)
+    whole = labels_of(data, task=1, epoch=2)
+    assert labels_of(data, task=1, epoch=2, start=start) == whole[start:]
+    assert len(data.train_loader) == 5
+
+
+def test_validation_never_shuffles(root):
+    loader = DATASETS["MNIST"](root, test_batch_size=32).val_loader
+    loader.set_epoch(3)
+    assert everything(loader)[1].tolist() == make_arrays()["test_labels"].tolist()
+
+
+def test_augmentation_is_keyed_batched_and_exact_from_the_middle():
+    calls = []
+
+    def shift(batch, generator):
+        calls.append((batch.shape, batch.dtype))
+        return batch + torch.randint(0, 99, (len(batch), 1, 1, 1), generator=generator).byte()
+
+    def batches(task=0, epoch=0, start=0):
+        loader = BatchLoader(
+            torch.zeros(10, 3, 2, 2).byte(),
+            torch.zeros(10).long(),
+            batch_size=4,
+            shuffle=True,
+            task=task,
+            augment=shift,
+        )
+        loader.set_epoch(epoch, start)
+        return [x for x, _ in loader]
+
+    whole = batches()
+    assert calls == [((4, 3, 2, 2), torch.uint8)] * 2 + [((2, 3, 2, 2), torch.uint8)]
+    assert not torch.equal(whole[0], whole[1])
+    assert all(map(torch.equal, batches(start=1), whole[1:]))
+    assert not torch.equal(batches(epoch=1)[0], whole[0])
+    assert not torch.equal(batches(task=1)[0], whole[0])
+
+
+def test_only_training_images_are_augmented(root, monkeypatch):
+    monkeypatch.setattr(DATASETS["MNIST"], "augment", staticmethod(lambda batch, generator: batch * 0))
+    data = DATASETS["MNIST"](root)
+    assert everything(data.train_loader)[0].unique().numel() == 1
+    assert torch.equal(everything(data.val_loader)[0], slow(make_arrays()["test_images"]))
+
+
+# Digits
+
+
+@pytest.mark.parametrize("name, num_tasks", [("DigitsPerm", 5), ("RotatingDigits", 36), ("SplitDigits", 5)])
+def test_digits_need_no_files(name, num_tasks):
+    data = DATASETS[name]()
+    assert (data.num_tasks, data.num_classes, data.input_shape) == (num_tasks, 10, (1, 28, 28))
+    data.update_task(num_tasks - 1)
+    x, y = next(iter(data.train_loader))
+    assert x.shape == (128, 1, 28, 28) and y.min() >= 0 and y.max() < 10
+
+
+def test_digits_are_split_once_for_all_seeds():
+    data, other = DATASETS["DigitsPerm"](seed=0), DATASETS["DigitsPerm"](seed=1)
+    assert torch.equal(data.base.test_images, other.base.test_images)
+    assert data.base.test_labels.bincount().tolist() == [36] * 10
+    assert (len(data.base.train_labels), len(data.base.test_labels)) == (1437, 360)
+    x, _ = everything(data.train_loader)
+    assert abs(x.mean()) < 1e-4 and abs(x.std() - 1) < 1e-4  # sums of a million floats
+
+
+# Bad tasks
+
+
+@pytest.mark.parametrize(
+    "name, num_tasks, right",
+    [
+        ("SplitDigits", 6, "1 to 5"),
+        ("RotatingDigits", 361, "1 to 360"),
+        ("DigitsPerm", 0, "from 1 up"),
+        ("MNIST", 2, "can have 1"),
+        ("SplitMNIST", -1, "1 to 5"),
+    ],
+)
+def test_impossible_number_of_tasks(name, num_tasks, right):
+    with pytest.raises(UserError) as error:
+        DATASETS[name](None, num_tasks=num_tasks)
+    assert f"--num-tasks {num_tasks}" in message(error) and right in message(error)
+
+
+@pytest.mark.parametrize("task", [-1, 3])
+def test_tasks_are_range_checked(task):
+    data = DATASETS["SplitDigits"](num_tasks=3)
+    with pytest.raises(IndexError, match=f"task {task}: SplitDigits has tasks 0 to 2"):
+        data.update_task(task)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name, folder", [("MNIST", "mnist"), ("FashionMNIST", "fashionmnist")])
+def test_idx_files_are_read_kept_and_then_not_needed(tmp_path, name, folder):
+    arrays, raw = make_arrays(), tmp_path / folder / name / "raw"
+    write_idx(raw, arrays)
+    first = everything(DATASETS[name](tmp_path).val_loader)
+    assert torch.equal(first[0], slow(arrays["test_images"]))
+
+    assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted([name, f"{folder}.npz"])
+    with np.load(tmp_path / folder / f"{folder}.npz", allow_pickle=False) as kept:
+        assert set(kept.files) == set(arrays)
+        assert all(
+            np.array_equal(kept[key], arrays[key]) and kept[key].dtype == arrays[key].dtype for key in arrays
+        )
+    for path in raw.iterdir():
+        path.write_bytes(b"")
+    assert all(map(torch.equal, everything(DATASETS[name](tmp_path).val_loader), first))
+
+
+def test_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    write_idx(tmp_path / "mnist" / "MNIST" / "raw", make_arrays())
+
+    def refuse(file, **arrays):
+        file.write(b"some of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", refuse)
+    assert len(DATASETS["MNIST"](tmp_path).val_loader) == 1
+    assert [path.name for path in (tmp_path / "mnist").iterdir()] == ["MNIST"]
+
+
+def test_no_root():
+    with pytest.raises(UserError) as error:
+        DATASETS["MNISTPerm"](None)
+    assert "--data" in message(error) and "mnist/" in message(error)
+
+
+def test_root_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](tmp_path / "file")
+    assert f"--data {tmp_path / 'file'}" in message(error)
+
+
+def test_no_data_and_no_network(tmp_path, capfd):
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](tmp_path / "data")
+    for part in ("MNIST is missing", str(tmp_path / "data" / "mnist"), "mnist.npz", "no network in tests"):
+        assert part in message(error)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_download_cut_short_leaves_nothing_and_a_later_one_serves(tmp_path, monkeypatch):
+    staging = []
+
+    def cut_short(url, download_root, filename, md5):
+        print("a progress bar")
+        staging.append(download_root)
+        write_idx(tmp_path / "server", make_arrays())
+        with open(f"{download_root}/train-images-idx3-ubyte", "wb") as file:
+            file.write((tmp_path / "server" / "train-images-idx3-ubyte").read_bytes()[:999])
+        raise ConnectionResetError("cut short")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", cut_short)
+    with pytest.raises(UserError, match="cut short"):
+        DATASETS["MNIST"](tmp_path)
+    assert not (tmp_path / "mnist").exists()
+
+    def serve(url, download_root, filename, md5):
+        write_idx(Path(download_root), make_arrays())
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", serve)
+    x, _ = everything(DATASETS["MNIST"](tmp_path).val_loader)
+    assert torch.equal(x, slow(make_arrays()["test_images"]))
+    assert [path.name for path in (tmp_path / "mnist").iterdir()] == ["mnist.npz"]
+    assert not any(Path(path).exists() for path in staging)
+
+
+def test_archives_at_hand_reach_the_download(tmp_path, monkeypatch):
+    raw = tmp_path / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"packed")
+    (raw / "train-images-idx3-ubyte").write_bytes(b"half of it")
+    seen = []
+
+    def look(url, download_root, filename, md5):
+        seen.extend(path.name for path in Path(download_root).iterdir())
+        raise URLError("enough")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", look)
+    with pytest.raises(UserError):
+        DATASETS["MNIST"](tmp_path)
+    assert set(seen) == {"train-images-idx3-ubyte.gz"}
+
+
+@pytest.mark.parametrize("size", [0, 3, 500, -1])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_truncated_idx_file(tmp_path, file, size):
+    raw = tmp_path / "mnist" / "MNIST" / "raw"
+    write_idx(raw, make_arrays())
+    content = (raw / file).read_bytes()
+    (raw / file).write_bytes(content[: min(size, len(content) - 1)])
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](tmp_path)
+    assert str(tmp_path / "mnist") in message(error) and "cannot be read" in message(error)
+    assert not (tmp_path / "mnist" / "mnist.npz").exists()
+
+
+def packed(arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def flipped(content):
+    return content[:5000] + bytes([content[5000] ^ 255]) + content[5001:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        packed(make_arrays())[:-100],
+        packed(make_arrays())[:2000],
+        flipped(packed(make_arrays())),
+        packed({"train_images": np.array([None])}),
+    ],
+    ids=["empty", "junk", "truncated", "short", "flipped", "pickled"],
+)
+def test_damaged_npz(root, content):
+    path = root / "mnist" / "mnist.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](root)
+    assert str(path) in message(error) and "cannot be read" in message(error)
+
+
+@pytest.mark.parametrize(
+    "key, change, right",
+    [
+        ("test_labels", None, "has no test_labels"),
+        ("train_images", lambda a: a.astype(np.float32), "should be uint8"),
+        ("train_images", lambda a: a[:, :27], "28, 28"),
+        ("train_images", lambda a: a[0, 0, 0], "28, 28"),
+        ("train_labels", lambda a: a.astype(np.int32), "should be int64"),
+        ("test_labels", lambda a: a[:, None], "should be int64"),
+        ("test_labels", lambda a: a[:-1], "70 images and 69 labels"),
+        ("test_labels", lambda a: a + 1, "0 to 9"),
+        ("test_labels", lambda a: a - 1, "0 to 9"),
+    ],
+)
+def test_npz_with_other_content(tmp_path, key, change, right):
+    arrays = make_arrays()
+    value = arrays.pop(key)
+    if change is not None:
+        arrays[key] = change(value)
+    path = write_npz(tmp_path, arrays)
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](tmp_path)
+    assert str(path) in message(error) and right in message(error)
+
+
+# Real data
+
+
+@pytest.mark.realdata
+def test_real_mnist(real_data):
+    data = DATASETS["RotatingMNIST"](real_data, test_batch_size=1000)
+    assert (data.train_loader.num_images, data.val_loader.num_images) == (60000, 10000)
+    raw = data.base.test_images[:1000, 0].numpy()
+    for task in (0, 1, 9, 35):
+        data.update_task(task)
+        x, _ = next(iter(data.val_loader))
+        assert torch.equal(x, slow(raw, lambda image, task=task: rotate(image, task * 10)))
+    pixels = data.base.train_images.double() / 255
+    assert abs(pixels.mean() - 0.1307) < 1e-4 and abs(pixels.std() - 0.3081) < 1e-4

@@ -1,0 +1,367 @@
+"""The launcher, called as the experiment scripts call it, with a small program in the place of main.py."""
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import launcher
+
+FOLDER = "MNISTPerm-LeNet-250-tasks-supsup_h"
+SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
+
+# Does what --act says, and records how it was called.
+FAKE_MAIN = """
+import argparse, json, os, signal, sys, time
+from pathlib import Path
+parser = argparse.ArgumentParser()
+for flag in ("--config", "--data", "--log-dir", "--name", "--multigpu", "--act"):
+    parser.add_argument(flag)
+parser.add_argument("--seed", type=int)
+parser.add_argument("--threads", type=int)
+parser.add_argument("--resume", nargs="?", const=True)
+args, _ = parser.parse_known_args()
+run = Path(args.log_dir) / args.name
+run.mkdir(exist_ok=True)
+call = {"argv": sys.argv[1:], "pid": os.getpid(), "omp": os.environ["OMP_NUM_THREADS"],
+        "began": time.time(), "resume": args.resume}
+if args.act in ("wait", "stubborn"):
+    if args.act == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (run / "call.json").write_text(json.dumps(call))
+    time.sleep(60)
+if args.act == "mixed" and args.seed == 1:
+    print("first line\\n--lr: the last line\\n\\n", file=sys.stderr)
+    sys.exit(1)
+if args.act == "refuse":
+    print("--lr: no such rate", file=sys.stderr)
+    sys.exit(2)
+if args.act == "die":
+    os.kill(os.getpid(), 9)
+time.sleep(0.2)
+call["ended"] = time.time()
+(run / "call.json").write_text(json.dumps(call))
+(run / "finished").touch()
+"""
+
+DRIVER = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test runner in the background ignores it
+sys.path.insert(0, {root!r})
+from experiments.launcher import launch
+from pathlib import Path
+launch({script!r}, config="configs/supsup_h.yaml", main=Path({main!r}))
+"""
+
+
+@pytest.fixture
+def fake_main(tmp_path):
+    path = tmp_path / "fake_main.py"
+    path.write_text(FAKE_MAIN)
+    return path
+
+
+@pytest.fixture
+def call(tmp_path, fake_main, capsys):
+    """Call the launcher here; gives its exit status, what it printed, and the records of the runs."""
+
+    def call(*words, variants=({},)):
+        with pytest.raises(SystemExit) as ended:
+            launcher.launch(
+                SCRIPT,
+                "configs/supsup_h.yaml",
+                variants,
+                main=fake_main,
+                argv=["--log-dir", str(tmp_path / "runs"), *words],
+            )
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def records(tmp_path):
+    def records():
+        return {
+            path.parent.name: json.loads(path.read_text())
+            for path in (tmp_path / "runs" / FOLDER).glob("*/call.json")
+        }
+
+    return records
+
+
+@pytest.mark.parametrize(
+    "text, sets",
+    [
+        ("0", ["0"]),
+        ("0|1|2|3", ["0", "1", "2", "3"]),
+        ("0,1|2,3", ["0,1", "2,3"]),
+        ("cpu", ["cpu"]),
+        ("cpu|cpu", ["cpu", "cpu"]),
+        ("0|cpu", ["0", "cpu"]),
+        (" 0 , 1 | 02 ", ["0,1", "2"]),
+        ("0|0", ["0", "0"]),
+    ],
+)
+def test_gpu_sets(text, sets):
+    assert launcher.parse_gpu_sets(text) == sets
+
+
+@pytest.mark.parametrize("text", ["", "|", "0||1", "0|", "a", "0,cpu", "cpu,cpu", "0,0", "0,00", "-1", "1.0"])
+def test_malformed_gpu_sets(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        launcher.parse_gpu_sets(text)
+
+
+@pytest.mark.parametrize(
+    "script, name",
+    [
+        ("GG/splitcifar100/rn18-supsup.py", "rn18-supsup"),
+        ("GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py", FOLDER),
+        ("GNu/MNISTRotate/supsup.py", "MNISTRotate-supsup"),
+        ("NNs/supsup.py", "NNs-supsup"),
+    ],
+)
+def test_experiment_names(script, name):
+    assert launcher.experiment_name(launcher.ROOT / "experiments" / script) == name
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("", "seed=0"),
+        ("--num-tasks 10 --eval-ckpts 5,10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
+        ("--eval_ckpts=5,10 --num_tasks=10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
+        ("--eval-ckpts 5 10", "seed=0,eval-ckpts=5,10"),
+        ("--num-tasks 5 --num-tasks 10", "seed=0,num-tasks=10"),
+        ("--threads 1 --workers=0 --log_interval 5", "seed=0"),
+        ("--lr -1", "seed=0,lr=-1"),
+        ("--er-sparsity --lr 1", "seed=0,er-sparsity=true,lr=1"),
+        ("--pretrained ../a/b=c", "seed=0,pretrained=..%2Fa%2Fb%3Dc"),
+    ],
+)
+def test_run_names(words, name):
+    assert [run.name for run in launcher.plan(1, [{}], words.split())] == [name]
+
+
+def test_long_names_fit_a_file_system_and_stay_apart():
+    first, second = (launcher.plan(1, [{}], ["--a", "x" * 300 + end])[0].name for end in "12")
+    assert first != second and len(first) <= 200
+
+
+def test_variants_are_named_and_can_be_picked_by_a_flag():
+    variants = [{"sparsity": 4}, {"sparsity": 8}]
+    runs = launcher.plan(2, variants, [])
+    assert [run.name for run in runs] == [f"sparsity={s},seed={seed}" for seed in (0, 1) for s in (4, 8)]
+    assert runs[1].flags == ("--sparsity=8",)
+    picked = launcher.plan(1, variants, ["--sparsity", "8"])
+    assert [(run.name, run.flags) for run in picked] == [("sparsity=8,seed=0", ("--sparsity", "8"))]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--seed", "3"], "--seeds"),
+        (["--name=x"], "named after"),
+        (["--config", "x"], "main.py"),
+        (["--multigpu", "0"], "--gpu-sets"),
+        (["--resume"], "always go on"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--seeds=0"], "--seeds"),
+        (["--seeds", "two"], "--seeds"),
+        (["10"], "'10'"),
+        (["--gpu-sets", "0||1"], "--gpu-sets"),
+        (["--gpu_sets=5"], "GPU 5"),
+        (["--gpu-sets", "0,2"], "GPU 2"),
+    ],
+)
+def test_bad_input_gets_one_line_and_starts_nothing(call, tmp_path, monkeypatch, words, said):
+    monkeypatch.setattr(launcher, "gpu_count", lambda: 2)
+    status, out, err = call(*words)
+    assert status == 2 and out == ""
+    assert len(err.splitlines()) == 1 and said in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_log_folder_that_cannot_be_made(call, tmp_path):
+    (tmp_path / "runs").write_text("a file in the way")
+    status, _, err = call("--gpu-sets", "cpu")
+    assert status == 2 and len(err.splitlines()) == 1 and "--log-dir" in err
+
+
+def test_sets_left_out_are_all_gpus_or_the_processor(call, monkeypatch):
+    for count, sets in ((3, ["0", "1", "2"]), (0, ["cpu"] * 3)):
+        monkeypatch.setattr(launcher, "gpu_count", lambda count=count: count)
+        status, out, _ = call("--seeds", "3", "--dry-run")
+        commands = [shlex.split(line) for line in out.splitlines()]
+        assert status == 0
+        assert [words[words.index("--multigpu") + 1] for words in commands] == sets
+
+
+@pytest.mark.parametrize("script", sorted((launcher.ROOT / "experiments").glob("G*/**/*.py")), ids=str)
+def test_scripts_from_another_folder(tmp_path, script):
+    words = ["--gpu-sets", "cpu|cpu", "--seeds", "2", "--data", "sets", "--num_tasks=10", "--dry-run"]
+    done = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (shlex.split(line) for line in done.stdout.splitlines())
+    assert first[:2] == [sys.executable, str(launcher.ROOT / "main.py")]
+    flags = dict(zip(first, first[1:], strict=False))
+    assert Path(flags["--config"]).is_file()
+    assert flags["--data"] == str(tmp_path / "sets")
+    assert flags["--log-dir"] == str(launcher.ROOT / "runs" / launcher.experiment_name(script))
+    assert (flags["--seed"], flags["--name"], flags["--multigpu"]) == ("0", "seed=0,num-tasks=10", "cpu")
+    assert "--resume" in first and "--num_tasks=10" in first
+    assert "seed=1,num-tasks=10" in second
+    assert not list(tmp_path.iterdir())
+
+
+def test_switches_in_variants():
+    runs = launcher.plan(1, [{"er-sparsity": True}, {"er-sparsity": False}], [])
+    assert [run.flags for run in runs] == [("--er-sparsity",), ("--no-er-sparsity",)]
+    assert runs[0].name != runs[1].name
+
+
+def test_help_tells_of_the_experiment_and_of_further_flags(call):
+    status, out, _ = call("--help")
+    assert status == 0 and "Figure 4 (left)" in out and "main.py" in out and "--gpu-sets" in out
+
+
+def test_runs_share_the_processor_and_go_side_by_side(call, records, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)), raising=False)
+    status, out, _ = call("--gpu-sets", "cpu|cpu|cpu", "--seeds", "2", "--data", "some/where")
+    assert status == 0 and "seed=1: done" in out
+    first, second = records()["seed=0"], records()["seed=1"]
+    assert first["began"] < second["ended"] and second["began"] < first["ended"]
+    for record in (first, second):  # of three sets two are used
+        assert record["omp"] == record["argv"][record["argv"].index("--threads") + 1] == "4"
+        assert str(Path("some/where").absolute()) in record["argv"] and record["resume"] is True
+
+
+def test_one_set_runs_one_at_a_time_and_threads_can_be_set(call, records):
+    call("--gpu-sets", "cpu", "--seeds", "2", "--threads", "3")
+    first, second = records()["seed=0"], records()["seed=1"]
+    assert second["began"] > first["ended"]
+    assert first["omp"] == "3" and first["argv"][-2:] == ["--threads", "3"]
+
+
+def test_finished_runs_are_skipped_and_the_others_go_on(call, records):
+    call("--gpu-sets", "cpu", "--seeds", "1")
+    before = records()["seed=0"]
+    status, out, _ = call("--gpu-sets", "cpu", "--seeds", "2")
+    assert status == 0 and "seed=0: finished before, skipped" in out
+    assert records()["seed=0"] == before and "seed=1" in records()
+
+
+def test_failed_runs_are_listed_with_their_last_line(call, records, tmp_path):
+    status, _, err = call("--gpu-sets", "cpu", "--seeds", "3", "--act", "mixed")
+    assert status == 1
+    assert err.splitlines()[-1] == "failed: seed=1,act=mixed: status 1: --lr: the last line"
+    assert sorted(records()) == ["seed=0,act=mixed", "seed=2,act=mixed"]
+    log = (tmp_path / "runs" / FOLDER / "seed=1,act=mixed.log").read_text().splitlines()
+    assert log[0].startswith("$ ") and log[1] == "first line"
+
+
+def test_flags_that_every_run_refuses_make_status_2(call):
+    assert call("--gpu-sets", "cpu", "--seeds", "2", "--act", "refuse")[0] == 2
+
+
+def test_a_run_that_dies_in_silence(call):
+    for _ in range(2):  # the second time the log already has lines of the first
+        status, _, err = call("--gpu-sets", "cpu", "--act", "die")
+        assert status == 1 and "killed by SIGKILL: it wrote nothing" in err
+
+
+def test_table_of_the_results(call, tmp_path):
+    folder = tmp_path / "runs" / FOLDER
+    folder.mkdir(parents=True)
+    columns = ["Name", "Save Directory", "Task", *launcher.TABLE]
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for seed in (1, 0, 2):
+            for task in ("0", ""):
+                writer.writerow(["a, b", folder / f"seed={seed}", task, "5", f"0.9{seed}", "", "1", "99"])
+    status, out, _ = call("--gpu-sets", "cpu", "--seeds", "2")
+    assert status == 0
+    *_, head, first, second, where = out.splitlines()
+    assert head.split("  ")[0].strip() == "Run" and "Accuracy Given" in head
+    assert first.split() == ["seed=0", "5", "0.9000", "-", "1", "99"]
+    assert second.split() == ["seed=1", "5", "0.9100", "-", "1", "99"]
+    assert where.endswith(str(folder / "results.csv"))
+
+
+def start_waiting(tmp_path, fake_main, act="wait"):
+    """Start the launcher as a process with two runs that wait; gives it and the runs' process ids."""
+    driver = DRIVER.format(root=str(launcher.ROOT), script=str(SCRIPT), main=str(fake_main))
+    words = ["--log-dir", str(tmp_path / "runs"), "--gpu-sets", "cpu|cpu", "--seeds", "3", "--act", act]
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver, *words], text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    files = [tmp_path / "runs" / FOLDER / f"seed={seed},act={act}" / "call.json" for seed in (0, 1)]
+    wait_for(lambda: all(file.exists() and file.read_text().endswith("}") for file in files))
+    return process, [json.loads(file.read_text())["pid"] for file in files]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # Killed, but nobody has asked for its status yet: it runs no more.
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_runs(tmp_path, fake_main, number):
+    process, pids = start_waiting(tmp_path, fake_main)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    assert all(gone(pid) for pid in pids)
+    assert not (tmp_path / "runs" / FOLDER / "seed=2,act=wait").exists()
+
+
+def test_a_second_signal_ends_stubborn_runs_at_once(tmp_path, fake_main):
+    process, pids = start_waiting(tmp_path, fake_main, act="stubborn")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 128 + signal.SIGTERM and all(gone(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends the runs of a killed launcher")
+def test_sigkill_of_the_launcher_ends_the_runs(tmp_path, fake_main):
+    process, pids = start_waiting(tmp_path, fake_main, act="stubborn")
+    process.kill()
+    process.communicate(timeout=5)
+    wait_for(lambda: all(gone(pid) for pid in pids))
+
+
+def test_a_run_under_way_is_not_started_again(call, tmp_path, fake_main, monkeypatch):
+    process, _ = start_waiting(tmp_path, fake_main)
+    monkeypatch.setattr(launcher, "LOCK_SECONDS", 0.1)
+    try:
+        status, _, err = call("--gpu-sets", "cpu", "--act", "wait")
+        assert status == 1 and "already under way" in err
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)

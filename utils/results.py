@@ -1,0 +1,121 @@
+"""Tables of results as CSV: one that many runs share, and whole ones that a run writes by itself."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
+
+COLUMNS = (
+    "Date Finished",
+    "Name",
+    "Current Val",
+    "Best Val",
+    "Save Directory",
+    "Set",
+    "Scenario",
+    "Task",
+    "Tasks Learned",
+    "Seed",
+    "Sparsity",
+    "Accuracy Given",
+    "Accuracy Adapted",
+    "Share Inferred Right",
+    "Bytes",
+)
+_LOCK_SECONDS = 60
+
+
+class Results:
+    """``results.csv`` of an experiment, which many runs write at the same time.
+
+    A row is written whole, under a lock, in one write. Rows are told apart by name and save directory.
+
+    Args:
+        path: the CSV file; made with its header by the first row.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def add(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append rows that are new.
+
+        Raises:
+            UserError: another process held the lock for a minute.
+        """
+        with self._locked():
+            self._append(rows)
+
+    def complete(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append those of ``rows`` that the file lacks: what a run that was cut short did not get to write.
+
+        Raises:
+            UserError: another process held the lock for a minute.
+        """
+        with self._locked():
+            self._append([])  # mends a torn last line first
+            there = set()
+            if self.path.exists():
+                with open(self.path, newline="") as file:
+                    there = {(row["Name"], row["Save Directory"]) for row in csv.DictReader(file)}
+            self._append([row for row in rows if (row["Name"], row["Save Directory"]) not in there])
+
+    def _locked(self):
+        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
+        try:
+            return lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"{self.path} was locked by another process for {_LOCK_SECONDS} s; if none runs, delete {self.path}.lock"
+            ) from None
+
+    def _append(self, rows: Sequence[Mapping[str, object]]) -> None:
+        with open(self.path, "a+b") as file:
+            size = file.tell()
+            if size:
+                # A writer that lost its power in mid-row left no line end: that row goes, its run writes it again.
+                file.seek(0)
+                content = file.read() if not _ends_line(file, size) else b""
+                if content:
+                    size = content.rfind(b"\n") + 1
+                    file.truncate(size)
+            text = to_csv(COLUMNS, rows, header=size == 0)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _ends_line(file, size: int) -> bool:
+    file.seek(size - 1)
+    ends = file.read(1) == b"\n"
+    file.seek(0)
+    return ends
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]], header: bool = True) -> str:
+    """Rows as CSV text; a column that a row lacks, or that is None, is left empty.
+
+    Raises:
+        ValueError: a row has a column that is not among ``columns``.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,118 @@
+"""The folder of a run: settings, log, TensorBoard; and progress on the terminal."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+import yaml
+from filelock import FileLock, Timeout
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.results import write_whole
+
+
+class RunFolder:
+    """``<log dir>/<name>/``, with all that one run writes for itself.
+
+    Args:
+        log_dir: the experiment's folder.
+        name: the run's; a new run whose name is taken gets ``name~2``, ``name~3``, ...
+        resume: whether to go on in the folder that is there, instead of beside it.
+
+    Raises:
+        UserError: the folder cannot be made or written, or another process is running in it.
+    """
+
+    def __init__(self, log_dir: Path, name: str, resume: bool):
+        self.path = log_dir / name
+        copies = 1
+        while not resume and self.path.exists():
+            copies += 1
+            self.path = log_dir / f"{name}~{copies}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+            self._log = open(self.path / "log.txt", "a")
+        except Timeout:
+            raise UserError(f"{self.path}: another process is running in this folder") from None
+        except OSError as error:
+            raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.finished = self.path / "finished"
+        self.tensorboard = SummaryWriter(str(self.path))
+
+    def log(self, text: str) -> None:
+        """Print ``text``, without disturbing a progress bar, and keep it in ``log.txt`` with the time."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
+        self._log.flush()
+
+    def write_settings(self, settings: dict, project: Path, **more: object) -> None:
+        """``settings.yaml``: every resolved setting, the machine, versions and commit, and what ``more`` says."""
+        about = {
+            "settings": settings,
+            "command": sys.argv,
+            "started": datetime.now().isoformat(timespec="seconds"),
+            "commit": _commit(project),
+            "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+                "numpy": numpy.__version__,
+            },
+            **more,
+        }
+        write_whole(self.path / "settings.yaml", yaml.safe_dump(about, sort_keys=False))
+
+    def finish(self) -> None:
+        """Mark the run as complete, for whoever wants to skip it."""
+        write_whole(self.finished, datetime.now().isoformat(timespec="seconds") + "\n")
+
+    def close(self) -> None:
+        """Close all files and let others run here."""
+        self.tensorboard.close()
+        self._log.close()
+        self._lock.release()
+
+
+def _commit(project: Path) -> str:
+    """The commit of the code that runs, ``+`` behind it if files were changed since, or ``unknown``."""
+    try:
+        answers = [
+            subprocess.run(
+                ["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answers[0].strip() + ("+" if answers[1].strip() else "")
+
+
+def progress(
+    items: Iterable, total: int | None = None, description: str = "", unit: str = "batch"
+) -> Iterable:
+    """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal."""
+    return tqdm(
+        items,
+        total=total,
+        desc=description,
+        unit=unit,
+        leave=False,
+        dynamic_ncols=True,
+        disable=None,
+        file=sys.stdout,
+    )
