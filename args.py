@@ -79,9 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--config", metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
     add("--log-dir", metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
-    add(
-        "--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)"
-    )
+    add("--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
     add(
         "--multigpu",

@@ -56,9 +56,7 @@ def run(args: Namespace) -> None:
     )
     args.num_tasks = data.num_tasks
     rng = partial(generator, args.seed)
-    builder = Builder(
-        rng, data.num_tasks, args.conv_type, args.bn_type, args.conv_init, args.mode, args.nonlinearity
-    )
+    builder = Builder(rng, data.num_tasks, args.conv_type, args.bn_type, args.conv_init, args.mode, args.nonlinearity)
     model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
     trainer = TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
     check(args, data, model, trainer)
@@ -102,15 +100,11 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         UserError: something does not.
     """
     if data.num_classes > args.output_size:
-        raise UserError(
-            f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs"
-        )
+        raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs")
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
     if args.adaptor != "gt" and not multitask.superposed_size(model):
-        raise UserError(
-            f"--adaptor {args.adaptor}: --conv-type {args.conv_type} has no masks to superpose; say gt"
-        )
+        raise UserError(f"--adaptor {args.adaptor}: --conv-type {args.conv_type} has no masks to superpose; say gt")
     if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
@@ -269,9 +263,7 @@ class Memory:
         if len(self.learned) == 1:
             self._write_settings()
             kept = multitask.kept_fractions(self.model, task)
-            self.folder.log(
-                "".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip()
-            )
+            self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
 
     def keep_evaluation(self, scores: list[TaskScore]) -> None:
         """Keep how all tasks learned so far were answered."""
@@ -284,17 +276,13 @@ class Memory:
         value = means.get("Accuracy Adapted", given)
         how = "given" if self.args.adaptor == "gt" else "inferred"
         row = self._row(f"mean over the {count} tasks learned so far, task {how}", value, value, **means)
-        self._checkpoint.append(
-            Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row})
-        )
+        self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
         self._results.add([row])
         self._write_evaluations()
         for name, mean in means.items():
             self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", mean, count)
-        self.folder.log(
-            f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items())
-        )
+        self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
 
     def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
         args, path = self.args, self.folder.path.resolve()
@@ -308,8 +296,7 @@ class Memory:
             "Scenario": scenario(args),
             "Tasks Learned": len(self.learned),
             "Seed": args.seed,
-            "Bytes": sum(multitask.task_bytes(self.model, task) for task in self.learned[-1:])
-            * len(self.learned),
+            "Bytes": sum(multitask.task_bytes(self.model, task) for task in self.learned[-1:]) * len(self.learned),
             **more,
         }
 

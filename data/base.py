@@ -102,9 +102,7 @@ class TaskDataset:
             augment=self.augment,
             **shared,
         )
-        self.val_loader = BatchLoader(
-            base.test_images, base.test_labels, batch_size=self.test_batch_size, **shared
-        )
+        self.val_loader = BatchLoader(base.test_images, base.test_labels, batch_size=self.test_batch_size, **shared)
 
 
 class Permuted(TaskDataset):

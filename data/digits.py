@@ -29,10 +29,7 @@ class Digits(TaskDataset):
 
         shuffled = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
         test = np.concatenate(
-            [
-                shuffled[digits.target[shuffled] == label][:TEST_IMAGES_PER_CLASS]
-                for label in range(self.num_classes)
-            ]
+            [shuffled[digits.target[shuffled] == label][:TEST_IMAGES_PER_CLASS] for label in range(self.num_classes)]
         )
         test = torch.from_numpy(np.sort(test))
         train = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, test, False)

@@ -20,9 +20,7 @@ KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 Arrays = dict[str, np.ndarray]  # one array a key
 
 
-def read_arrays(
-    root: str | Path | None, source: str, *, image_shape: tuple[int, ...], num_classes: int
-) -> Arrays:
+def read_arrays(root: str | Path | None, source: str, *, image_shape: tuple[int, ...], num_classes: int) -> Arrays:
     """The images and labels of a set.
 
     If ``<root>/<set>/<set>.npz`` is there, nothing else is read. Otherwise torchvision reads, or else

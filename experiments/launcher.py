@@ -414,9 +414,7 @@ def _parser(script: Path) -> _Parser:
         '"0,1" one run on two GPUs, "cpu|cpu" two runs on the processor '
         "(default: each GPU a set, or cpu if there is none)",
     )
-    parser.add_argument(
-        "--seeds", type=parse_seeds, default=1, metavar="N", help="run the seeds 0 to N-1 (default: 1)"
-    )
+    parser.add_argument("--seeds", type=parse_seeds, default=1, metavar="N", help="run the seeds 0 to N-1 (default: 1)")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the parent folder of the data sets (default: as main.py)"
     )

@@ -3,7 +3,7 @@
 from torch import nn
 
 from models.init import initialise
-from models.modules import BN_TYPES, CONV_TYPES
+from models.modules import BN_TYPES, CONV_TYPES, LayerOptions
 from models.multitask import Rng
 
 
@@ -29,13 +29,14 @@ class Builder:
         mode: str = "fan_in",
         nonlinearity: str = "relu",
     ):
-        self._rng, self._num_tasks, self._init = rng, num_tasks, (conv_init, mode, nonlinearity)
+        self._rng, self._init = rng, (conv_init, mode, nonlinearity)
+        self._options = LayerOptions(num_tasks)
         self._conv, self._bn = CONV_TYPES[conv_type], BN_TYPES[bn_type]
         self._convolutions = 0
 
     def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
         """A convolution without bias, padded so that stride 1 keeps height and width."""
-        layer = self._conv(in_planes, out_planes, kernel_size, stride, num_tasks=self._num_tasks)
+        layer = self._conv(in_planes, out_planes, kernel_size, stride, self._options)
         name, mode, nonlinearity = self._init
         initialise(layer.weight, name, self._rng("weight", self._convolutions), mode, nonlinearity)
         self._convolutions += 1
@@ -59,7 +60,7 @@ class Builder:
 
     def batchnorm(self, planes: int) -> nn.Module:
         """Batch norm over ``planes`` channels."""
-        return self._bn(planes)
+        return self._bn(planes, self._options)
 
     def activation(self) -> nn.Module:
         """ReLU."""

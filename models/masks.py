@@ -49,9 +49,7 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     if packed.shape[-1] != math.ceil(n / 8):
         raise ValueError(f"{packed.shape[-1]} bytes do not hold {n} weights")
     # Each byte picks its row of eight values from a table: one pass, and straight into the wanted type.
-    bits = (
-        torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
-    )
+    bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
     return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,21 @@ from models.multitask import SuperposedModule
 TILE_BYTES = 64 * 2**20  # unpacked masks in memory at once
 
 
+@dataclass(frozen=True)
+class LayerOptions:
+    """What every layer of a network is told.
+
+    Attributes:
+        num_tasks: for how many tasks a layer has room.
+    """
+
+    num_tasks: int
+
+
 class StandardConv(nn.Conv2d):
     """A plain convolution without bias; its weight is shared by all tasks and trained if the run trains weights."""
 
-    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, *, num_tasks: int):
+    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__(in_planes, out_planes, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,15 +43,13 @@ class FastMultitaskMaskConv(SuperposedModule):
     again.
     """
 
-    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, *, num_tasks: int):
+    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__()
-        self.num_tasks = num_tasks
+        self.num_tasks = options.num_tasks
         self.stride, self.padding = stride, kernel_size // 2
         weight = torch.empty(out_planes, in_planes, kernel_size, kernel_size)
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer(
-            "packed", torch.zeros(num_tasks, math.ceil(weight.numel() / 8), dtype=torch.uint8)
-        )
+        self.register_buffer("packed", torch.zeros(self.num_tasks, math.ceil(weight.numel() / 8), dtype=torch.uint8))
         self.register_buffer("effective", None, persistent=False)
         self.register_parameter("scores", None)
         self.task: int | None = None
@@ -57,9 +67,7 @@ class FastMultitaskMaskConv(SuperposedModule):
         if self.effective is not None:
             return self.effective
         if self.scores is None:
-            raise RuntimeError(
-                "a masked layer computes once a task is begun, selected, or tasks are superposed"
-            )
+            raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
         return self.weight * masks.Threshold.apply(self.scores)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
@@ -77,8 +85,8 @@ class FastMultitaskMaskConv(SuperposedModule):
     def select_task(self, task: int) -> None:
         self.effective = self.superposition([self.check_task(task)], torch.ones(1, device=self.weight.device))
 
-    def task_parameters(self) -> list[nn.Parameter]:
-        return [] if self.scores is None else [self.scores]
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        return {} if self.scores is None else {"scores": self.scores}
 
     def task_state(self, task: int) -> dict[str, Tensor]:
         return {"mask": self.packed[self.check_task(task)]}
@@ -111,6 +119,9 @@ class FastMultitaskMaskConv(SuperposedModule):
 
 class StandardBN(nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__(planes)
 
 
 def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:

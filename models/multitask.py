@@ -38,8 +38,8 @@ class MultitaskModule(nn.Module, ABC):
         """Compute as ``task`` does."""
 
     @abstractmethod
-    def task_parameters(self) -> list[nn.Parameter]:
-        """What the task in training trains; empty when none is in training."""
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        """What the task in training trains, by name; empty when none is in training."""
 
     @abstractmethod
     def task_state(self, task: int) -> dict[str, Tensor]:
@@ -114,8 +114,7 @@ def superposition(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dic
         alphas: coefficients (k,) for ``tasks``, or (b, k) for ``b`` superpositions at once.
     """
     return {
-        f"{name}.effective": module.superposition(tasks, alphas)
-        for name, module in _named(model, SuperposedModule)
+        f"{name}.effective": module.superposition(tasks, alphas) for name, module in _named(model, SuperposedModule)
     }
 
 
@@ -132,9 +131,7 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
         module.effective = module.superposition(tasks, alphas)
 
 
-def coefficient_gradients(
-    model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]
-) -> Tensor:
+def coefficient_gradients(model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]) -> Tensor:
     """``∂L/∂alphas`` from ``∂L/∂W_eff``, summed over the layers (paper, equation 3; the form of a product).
 
     Args:
@@ -160,16 +157,18 @@ def superposed_size(model: nn.Module) -> int:
     return sum(module.weight.numel() for _, module in _named(model, SuperposedModule))
 
 
-def task_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the task in training trains, of all layers in the order of the network."""
-    return [
-        parameter for _, module in _named(model, MultitaskModule) for parameter in module.task_parameters()
-    ]
+def task_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the task in training trains, ``{layer.name: parameter}``, in the order of the network."""
+    return {
+        f"{name}.{key}": parameter
+        for name, module in _named(model, MultitaskModule)
+        for key, parameter in module.task_parameters().items()
+    }
 
 
 def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that all tasks share: trained weights, as against frozen ones and a task's own."""
-    own = {id(parameter) for parameter in task_parameters(model)}
+    own = {id(parameter) for parameter in task_parameters(model).values()}
     return [parameter for parameter in model.parameters() if id(parameter) not in own]
 
 

@@ -16,9 +16,7 @@ class FullyConnected(nn.Module):
         output_size: outputs, the superfluous ones included.
     """
 
-    def __init__(
-        self, builder: Builder, widths: tuple[int, ...], input_shape: tuple[int, int, int], output_size: int
-    ):
+    def __init__(self, builder: Builder, widths: tuple[int, ...], input_shape: tuple[int, int, int], output_size: int):
         super().__init__()
         sizes = (math.prod(input_shape), *widths, output_size)
         layers: list[nn.Module] = []

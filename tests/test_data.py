@@ -40,12 +40,8 @@ def write_idx(raw, arrays):
     raw.mkdir(parents=True, exist_ok=True)
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.uint8)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(
-            struct.pack(">4i", 0x0803, *images.shape) + images.tobytes()
-        )
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">2i", 0x0801, len(labels)) + labels.tobytes()
-        )
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x0803, *images.shape) + images.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x0801, len(labels)) + labels.tobytes())
 
 
 @pytest.fixture(autouse=True)
@@ -304,9 +300,7 @@ def test_idx_files_are_read_kept_and_then_not_needed(tmp_path, name, folder):
     assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted([name, f"{folder}.npz"])
     with np.load(tmp_path / folder / f"{folder}.npz", allow_pickle=False) as kept:
         assert set(kept.files) == set(arrays)
-        assert all(
-            np.array_equal(kept[key], arrays[key]) and kept[key].dtype == arrays[key].dtype for key in arrays
-        )
+        assert all(np.array_equal(kept[key], arrays[key]) and kept[key].dtype == arrays[key].dtype for key in arrays)
     for path in raw.iterdir():
         path.write_bytes(b"")
     assert all(map(torch.equal, everything(DATASETS[name](tmp_path).val_loader), first))

@@ -92,8 +92,7 @@ def call(tmp_path, fake_main, capsys):
 def records(tmp_path):
     def records():
         return {
-            path.parent.name: json.loads(path.read_text())
-            for path in (tmp_path / "runs" / FOLDER).glob("*/call.json")
+            path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "runs" / FOLDER).glob("*/call.json")
         }
 
     return records

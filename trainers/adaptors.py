@@ -90,9 +90,7 @@ def one_shot(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: 
     return torch.tensor(tasks, device=images.device)[gradients.argmin(dim=1)]
 
 
-def binary(
-    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, log_base: float = 2
-) -> Tensor:
+def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, log_base: float = 2) -> Tensor:
     """Binary inference: the better ``1 / log_base`` of the masks stay, until one is left (paper, algorithm 1).
 
     Args:

@@ -75,7 +75,7 @@ class DefaultTrainer:
     def begin_task(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
         multitask.begin_task(self.model, task, self.rng)
-        parameters, lr = multitask.task_parameters(self.model), self.options.lr
+        parameters, lr = list(multitask.task_parameters(self.model).values()), self.options.lr
         shared = multitask.shared_parameters(self.model)
         for parameter in shared:
             parameter.requires_grad_(self.trains_weights(task))

@@ -42,9 +42,7 @@ def _cosine(epoch: int, epochs: int) -> float:
 LR_POLICIES: dict[str, Callable[[int, int], float]] = {"constant_lr": _constant, "cosine_lr": _cosine}
 
 
-def make_schedule(
-    policy: str, optimizer: torch.optim.Optimizer, epochs: int, warmup_length: int = 0
-) -> LambdaLR:
+def make_schedule(policy: str, optimizer: torch.optim.Optimizer, epochs: int, warmup_length: int = 0) -> LambdaLR:
     """A schedule that is stepped once an epoch: linear warm-up over ``warmup_length`` epochs, then ``policy``.
 
     Raises:

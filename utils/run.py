@@ -92,9 +92,7 @@ def _commit(project: Path) -> str:
     """The commit of the code that runs, ``+`` behind it if files were changed since, or ``unknown``."""
     try:
         answers = [
-            subprocess.run(
-                ["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10
-            ).stdout
+            subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10).stdout
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):
@@ -102,9 +100,7 @@ def _commit(project: Path) -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def progress(
-    items: Iterable, total: int | None = None, description: str = "", unit: str = "batch"
-) -> Iterable:
+def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterable:
     """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal."""
     return tqdm(
         items,
