@@ -9,7 +9,7 @@ network, then one product with the bit-packed masks, gives it for all masks and 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -17,17 +17,26 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.masks import tiles
+from trainers import hopfield
 
 Objective = Callable[[Tensor], Tensor]
 
 TILE_BYTES = 512 * 2**20  # weight gradients of a tile of batches, with what is computed from them
 QUEUE_BYTES = 128 * 2**20  # images of batches that wait for their inference
+IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
+ALPHA_LR = 0.1  # of gradient descent on the coefficients
+RECOVERY = "hopfield_recovery"
+
+
+def entropies(logits: Tensor) -> Tensor:
+    """The entropy of the softmax of each row of logits (..., outputs), in nats: (...)."""
+    log_p = logits.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """H: the mean entropy of the softmax of logits (batch, outputs), in nats (paper, equation 3)."""
-    log_p = logits.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1).mean()
+    return entropies(logits).mean()
 
 
 def superfluous(logits: Tensor, real_neurons: int) -> Tensor:
@@ -36,6 +45,11 @@ def superfluous(logits: Tensor, real_neurons: int) -> Tensor:
     The first ``real_neurons`` outputs are the real ones (paper, section 3.4).
     """
     return torch.cat([logits[:, :real_neurons].detach(), logits[:, real_neurons:]], dim=1).logsumexp(1).mean()
+
+
+def uniform(count: int, device: torch.device | str) -> Tensor:
+    """The coefficients (count,) that favour no task."""
+    return torch.full((count,), 1 / count, device=device)
 
 
 def alpha_gradients(
@@ -57,8 +71,7 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
-    uniform = torch.full((len(tasks),), 1 / len(tasks), device=images.device)
-    multitask.superpose(model, tasks, alphas if alphas.ndim == 1 else uniform)
+    multitask.superpose(model, tasks, alphas if alphas.ndim == 1 else uniform(len(tasks), images.device))
 
     def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         return objective(torch.func.functional_call(model, weights, (x,)))
@@ -85,8 +98,7 @@ def one_shot(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
-    alphas = torch.full((len(tasks),), 1 / len(tasks), device=images.device)
-    gradients = alpha_gradients(model, tasks, alphas, images, objective)
+    gradients = alpha_gradients(model, tasks, uniform(len(tasks), images.device), images, objective)
     return torch.tensor(tasks, device=images.device)[gradients.argmin(dim=1)]
 
 
@@ -109,15 +121,61 @@ def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Ob
         for group, members in enumerate(groups):
             chosen = members.nonzero().flatten()
             rows = (group_of == group).nonzero().flatten()
-            alphas = torch.full((left,), 1 / left, device=images.device)
-            of_group = alpha_gradients(
-                model, [tasks[index] for index in chosen.tolist()], alphas, images[rows], objective
-            )
-            gradients[rows[:, None], chosen] = of_group
+            of_group = [tasks[index] for index in chosen.tolist()]
+            alphas = uniform(left, images.device)
+            gradients[rows[:, None], chosen] = alpha_gradients(model, of_group, alphas, images[rows], objective)
         left = math.ceil(left / log_base)
         best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
         alive = torch.zeros_like(alive).scatter_(1, best, True)
     return torch.tensor(tasks, device=images.device)[alive.int().argmax(dim=1)]
+
+
+def gradient_descent(
+    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, lr: float = 0.1, steps: int = 10
+) -> Tensor:
+    """Plain gradient descent on the coefficients (paper, equation 3): the task of the largest in the end.
+
+    After each step the coefficients are renormalised: negative ones become zero, and their sum is made one again.
+
+    Args:
+        images: (batches, images, channels, height, width).
+
+    Returns:
+        For each batch the inferred one of ``tasks``, int64 (batches,).
+    """
+    alphas = uniform(len(tasks), images.device).repeat(len(images), 1)
+    for step in range(steps):
+        shared = alphas[0] if step == 0 else alphas  # the first superposition is the same for all batches
+        gradients = alpha_gradients(model, tasks, shared, images, objective)
+        # Only what changes the coefficients against each other counts: their sum is one before the step and after.
+        alphas = alphas - lr * (gradients - gradients.mean(dim=1, keepdim=True))
+        alphas = alphas.clamp(min=0)
+        alphas = alphas / alphas.sum(dim=1, keepdim=True)
+    return torch.tensor(tasks, device=images.device)[alphas.argmax(dim=1)]
+
+
+@torch.no_grad()
+def ensemble(model: nn.Module, tasks: Sequence[int], images: Tensor, doubt: Callable[[Tensor], Tensor]) -> Tensor:
+    """ABatchE (paper, section 4.2): every task answers every image; the one that is in least doubt is chosen.
+
+    Each image is repeated for all tasks. What one task answers goes through the network together, for all batches.
+
+    Args:
+        images: (batches, images, channels, height, width).
+        doubt: of logits (..., outputs), by image (...).
+
+    Returns:
+        For each batch the inferred one of ``tasks``, int64 (batches,).
+    """
+    doubts = torch.empty(len(images), len(tasks), device=images.device)
+    tile_size = max(1, IMAGE_BYTES // images[0].nbytes)
+    model.eval()
+    for index, task in enumerate(tasks):
+        multitask.select_task(model, task)
+        for tile in tiles(len(images), tile_size):
+            logits = model(images[tile].flatten(0, 1)).unflatten(0, images[tile].shape[:2])
+            doubts[tile, index] = doubt(logits).mean(dim=1)
+    return torch.tensor(tasks, device=images.device)[doubts.argmin(dim=1)]
 
 
 @dataclass
@@ -128,47 +186,65 @@ class InferenceOptions:
         data_to_repeat: the task of a test batch is inferred from its first images, this many.
         real_neurons: outputs that stand for classes; the others are superfluous (objective G).
         log_base: of binary inference.
+        adapt_lr, adapt_steps: of gradient descent, on coefficients or on a mask; None for the adaptor's own.
+        gamma: weight of the energy when a mask is recovered from the Hopfield network.
+        momentum, weight_decay: of the optimiser that recovers it.
         unshared_labels: whether a batch whose task is inferred wrong counts as wrong as a whole.
     """
 
     data_to_repeat: int = 1
     real_neurons: int = 10
     log_base: float = 2
+    adapt_lr: float | None = None
+    adapt_steps: int = 10
+    gamma: float = 1.5e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
     unshared_labels: bool = False
 
 
-def _infer(algorithm: Callable[..., Tensor], objective: str) -> Callable[..., Tensor]:
-    """An adaptor ``(model, tasks, images, options) -> inferred tasks`` from an algorithm and an objective's name."""
-
-    def infer(model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-        if objective == "entropy":
-            function = entropy
-        else:
-            function = partial(superfluous, real_neurons=options.real_neurons)
-        more = {"log_base": options.log_base} if algorithm is binary else {}
-        return algorithm(model, tasks, images, function, **more)
-
-    return infer
+def _superfluous(options: InferenceOptions) -> Objective:
+    return partial(superfluous, real_neurons=options.real_neurons)
 
 
-# None: the task is given.
-ADAPTORS: dict[str, Callable[..., Tensor] | None] = {
+Adaptor = Callable[[nn.Module, Sequence[int], Tensor, InferenceOptions], Tensor]
+# None: the task is given. The adaptors infer the task of batches; a mask is not chosen but recovered by one.
+ADAPTORS: dict[str, Adaptor | None] = {
     "gt": None,
-    "se_oneshot_entropy_minimization": _infer(one_shot, "entropy"),
-    "se_oneshot_g_minimization": _infer(one_shot, "superfluous"),
-    "se_binary_entropy_minimization": _infer(binary, "entropy"),
-    "se_binary_g_minimization": _infer(binary, "superfluous"),
+    "se_oneshot_entropy_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, entropy),
+    "se_oneshot_g_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, _superfluous(o)),
+    "se_binary_entropy_minimization": lambda model, tasks, images, o: binary(
+        model, tasks, images, entropy, o.log_base
+    ),
+    "se_binary_g_minimization": lambda model, tasks, images, o: binary(model, tasks, images, _superfluous(o), o.log_base),
+    "se_gradient_minimization": lambda model, tasks, images, o: gradient_descent(
+        model, tasks, images, entropy, o.adapt_lr or ALPHA_LR, o.adapt_steps
+    ),
+    "se_be_adapt": lambda model, tasks, images, o: ensemble(model, tasks, images, entropies),
+    "se_be_max_adapt": lambda model, tasks, images, o: ensemble(
+        model, tasks, images, lambda logits: -logits.softmax(dim=-1).amax(dim=-1)
+    ),
+    RECOVERY: None,
 }
 
 
 @dataclass
 class TaskScore:
-    """How one task was answered. Accuracies and shares are fractions; without inference the last two are None."""
+    """How one task was answered. Accuracies and shares are fractions.
+
+    Attributes:
+        given: accuracy with the task given; None for a task of which no mask was learned.
+        adapted: accuracy when it was inferred, or its mask recovered; None without inference.
+        inferred_right: the share of batches whose task was inferred right. A mask is recovered right that differs
+            from the task's own in fewer places than from any other.
+        steps: what recovery went through, a mapping a step.
+    """
 
     task: int
-    given: float
+    given: float | None
     adapted: float | None = None
     inferred_right: float | None = None
+    steps: list[dict[str, float]] = field(default_factory=list)
 
 
 def evaluate(
@@ -178,6 +254,8 @@ def evaluate(
     adaptor: str,
     options: InferenceOptions,
     progress: Callable[[Iterable], Iterable] = iter,
+    mask_of: Callable[[int], int | None] = lambda task: task,
+    candidates: Sequence[int] | None = None,
 ) -> list[TaskScore]:
     """Test every one of ``tasks`` on its validation data, with the task given and, unless ``gt``, inferred.
 
@@ -185,20 +263,25 @@ def evaluate(
 
     Args:
         data: a ``TaskDataset``: ``update_task`` and ``val_loader``.
-        tasks: learned tasks; inference chooses among exactly these.
+        tasks: learned tasks.
         adaptor: a key of ``ADAPTORS``.
         progress: wraps the loop over tasks, to show it.
+        mask_of: which of the model's tasks, if any, is each of ``tasks``.
+        candidates: which of the model's tasks inference chooses among; None for ``tasks`` themselves.
     """
+    candidates = tasks if candidates is None else candidates
+    if adaptor == RECOVERY:
+        return [_recover(model, data, task, candidates, options) for task in progress(tasks)]
     infer = ADAPTORS[adaptor]
     scores, queue, queued = [], [], 0
     for task in progress(tasks):
-        results = _Batches.of_task(model, data, task, options.data_to_repeat if infer else 0)
+        results = _Batches.of_task(model, data, task, mask_of(task), options.data_to_repeat if infer else 0)
         queue.append(results)
         queued += results.image_bytes
         # Batches of many tasks go through the superposed network together, as many as memory allows.
         if queued >= QUEUE_BYTES or task == tasks[-1]:
             if infer:
-                _infer_queue(model, tasks, queue, infer, options)
+                _infer_queue(model, candidates, queue, infer, options)
             scores += [_score(model, data, batches, options) for batches in queue]
             queue, queued = [], 0
     return scores
@@ -209,7 +292,8 @@ class _Batches:
     """The test batches of one task: how they are answered when the task is given, and what inference sees."""
 
     task: int
-    right: Tensor  # correct answers in each batch, int64 (batches,)
+    mask: int | None
+    right: Tensor  # correct answers in each batch, int64 (batches,); zeros without a mask
     sizes: list[int]  # images in each batch
     images: list[Tensor]  # the first images of each batch
     inferred: Tensor | None = None  # int64 (batches,)
@@ -220,24 +304,26 @@ class _Batches:
 
     @classmethod
     @torch.no_grad()
-    def of_task(cls, model: nn.Module, data, task: int, data_to_repeat: int) -> "_Batches":
+    def of_task(cls, model: nn.Module, data, task: int, mask: int | None, data_to_repeat: int) -> "_Batches":
         data.update_task(task)
-        multitask.select_task(model, task)
+        if mask is not None:
+            multitask.select_task(model, mask)
         model.eval()
         right, sizes, images = [], [], []
         for x, y in data.val_loader:
-            right.append((model(x).argmax(dim=1) == y).sum())
+            answers = y.new_full(y.shape, -1) if mask is None else model(x).argmax(dim=1)
+            right.append((answers == y).sum())
             sizes.append(len(y))
             if data_to_repeat:
                 images.append(x[:data_to_repeat].clone())  # not a view, which would keep the whole batch
-        return cls(task, torch.stack(right), sizes, images)
+        return cls(task, mask, torch.stack(right), sizes, images)
 
 
 def _infer_queue(
     model: nn.Module,
-    tasks: Sequence[int],
+    candidates: Sequence[int],
     queue: list[_Batches],
-    infer: Callable[..., Tensor],
+    infer: Adaptor,
     options: InferenceOptions,
 ) -> None:
     """Infer the task of every queued batch; batches of one size go together."""
@@ -247,7 +333,7 @@ def _infer_queue(
     for length in lengths.unique():
         rows = (lengths == length).nonzero().flatten()
         chosen = torch.stack([images[row] for row in rows.tolist()])
-        inferred[rows] = infer(model, tasks, chosen, options).cpu()
+        inferred[rows] = infer(model, candidates, chosen, options).cpu()
     parts = inferred.split([len(batches.images) for batches in queue])
     for batches, part in zip(queue, parts, strict=True):
         batches.inferred = part
@@ -256,11 +342,13 @@ def _infer_queue(
 @torch.no_grad()
 def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions) -> TaskScore:
     right, total = batches.right.clone(), sum(batches.sizes)
-    score = TaskScore(batches.task, given=int(right.sum()) / total)
+    score = TaskScore(batches.task, given=None if batches.mask is None else int(right.sum()) / total)
     if batches.inferred is None:
         return score
-    wrong = (batches.inferred != batches.task).nonzero().flatten().tolist()
-    score.inferred_right = 1 - len(wrong) / len(batches.sizes)
+    known = torch.tensor(-1 if batches.mask is None else batches.mask)
+    wrong = (batches.inferred != known).nonzero().flatten().tolist()
+    if batches.mask is not None:
+        score.inferred_right = 1 - len(wrong) / len(batches.sizes)
     if wrong and options.unshared_labels:
         right[wrong] = 0
     elif wrong:
@@ -273,3 +361,34 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
                 right[index] = (model(x).argmax(dim=1) == y).sum()
     score.adapted = int(right.sum()) / total
     return score
+
+
+def _recover(
+    model: nn.Module, data, task: int, tasks: Sequence[int], options: InferenceOptions
+) -> TaskScore:
+    """How ``task`` is answered with its own mask, and with the one that is recovered from its test data."""
+    data.update_task(task)
+    multitask.select_task(model, task)
+    score = TaskScore(task, accuracy(model, data.val_loader))
+    score.steps = hopfield.recover(
+        model,
+        data.val_loader,
+        task,
+        entropy,
+        lr=options.adapt_lr or hopfield.LR,
+        gamma=options.gamma,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+    score.adapted = accuracy(model, data.val_loader)
+    distances = {other: multitask.hamming_distance(model, other) for other in tasks}
+    score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
+    return score
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader) -> float:
+    """The share of right answers over the whole of ``loader``, as the model's layers are set."""
+    model.eval()
+    right = sum((model(x).argmax(dim=1) == y).sum() for x, y in loader)
+    return int(right) / loader.num_images

@@ -1,15 +1,16 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from models import multitask
 from models.multitask import Rng
+from trainers.adaptors import accuracy
 from utils.errors import UserError
 from utils.optim import make_optimizer, make_schedule
 
@@ -28,6 +29,8 @@ class TrainingOptions:
         momentum: SGD's.
         weight_decay: of the optimiser.
         warmup_length: epochs of linear warm-up.
+        num_tasks: for how many tasks there are masks.
+        nns_every, nns_epsilon: see ``NNsTrainer``.
     """
 
     epochs: int = 1
@@ -40,6 +43,9 @@ class TrainingOptions:
     weight_decay: float = 0.0
     lr_policy: str = "constant_lr"
     warmup_length: int = 0
+    num_tasks: int = 1
+    nns_every: int = 100
+    nns_epsilon: float = 0.125
 
 
 class DefaultTrainer:
@@ -72,7 +78,17 @@ class DefaultTrainer:
                 "--conv-type has no parameters of a task's own; say -1 to train the weights in every task"
             )
 
+    @staticmethod
+    def room(num_tasks: int) -> int:
+        """For how many tasks the layers must have room, when ``num_tasks`` are to be learned."""
+        return num_tasks
+
     def begin_task(self, task: int) -> None:
+        """Start to learn ``task``."""
+        self.prepare(task)
+        self.batches_done = 0
+
+    def prepare(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
         multitask.begin_task(self.model, task, self.rng)
         parameters, lr = list(multitask.task_parameters(self.model).values()), self.options.lr
@@ -84,12 +100,51 @@ class DefaultTrainer:
         o = self.options
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
-        self.batches_done = 0
+        self.task = task
 
-    def end_task(self) -> None:
-        """Keep what was learned as one bit a weight, and select the task."""
+    def end_task(self) -> list[int]:
+        """Keep what was learned as one bit a weight, and select the task.
+
+        Returns:
+            The tasks whose state in the model has changed since ``begin_task``: what a checkpoint must take up.
+        """
         multitask.end_task(self.model)
         del self.optimizer, self.schedule
+        return [self.task]
+
+    def task_record(self, task: int) -> dict[str, Tensor]:
+        """What this trainer needs beside the model to go on after ``task``, for the checkpoint.
+
+        A tensor takes the place of the one that an earlier task's record has under its name.
+        """
+        return {}
+
+    def load_task_record(self, task: int, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``task_record``; called for each learned task in the order of learning.
+
+        Raises:
+            ValueError: these are no tensors of this trainer.
+        """
+
+    def mask_of(self, task: int) -> int | None:
+        """Which of the model's tasks holds what was learned of ``task``; None if nothing was."""
+        return task
+
+    def candidates(self, tasks: Sequence[int]) -> list[int]:
+        """Which of the model's tasks inference chooses among once ``tasks`` are learned."""
+        return list(tasks)
+
+    def tables(self) -> dict[str, str]:
+        """Tables of this trainer's own for the run's folder: the text of each file by its name."""
+        return {}
+
+    def note(self, task: int) -> str:
+        """What to tell of ``task``, which was just learned, beside its accuracy; or ``""``."""
+        return ""
+
+    def admits(self, x: Tensor) -> bool:
+        """Whether to learn from a batch; a trainer that finds out by itself what is a task does so here."""
+        return True
 
     @property
     def reached_limit(self) -> bool:
@@ -104,27 +159,29 @@ class DefaultTrainer:
             progress: called with the batches and their number, to show them.
 
         Returns:
-            The mean loss over the pass.
+            The mean loss over the pass; not a number if no batch was learned from.
         """
         self.model.train()
         loader.set_epoch(epoch)
         count = len(loader)
         if self.options.iter_lim is not None:
             count = min(count, self.options.iter_lim - self.batches_done)
-        total = 0.0
+        total, trained = 0.0, 0
         for x, y in progress(islice(loader, count), count):
+            if not self.admits(x):
+                continue
             loss = F.cross_entropy(self.model(x), y)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
+            trained += 1
         self.batches_done += count
+        if not trained:
+            return math.nan
         self.schedule.step()
-        return float(total) / count
+        return float(total) / trained
 
-    @torch.no_grad()
     def test(self, loader) -> float:
         """The share of right answers over the whole of ``loader``, for the task in training or selected."""
-        self.model.eval()
-        right = sum((self.model(x).argmax(dim=1) == y).sum() for x, y in loader)
-        return int(right) / loader.num_images
+        return accuracy(self.model, loader)

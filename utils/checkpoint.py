@@ -1,18 +1,22 @@
 """A checkpoint that grows by what is new: a journal of records, each whole or not there.
 
 A run of 2,500 tasks saves after every task. Writing the whole state again each time would write a thousand times its
-size, so the file is only ever appended to: one record a learned task, one an evaluation. A record is its length, its
-SHA-256 and a safetensors block, which holds tensors and JSON and can run no code. What a crash leaves half written
-at the end fails its checksum and is cut off when the journal is opened again.
+size, so the file is appended to: one record a learned task, one an evaluation. A record is its length, its SHA-256
+and a safetensors block, which holds tensors and JSON and can run no code. What a crash leaves half written at the end
+fails its checksum and is cut off when the journal is opened again.
+
+A tensor replaces the one that an earlier record has under its name, as weights do that every task trains. What was
+replaced lies dead in the file; when that outweighs the rest, the file is written again without it.
 """
 
 import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +26,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 MAGIC = b"SupSup checkpoint 1\n"
+DEAD_BYTES = 64 * 2**20  # that a file may hold before it is written again, however little else is in it
 _FRAME = struct.Struct("<Q32s")  # length and SHA-256 of the block that follows
 _VALUES = "values"  # the name under which a block keeps its JSON
 
@@ -33,7 +38,7 @@ class Record:
     Attributes:
         kind: what it is, such as ``task``.
         values: anything JSON can say.
-        tensors: tensors by name.
+        tensors: tensors by name, each in place of what earlier records have under that name.
     """
 
     kind: str
@@ -56,39 +61,37 @@ class Record:
 class Checkpoint:
     """The checkpoint file of one run.
 
-    Opening reads nothing; ``read`` gives the records, ``append`` adds one.
+    Opening reads nothing; ``read`` gives the records, ``append`` adds one. What is appended follows what was read, so
+    a file that is there is read first.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self._sizes: dict[str, int] = {}  # bytes of the tensors that are alive
+        self._dead = 0
 
     def read(self) -> tuple[list[Record], int]:
         """Every whole record from the start, and how many bytes of the file after them are damaged (0: none).
+
+        Of tensors that were replaced, only the last is among the records.
 
         Raises:
             UserError: the file is missing, cannot be read, or is no checkpoint of this project.
         """
         try:
-            data = self.path.read_bytes()
+            with open(self.path, "rb") as file:
+                if file.read(len(MAGIC)) != MAGIC:
+                    raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
+                self._sizes, self._dead = {}, 0
+                records, holders = [], {}
+                for record in _records(file):
+                    for name in self._count(record):
+                        del holders[name].tensors[name]
+                    holders |= dict.fromkeys(record.tensors, record)
+                    records.append(record)
+                return records, os.fstat(file.fileno()).st_size - file.tell()
         except OSError as error:
             raise UserError(f"checkpoint {self.path}: {error.strerror}") from None
-        if not data.startswith(MAGIC):
-            raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
-        records, at = [], len(MAGIC)
-        while at < len(data):
-            frame = data[at : at + _FRAME.size]
-            if len(frame) < _FRAME.size:
-                break
-            length, digest = _FRAME.unpack(frame)
-            block = data[at + _FRAME.size : at + _FRAME.size + length]
-            if len(block) < length or hashlib.sha256(block).digest() != digest:
-                break
-            try:
-                records.append(Record.from_block(block))
-            except (SafetensorError, ValueError, KeyError):
-                break  # written by something else: as good as damaged
-            at += _FRAME.size + length
-        return records, len(data) - at
 
     def has_records(self) -> bool:
         """Whether the file is there and holds more than its first line."""
@@ -111,3 +114,51 @@ class Checkpoint:
             file.write(record.to_bytes())
             file.flush()
             os.fsync(file.fileno())
+        self._count(record)
+        if self._dead > sum(self._sizes.values()) + DEAD_BYTES:
+            self._compact()
+
+    def _count(self, record: Record) -> set[str]:
+        """Count the bytes that live and die with ``record``, and return the names that it replaces."""
+        replaced = self._sizes.keys() & record.tensors
+        self._dead += sum(self._sizes[name] for name in replaced)
+        self._sizes |= {name: tensor.nbytes for name, tensor in record.tensors.items()}
+        return replaced
+
+    def _compact(self) -> None:
+        """Write the file again without the tensors that were replaced: all of it, or the file stays as it was."""
+        part = self.path.with_name(f".{self.path.name}.part")
+        with open(self.path, "rb") as old, open(part, "wb") as new:
+            old.seek(len(MAGIC))
+            # One record in memory at a time: the first pass finds where each name comes last.
+            last = {name: index for index, record in enumerate(_records(old)) for name in record.tensors}
+            old.seek(len(MAGIC))
+            new.write(MAGIC)
+            for index, record in enumerate(_records(old)):
+                record.tensors = {name: tensor for name, tensor in record.tensors.items() if last[name] == index}
+                new.write(record.to_bytes())
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(part, self.path)
+        self._dead = 0
+
+
+def _records(file: BinaryIO) -> Iterator[Record]:
+    """The whole records from where ``file`` stands; afterwards it stands behind the last of them."""
+    while True:
+        begin = file.tell()
+        frame = file.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            break
+        length, digest = _FRAME.unpack(frame)
+        if length > os.fstat(file.fileno()).st_size - file.tell():
+            break  # before so much is read: a damaged length may be more than memory holds
+        block = file.read(length)
+        if hashlib.sha256(block).digest() != digest:
+            break
+        try:
+            record = Record.from_block(block)
+        except (SafetensorError, ValueError, KeyError):
+            break  # written by something else: as good as damaged
+        yield record
+    file.seek(begin)

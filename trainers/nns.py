@@ -1,0 +1,243 @@
+"""Learning with no task identity at all: NNs (paper, section 3.5).
+
+The learner sees a stream of batches. Every so many of them it infers, as at test time, which of its masks explains the
+current one; when none stands out the data are new and get a mask of their own.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from models import multitask
+from models.multitask import Rng
+from trainers.adaptors import alpha_gradients, entropy, uniform
+from trainers.default import DefaultTrainer, TrainingOptions
+from utils.errors import UserError
+from utils.results import to_csv
+
+FEWEST = 5  # masks that a decision compares, unallocated ones among them while there are fewer
+ALLOCATE, GO_ON, SKIP = "allocate", "go on", "skipped"
+KINDS = (ALLOCATE, GO_ON, SKIP)
+
+
+@dataclass
+class Decision:
+    """What was decided at one batch.
+
+    Attributes:
+        batch: its number in the stream.
+        hidden_task: the task that its data are of, which the learner never sees.
+        decision: one of ``KINDS``.
+        mask: the allocated or chosen mask; for a skipped batch the one that explains it best.
+        strength: ``k * max(nu)``; below ``1 + epsilon`` the data are new.
+        right: a hidden task's first decision is right if it allocates; a later one if it goes on with the first mask
+            that was allocated for the task. Once the budget is used up, to skip a task without a mask is right.
+    """
+
+    batch: int
+    hidden_task: int
+    decision: str
+    mask: int
+    strength: float
+    right: bool
+
+
+class NNsTrainer(DefaultTrainer):
+    """Trains one mask after the other and decides by itself which, every ``nns_every`` batches.
+
+    With ``k`` masks, ``alpha_i = 1/k`` and ``nu = softmax(-∂H/∂alpha)``, the data are new if
+    ``k * max(nu) < 1 + nns_epsilon``, and then a mask is allocated, up to ``num_tasks`` of them; else the mask
+    ``argmax nu`` goes on training. While fewer than five masks are allocated, others take part with their initial
+    scores to make up five; data that one of these explains best are new too. When no mask is left, batches that ask
+    for one are skipped until the next decision.
+
+    The tasks that ``begin_task`` names are the hidden ones: they go into the table of decisions and nowhere else.
+    Scores of the masks stay in host memory, so that each can go on training. The optimiser's state stays as long as a
+    mask is trained, across hidden tasks too, and starts afresh when another is chosen.
+    """
+
+    def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
+        super().__init__(model, options, rng)
+        self.decisions: list[Decision] = []
+        self._allocated = 0  # masks 0 ... so many - 1
+        self._current: int | None = None  # the mask that the last decision chose; None: batches are skipped
+        self._batches_seen = 0
+        self._scores: dict[int, dict[str, Tensor]] = {}
+        self._optimizer_state: dict[int, dict[str, Tensor]] = {}  # of the current mask, when it is not in training
+        self._changed: set[int] = set()
+        self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
+        self._own: dict[int, int] = {}  # the first mask that was allocated for a hidden task
+
+    @staticmethod
+    def room(num_tasks: int) -> int:
+        return max(num_tasks, FEWEST)
+
+    def check(self, tasks: Iterable[int]) -> None:
+        super().check(tasks)
+        o = self.options
+        if not multitask.superposed_size(self.model):
+            raise UserError("--conv-type: trainer nns needs masks to superpose; say FastMultitaskMaskConv")
+        if o.train_weight_tasks:
+            raise UserError(
+                f"--train-weight-tasks {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
+            )
+        if o.lr_policy != "constant_lr" or o.warmup_length:
+            flag, value = ("lr-policy", o.lr_policy) if not o.warmup_length else ("warmup-length", o.warmup_length)
+            raise UserError(
+                f"--{flag} {value}: trainer nns does not know where a task begins, so its rate must be constant_lr "
+                "without warm-up"
+            )
+
+    def begin_task(self, task: int) -> None:
+        self._hidden, self._changed, self.batches_done = task, set(), 0
+        self._trained[task] = Counter()
+        if self._current is not None:
+            self._open(self._current)
+
+    def end_task(self) -> list[int]:
+        if self._current is not None:
+            self._close()
+        return sorted(self._changed)
+
+    def admits(self, x: Tensor) -> bool:
+        if self._batches_seen % self.options.nns_every == 0:
+            self._decide(x)
+        self._batches_seen += 1
+        if self._current is None:
+            return False
+        self._trained[self._hidden][self._current] += 1
+        return True
+
+    def _decide(self, x: Tensor) -> None:
+        """Choose the mask that goes on training with the batch ``x`` (batch, channels, height, width)."""
+        before = self._current
+        if before is not None:
+            self._close()
+        masks = range(self.room(self._allocated))
+        for mask in masks[self._allocated :]:
+            multitask.begin_task(self.model, mask, self.rng)
+            multitask.end_task(self.model)
+        self.model.eval()
+        gradient = alpha_gradients(self.model, masks, uniform(len(masks), x.device), x[None], entropy)[0]
+        self.model.train()
+        strength, nearest = (len(masks) * (-gradient).softmax(0)).max(dim=0)
+        new = bool(strength < 1 + self.options.nns_epsilon) or int(nearest) >= self._allocated
+        if not new:
+            kind, mask = GO_ON, int(nearest)
+        elif self._allocated < self.options.num_tasks:
+            kind, mask = ALLOCATE, self._allocated
+            self._allocated += 1
+        else:
+            kind, mask = SKIP, int(nearest)
+        self._note(kind, mask, float(strength))
+        if mask != before:
+            self._optimizer_state = {}
+        if kind == SKIP:
+            self._current = None
+            multitask.select_task(self.model, mask)  # for the tests in between
+        else:
+            self._open(mask)
+
+    def _note(self, kind: str, mask: int, strength: float) -> None:
+        hidden = self._hidden
+        first = all(decision.hidden_task != hidden for decision in self.decisions[-1:])
+        full = self._allocated == self.options.num_tasks and kind != ALLOCATE
+        if hidden in self._own:
+            right = kind == GO_ON and mask == self._own[hidden]
+        else:
+            right = kind == SKIP if full else first and kind == ALLOCATE
+        if kind == ALLOCATE:
+            self._own.setdefault(hidden, mask)
+        self.decisions.append(Decision(self._batches_seen, hidden, kind, mask, strength, right))
+
+    def _open(self, mask: int) -> None:
+        """Go on training ``mask`` where it was left; a new one starts from its initial scores."""
+        self.prepare(mask)
+        with torch.no_grad():
+            parameters = multitask.task_parameters(self.model)
+            for name, scores in self._scores.get(mask, {}).items():
+                parameters[name].copy_(scores)
+        if self._optimizer_state:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": self._optimizer_state})
+        self._current = mask
+        self._changed.add(mask)
+
+    def _close(self) -> None:
+        """Put the mask in training by: its bits into the model, all that it needs to go on into host memory."""
+        self._scores[self._current] = {
+            name: scores.detach().cpu().clone() for name, scores in multitask.task_parameters(self.model).items()
+        }
+        self._optimizer_state = {
+            index: {key: value.cpu().clone() for key, value in state.items() if isinstance(value, Tensor)}
+            for index, state in self.optimizer.state_dict()["state"].items()
+        }
+        multitask.end_task(self.model)
+
+    def task_record(self, task: int) -> dict[str, Tensor]:
+        decisions = [decision for decision in self.decisions if decision.hidden_task == task]
+        tensors = {
+            "state": torch.tensor([-1 if self._current is None else self._current, self._allocated, self._batches_seen]),
+            f"trained.{task}": torch.tensor(sorted(self._trained[task].items())).reshape(-1, 2),
+            f"decisions.{task}": torch.tensor(
+                [[d.batch, KINDS.index(d.decision), d.mask, d.strength, d.right] for d in decisions],
+                dtype=torch.float64,
+            ).reshape(-1, 5),
+        }
+        for mask in self._changed:
+            tensors |= {f"scores.{mask}.{name}": scores for name, scores in self._scores[mask].items()}
+        for index, state in self._optimizer_state.items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        return tensors
+
+    def load_task_record(self, task: int, tensors: dict[str, Tensor]) -> None:
+        self._optimizer_state = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "scores":
+                mask, _, parameter = rest.partition(".")
+                self._scores.setdefault(int(mask), {})[parameter] = tensor
+            elif kind == "optimizer":
+                index, _, key = rest.partition(".")
+                self._optimizer_state.setdefault(int(index), {})[key] = tensor
+            elif kind == "trained":
+                self._trained[task] = Counter(dict(tensor.tolist()))
+            elif kind == "decisions":
+                for batch, which, mask, strength, right in tensor.tolist():
+                    decision = Decision(int(batch), task, KINDS[int(which)], int(mask), strength, bool(right))
+                    self.decisions.append(decision)
+                    if decision.decision == ALLOCATE:
+                        self._own.setdefault(task, decision.mask)
+            elif kind == "state":
+                current, self._allocated, self._batches_seen = tensor.tolist()
+                self._current = None if current < 0 else current
+            else:
+                raise ValueError(f"trainer nns keeps no {name}")
+
+    def mask_of(self, task: int) -> int | None:
+        """The mask that most batches of the hidden task trained."""
+        most = self._trained[task].most_common(1)
+        return most[0][0] if most else None
+
+    def candidates(self, tasks: Sequence[int]) -> list[int]:
+        return list(range(self._allocated))
+
+    def tables(self) -> dict[str, str]:
+        """``nns.csv``: every decision."""
+        columns = [field.name for field in fields(Decision)]
+        return {"nns.csv": to_csv(columns, map(asdict, self.decisions))}
+
+    def note(self, task: int) -> str:
+        """Which masks the hidden task trained, and the share of right decisions so far."""
+        trained = self._trained[task]
+        text = ", ".join(f"{count} batches trained mask {mask}" for mask, count in trained.most_common())
+        if skipped := self.batches_done - trained.total():
+            text += f"{', ' if text else ''}{skipped} batches skipped, for they asked for more than the "
+            text += f"{self.options.num_tasks} masks of --num-tasks"
+        right = sum(decision.right for decision in self.decisions)
+        return (
+            f"hidden task {task}: {text}; {self._allocated} masks allocated; "
+            f"{right} of {len(self.decisions)} decisions right ({right / len(self.decisions):.1%})"
+        )
