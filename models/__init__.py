@@ -3,11 +3,21 @@
 from torch import nn
 
 from models.builder import Builder
+from models.gemresnet import GEMResNet18
 from models.init import INITIALISERS
 from models.modules import BN_TYPES, CONV_TYPES
+from models.resnet import ResNet18, ResNet50, ResNet101, WideResNet50_2
 from models.small import FC1024, LeNet
 
-MODELS: dict[str, type[nn.Module]] = {"LeNet": LeNet, "FC1024": FC1024}
+MODELS: dict[str, type[nn.Module]] = {
+    "LeNet": LeNet,
+    "FC1024": FC1024,
+    "GEMResNet18": GEMResNet18,
+    "ResNet18": ResNet18,
+    "ResNet50": ResNet50,
+    "ResNet101": ResNet101,
+    "WideResNet50_2": WideResNet50_2,
+}
 
 __all__ = ["BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS", "Builder", "get_model"]
 

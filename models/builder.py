@@ -3,7 +3,8 @@
 from torch import nn
 
 from models.init import initialise
-from models.modules import BN_TYPES, CONV_TYPES, LayerOptions
+from models.layers import LayerOptions
+from models.modules import BN_TYPES, CONV_TYPES, IndividualHeads
 from models.multitask import Rng
 
 
@@ -17,6 +18,8 @@ class Builder:
         bn_type: a key of ``BN_TYPES``.
         conv_init: a key of ``INITIALISERS``.
         mode, nonlinearity: of the Kaiming initialisers.
+        sparsity, er_sparsity: of top-k masks; see ``LayerOptions``.
+        individual_heads: whether the last layer has a weight of its own for each task.
     """
 
     def __init__(
@@ -28,9 +31,13 @@ class Builder:
         conv_init: str = "signed_constant",
         mode: str = "fan_in",
         nonlinearity: str = "relu",
+        sparsity: float = 0.5,
+        er_sparsity: bool = False,
+        individual_heads: bool = False,
     ):
         self._rng, self._init = rng, (conv_init, mode, nonlinearity)
-        self._options = LayerOptions(num_tasks)
+        self._options = LayerOptions(num_tasks, sparsity, er_sparsity)
+        self._individual_heads = individual_heads
         self._conv, self._bn = CONV_TYPES[conv_type], BN_TYPES[bn_type]
         self._convolutions = 0
 
@@ -57,6 +64,12 @@ class Builder:
     def conv7x7(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
         """A 7×7 convolution."""
         return self.conv(in_planes, out_planes, 7, stride)
+
+    def head(self, in_planes: int, out_planes: int) -> nn.Module:
+        """The last layer, a 1×1 convolution."""
+        if self._individual_heads:
+            return IndividualHeads(in_planes, out_planes, 1, 1, self._options)
+        return self.conv1x1(in_planes, out_planes)
 
     def batchnorm(self, planes: int) -> nn.Module:
         """Batch norm over ``planes`` channels."""

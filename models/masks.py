@@ -19,6 +19,41 @@ class Threshold(torch.autograd.Function):
         return gradient
 
 
+class TopK(torch.autograd.Function):
+    """All but the ``dropped`` smallest of ``|S|``, with the straight-through gradient (paper, section 3.2).
+
+    Exactly so many are dropped, also when scores are equal. They are found by selection, in time linear in their
+    number.
+    """
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, dropped: int) -> Tensor:
+        size = scores.detach().abs().flatten()
+        mask = torch.ones_like(size)
+        mask[size.topk(dropped, largest=False, sorted=False).indices] = 0
+        return mask.view_as(scores)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def dropped_weights(shape: torch.Size | tuple[int, ...], sparsity: float, er_sparsity: bool) -> int:
+    """How many weights of ``shape`` (out, in, kernel height, kernel width) a top-k mask drops.
+
+    Of ``n`` weights the fraction ``k`` is kept and ``int((1 - k) * n)`` dropped; ``k`` is ``sparsity``, or with
+    ``er_sparsity`` the Erdős–Rényi budget ``min(0.5, sparsity * (out + in) / n)`` (paper, section 4.1).
+
+    Raises:
+        ValueError: ``k`` is not in (0, 1].
+    """
+    n = math.prod(shape)
+    kept = min(0.5, sparsity * (shape[0] + shape[1]) / n) if er_sparsity else sparsity
+    if not 0 < kept <= 1:
+        raise ValueError(f"a mask cannot keep the fraction {kept} of its weights")
+    return int((1 - kept) * n)
+
+
 def initial_scores(shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Fresh scores of the weight's ``shape`` (out, in, ...): Kaiming-uniform with ``a = sqrt(5)``.
 

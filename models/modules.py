@@ -1,28 +1,19 @@
 """The layers that a flag can name."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import masks
+from models.layers import FloatStateModule, LayerOptions, convolve, load_into
 from models.multitask import SuperposedModule
+from models.norms import MultitaskNonAffineBN, NonAffineBN, NonAffineNoStatsBN, StandardBN
+from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 
 TILE_BYTES = 64 * 2**20  # unpacked masks in memory at once
-
-
-@dataclass(frozen=True)
-class LayerOptions:
-    """What every layer of a network is told.
-
-    Attributes:
-        num_tasks: for how many tasks a layer has room.
-    """
-
-    num_tasks: int
 
 
 class StandardConv(nn.Conv2d):
@@ -35,10 +26,28 @@ class StandardConv(nn.Conv2d):
         return convolve(x, self.weight, self.stride, self.padding)
 
 
-class FastMultitaskMaskConv(SuperposedModule):
-    """A convolution with a frozen random weight and, for each task, the mask ``M = [S >= 0]`` (GNs, GNu, NNs).
+class IndividualHeads(FloatStateModule):
+    """A convolution with a weight of its own for each task: the last layer of a network with ``--individual-heads``.
 
-    ``S`` exists only for the task in training; learned masks lie bit-packed in ``packed``, uint8
+    A fresh head starts as ``nn.Conv2d`` does, uniform in ``±1/√fan_in``.
+    """
+
+    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
+        super().__init__(options.num_tasks, head=(out_planes, in_planes, kernel_size, kernel_size))
+        self.stride, self.padding = stride, kernel_size // 2
+
+    def fresh(self, name: str, generator: torch.Generator) -> Tensor:
+        return masks.initial_scores(self.kept(name).shape[1:], generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, in, height, width) to (batch, out, height', width')."""
+        return convolve(x, self.value("head"), self.stride, self.padding)
+
+
+class MaskedConv(SuperposedModule):
+    """A convolution with a frozen random weight and, for each task, a mask made of real scores.
+
+    Scores exist only for the task in training; learned masks lie bit-packed in ``packed``, uint8
     (num_tasks, ceil(n / 8)) for ``n`` weights. The weight is a buffer that no checkpoint stores: its seed makes it
     again.
     """
@@ -49,10 +58,28 @@ class FastMultitaskMaskConv(SuperposedModule):
         self.stride, self.padding = stride, kernel_size // 2
         weight = torch.empty(out_planes, in_planes, kernel_size, kernel_size)
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("packed", torch.zeros(self.num_tasks, math.ceil(weight.numel() / 8), dtype=torch.uint8))
+        packed = torch.zeros(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
+        self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("effective", None, persistent=False)
         self.register_parameter("scores", None)
         self.task: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many masks the layer keeps."""
+        return self.num_tasks
+
+    def row(self, task: int) -> int:
+        """Where in ``packed`` the mask of ``task`` lies.
+
+        Raises:
+            IndexError: the layer has no such task.
+        """
+        return self.check_task(task)
+
+    @abstractmethod
+    def binarise(self, scores: Tensor) -> Tensor:
+        """The mask of ``scores``, zeros and ones of their shape and type; the gradient passes straight through."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
@@ -68,7 +95,7 @@ class FastMultitaskMaskConv(SuperposedModule):
             return self.effective
         if self.scores is None:
             raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
-        return self.weight * masks.Threshold.apply(self.scores)
+        return self.weight * self.binarise(self.scores)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task = self.check_task(task)
@@ -78,24 +105,21 @@ class FastMultitaskMaskConv(SuperposedModule):
 
     @torch.no_grad()
     def end_task(self) -> None:
-        self.packed[self.task] = masks.pack(masks.Threshold.apply(self.scores).flatten())
+        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.scores).flatten())
         self.scores = None
         self.select_task(self.task)
 
     def select_task(self, task: int) -> None:
-        self.effective = self.superposition([self.check_task(task)], torch.ones(1, device=self.weight.device))
+        self.effective = self.superposition([task], torch.ones(1, device=self.weight.device))
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         return {} if self.scores is None else {"scores": self.scores}
 
     def task_state(self, task: int) -> dict[str, Tensor]:
-        return {"mask": self.packed[self.check_task(task)]}
+        return {"mask": self.packed[self.row(task)]}
 
     def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
-        mask, place = state.get("mask"), self.packed[self.check_task(task)]
-        if set(state) != {"mask"} or mask.dtype != torch.uint8 or mask.shape != place.shape:
-            raise ValueError(f"a mask of this layer is {len(place)} bytes")
-        place.copy_(mask)
+        load_into(self.task_state(task), state)
 
     @torch.no_grad()
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
@@ -114,25 +138,56 @@ class FastMultitaskMaskConv(SuperposedModule):
         """The masks of ``tasks`` as float32 (tile, n), with the slice of ``tasks`` that each tile is."""
         n = self.weight.numel()
         for tile in masks.tiles(len(tasks), max(1, TILE_BYTES // (4 * n))):
-            yield tile, masks.unpack(self.packed[[self.check_task(task) for task in tasks[tile]]], n)
+            yield tile, masks.unpack(self.packed[[self.row(task) for task in tasks[tile]]], n)
 
 
-class StandardBN(nn.BatchNorm2d):
-    """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
+class FastMultitaskMaskConv(MaskedConv):
+    """A masked convolution that keeps the weights whose score is not negative, ``M = [S >= 0]`` (GNs, GNu, NNs)."""
 
-    def __init__(self, planes: int, options: LayerOptions):
-        super().__init__(planes)
+    def binarise(self, scores: Tensor) -> Tensor:
+        return masks.Threshold.apply(scores)
 
 
-def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:
-    """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is done as the one matrix product it is."""
-    if weight.shape[-2:] == (1, 1) == x.shape[-2:]:
-        return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
-    return F.conv2d(x, weight, stride=stride, padding=padding)
+class MultitaskMaskConv(MaskedConv):
+    """A masked convolution that keeps the fraction ``k`` of its weights with the largest ``|S|`` (GG).
+
+    ``dropped`` is the number of weights that are not kept: ``int((1 - k) * n)`` of ``n``.
+    """
+
+    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
+        super().__init__(in_planes, out_planes, kernel_size, stride, options)
+        self.dropped = masks.dropped_weights(self.weight.shape, options.sparsity, options.er_sparsity)
+
+    def binarise(self, scores: Tensor) -> Tensor:
+        return masks.TopK.apply(scores, self.dropped)
+
+
+class MaskConv(MultitaskMaskConv):
+    """A top-k masked convolution with room for one mask, whichever task it is: each task is a run of its own."""
+
+    rows = 1
+
+    def row(self, task: int) -> int:
+        if self.task != self.check_task(task):
+            raise IndexError(f"task {task} is not the one that this layer keeps: {self.task}")
+        return 0
+
+    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
+        self.task = self.check_task(task)
+        super().load_task_state(task, state)
 
 
 CONV_TYPES: dict[str, type[nn.Module]] = {
     "FastMultitaskMaskConv": FastMultitaskMaskConv,
+    "MultitaskMaskConv": MultitaskMaskConv,
+    "MaskConv": MaskConv,
     "StandardConv": StandardConv,
+    "BatchEnsembles": BatchEnsembles,
+    "VectorizedBatchEnsembles": VectorizedBatchEnsembles,
 }
-BN_TYPES: dict[str, type[nn.Module]] = {"StandardBN": StandardBN}
+BN_TYPES: dict[str, type[nn.Module]] = {
+    "StandardBN": StandardBN,
+    "NonAffineBN": NonAffineBN,
+    "NonAffineNoStatsBN": NonAffineNoStatsBN,
+    "MultitaskNonAffineBN": MultitaskNonAffineBN,
+}

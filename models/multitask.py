@@ -21,7 +21,10 @@ Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), 
 
 
 class MultitaskModule(nn.Module, ABC):
-    """A layer with a state for each of ``num_tasks`` tasks."""
+    """A layer with a state for each of ``num_tasks`` tasks.
+
+    What is kept for the tasks lies in buffers that are no part of the layer's ``state_dict``: ``task_state`` gives it.
+    """
 
     num_tasks: int
 
@@ -40,6 +43,14 @@ class MultitaskModule(nn.Module, ABC):
     @abstractmethod
     def task_parameters(self) -> dict[str, nn.Parameter]:
         """What the task in training trains, by name; empty when none is in training."""
+
+    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
+        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,).
+
+        Raises:
+            ValueError: there is none of such layers.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be superposed")
 
     @abstractmethod
     def task_state(self, task: int) -> dict[str, Tensor]:
@@ -79,6 +90,9 @@ class SuperposedModule(MultitaskModule):
     @abstractmethod
     def coefficient_gradients(self, tasks: Sequence[int], weight_gradients: Tensor) -> Tensor:
         """``∂L/∂alpha_i = ⟨∂L/∂W_eff, W_i⟩``: gradients (b, *weight shape) to (b, k)."""
+
+    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
+        self.effective = self.superposition(tasks, alphas)
 
 
 def _named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
@@ -124,11 +138,10 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
     Raises:
         ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
     """
-    layers = list(_named(model, MultitaskModule))
-    if not layers or not all(isinstance(module, SuperposedModule) for _, module in layers):
-        raise ValueError("a model is superposed through layers that all have a mask for each task")
-    for _, module in layers:
-        module.effective = module.superposition(tasks, alphas)
+    if not superposed_size(model):
+        raise ValueError("a model is superposed through layers that have a mask for each task; this one has none")
+    for _, module in _named(model, MultitaskModule):
+        module.superpose(tasks, alphas)
 
 
 def coefficient_gradients(model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]) -> Tensor:
@@ -200,7 +213,7 @@ def load_task_state(model: nn.Module, task: int, state: dict[str, Tensor]) -> No
 
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
     """All that tasks share and that training may change: weights, statistics of batch norm; by name."""
-    own = {f"{name}.{key}" for name, module in _named(model, MultitaskModule) for key in module.state_dict()}
+    own = task_parameters(model)
     return {name: value for name, value in model.state_dict().items() if name not in own}
 
 

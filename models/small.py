@@ -20,9 +20,9 @@ class FullyConnected(nn.Module):
         super().__init__()
         sizes = (math.prod(input_shape), *widths, output_size)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers += [builder.conv1x1(inputs, outputs), builder.activation()]
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = nn.Sequential(*layers, builder.head(*sizes[-2:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, output_size)."""

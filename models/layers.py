@@ -1,0 +1,114 @@
+"""What the files of layers share: the options every layer is told, the convolution, float state for each task."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.multitask import MultitaskModule
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """What every layer of a network is told.
+
+    Attributes:
+        num_tasks: for how many tasks a layer has room.
+        sparsity: of top-k masks, the fraction of the weights that is kept; with ``er_sparsity`` the multiplier of the
+            Erdős–Rényi budget.
+        er_sparsity: whether each layer has its own kept fraction ``min(0.5, sparsity * (out + in) / n)``, ``n`` its
+            weights.
+    """
+
+    num_tasks: int
+    sparsity: float = 0.5
+    er_sparsity: bool = False
+
+
+def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:
+    """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is done as the one matrix product it is."""
+    if weight.shape[-2:] == (1, 1) == x.shape[-2:]:
+        return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
+    return F.conv2d(x, weight, stride=stride, padding=padding)
+
+
+class FloatStateModule(MultitaskModule):
+    """A layer whose state for a task is one or more trained float tensors, such as the vectors of BatchE or a head.
+
+    A tensor ``<name>`` is a parameter while its task is in training; learned ones lie in the buffer ``kept_<name>``,
+    float32 (num_tasks, *shape).
+
+    Args:
+        num_tasks: for how many tasks there is room.
+        shapes: of each tensor, by name.
+    """
+
+    def __init__(self, num_tasks: int, **shapes: tuple[int, ...]):
+        super().__init__()
+        self.num_tasks, self.names = num_tasks, tuple(shapes)
+        for name, shape in shapes.items():
+            self.register_parameter(name, None)
+            self.register_buffer(f"kept_{name}", torch.zeros(num_tasks, *shape), persistent=False)
+        self.task: int | None = None  # in training, or trained last
+        self.selected: int | None = None  # None: compute as the task in training
+
+    @abstractmethod
+    def fresh(self, name: str, generator: torch.Generator) -> Tensor:
+        """How the tensor ``name`` of a new task starts."""
+
+    def value(self, name: str) -> Tensor:
+        """The tensor in use: that of the selected task, or of the one in training.
+
+        Raises:
+            RuntimeError: no task was begun or selected.
+        """
+        if self.selected is not None:
+            return self.kept(name)[self.selected]
+        if getattr(self, name) is None:
+            raise RuntimeError("a layer with a state for each task computes once a task is begun or selected")
+        return getattr(self, name)
+
+    def kept(self, name: str) -> Tensor:
+        """The tensors ``name`` of all tasks (num_tasks, *shape)."""
+        return getattr(self, f"kept_{name}")
+
+    def begin_task(self, task: int, generator: torch.Generator) -> None:
+        self.task, self.selected = self.check_task(task), None
+        for name in self.names:
+            setattr(self, name, nn.Parameter(self.fresh(name, generator).to(self.kept(name).device)))
+
+    @torch.no_grad()
+    def end_task(self) -> None:
+        for name in self.names:
+            self.kept(name)[self.task] = getattr(self, name)
+            setattr(self, name, None)
+        self.select_task(self.task)
+
+    def select_task(self, task: int) -> None:
+        self.selected = self.check_task(task)
+
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        parameters = {name: getattr(self, name) for name in self.names}
+        return {name: parameter for name, parameter in parameters.items() if parameter is not None}
+
+    def task_state(self, task: int) -> dict[str, Tensor]:
+        return {name: self.kept(name)[self.check_task(task)] for name in self.names}
+
+    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
+        load_into(self.task_state(task), state)
+
+
+def load_into(places: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Copy tensors to their places, by name.
+
+    Raises:
+        ValueError: the names, a shape or a type are not those of the places.
+    """
+    if set(state) != set(places):
+        raise ValueError(f"a layer of this kind keeps {', '.join(places)} for a task")
+    for name, place in places.items():
+        if state[name].dtype != place.dtype or state[name].shape != place.shape:
+            raise ValueError(f"{name} of this layer is {place.dtype} {tuple(place.shape)}")
+        place.copy_(state[name])

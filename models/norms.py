@@ -1,0 +1,79 @@
+"""Batch norms. Those without affine parameters have nothing to train: their statistics are all they keep."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import LayerOptions, load_into
+from models.multitask import MultitaskModule
+
+
+class StandardBN(nn.BatchNorm2d):
+    """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__(planes)
+
+
+class NonAffineBN(nn.BatchNorm2d):
+    """Batch norm without affine parameters; the running statistics are shared by the tasks."""
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__(planes, affine=False)
+
+
+class NonAffineNoStatsBN(nn.BatchNorm2d):
+    """Batch norm that keeps nothing: it normalises by the batch's own statistics, also in evaluation."""
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__(planes, affine=False, track_running_stats=False)
+
+
+class MultitaskNonAffineBN(MultitaskModule):
+    """Batch norm without affine parameters, with running statistics for each task.
+
+    ``means`` and ``variances`` are float32 (num_tasks, planes). The task in training updates its own as it goes; a
+    learned task's never change again. Superposed tasks have no statistics of their own: the batch's are used.
+    """
+
+    momentum, eps = 0.1, 1e-5  # as nn.BatchNorm2d
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__()
+        self.num_tasks = options.num_tasks
+        self.register_buffer("means", torch.zeros(self.num_tasks, planes), persistent=False)
+        self.register_buffer("variances", torch.ones(self.num_tasks, planes), persistent=False)
+        self.task: int | None = None  # None: superposed
+        self.learning = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, planes, height, width), normalised."""
+        if self.task is None:
+            return F.batch_norm(x, None, None, training=True, eps=self.eps)
+        mean, variance = self.means[self.task], self.variances[self.task]
+        return F.batch_norm(
+            x, mean, variance, training=self.training and self.learning, momentum=self.momentum, eps=self.eps
+        )
+
+    def begin_task(self, task: int, generator: torch.Generator) -> None:
+        self.task, self.learning = self.check_task(task), True
+        self.means[task].fill_(0)
+        self.variances[task].fill_(1)
+
+    def end_task(self) -> None:
+        self.learning = False
+
+    def select_task(self, task: int) -> None:
+        self.task, self.learning = self.check_task(task), False
+
+    def superpose(self, tasks, alphas: Tensor) -> None:
+        self.task, self.learning = None, False
+
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        return {}
+
+    def task_state(self, task: int) -> dict[str, Tensor]:
+        return {"mean": self.means[self.check_task(task)], "variance": self.variances[task]}
+
+    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
+        load_into(self.task_state(task), state)
