@@ -102,6 +102,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--data", metavar="DIR", help="parent folder of the data sets (digits need none)")
     add("--num-tasks", type=_number(int, 1, 10**6), help="number of tasks (default: the set's own)")
     add(
+        "--stream-tasks",
+        type=_number(int, 1, 10**6),
+        metavar="N",
+        help="hidden tasks that the nns trainer meets; --num-tasks is then its budget of masks (default: as many)",
+    )
+    add(
         "--task-eval",
         type=_number(int, 0),
         metavar="TASK",
@@ -151,6 +157,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
     add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
 
+    group = parser.add_argument_group("training without task identity (trainer nns)")
+    add = group.add_argument
+    add("--nns-every", type=_number(int, 1), default=100, help="batches from one decision to the next")
+    add(
+        "--nns-epsilon",
+        type=_number(float, 0),
+        default=0.125,
+        help="the data are new if k * max(softmax of the negative gradient) is less than 1 + this",
+    )
+
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
     add(
@@ -173,6 +189,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--real-neurons", type=_number(int, 1), default=10, help="outputs that are classes (objective G)")
     add("--log-base", type=_number(float, 1, low_allowed=False), default=2.0, help="of binary inference")
+    add(
+        "--adapt-lr",
+        type=_number(float, 0, low_allowed=False),
+        metavar="LR",
+        help="learning rate of inference (default: 0.1 for se_gradient_minimization, 500 for hopfield_recovery)",
+    )
+    add("--adapt-steps", type=_number(int, 1), default=10, help="steps of se_gradient_minimization")
+    add("--gamma", type=_number(float, 0), default=1.5e-3, help="weight of the energy in hopfield_recovery")
     add(
         "--unshared-labels",
         action=argparse.BooleanOptionalAction,
@@ -269,7 +293,21 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.task_eval is not None and args.num_tasks is not None and args.task_eval >= args.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
+    if args.trainer == "nns":
+        _check_nns(args)
+    elif args.stream_tasks is not None:
+        raise UserError(f"--stream-tasks {args.stream_tasks}: only --trainer nns has hidden tasks; say --num-tasks")
     if args.log_dir is None:
         args.log_dir = str(PROJECT / "runs" / "main")
     if args.name is None:
         args.name = f"{args.set}-{args.model}-seed={args.seed}"
+
+
+def _check_nns(args: argparse.Namespace) -> None:
+    """What a learner that knows no task cannot be told."""
+    if args.adaptor in ("gt", "hopfield_recovery"):
+        raise UserError(f"--adaptor {args.adaptor}: trainer nns infers tasks; say se_oneshot_entropy_minimization")
+    if args.unshared_labels:
+        raise UserError("--unshared-labels: trainer nns needs labels that tasks share; say --no-unshared-labels")
+    if args.task_eval is not None:
+        raise UserError(f"--task-eval {args.task_eval}: trainer nns learns the stream as a whole; leave it out")

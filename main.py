@@ -4,7 +4,8 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from functools import partial
@@ -18,7 +19,7 @@ from args import PROJECT, parse_arguments
 from data import DATASETS
 from data.base import TaskDataset
 from models import Builder, get_model, multitask
-from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, evaluate
+from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
 from utils.checkpoint import Checkpoint, Record
 from utils.errors import UserError
 from utils.results import Results, to_csv, write_whole
@@ -48,20 +49,21 @@ def run(args: Namespace) -> None:
     device = set_up(args)
     data = DATASETS[args.set](
         args.data,
-        num_tasks=args.num_tasks,
+        num_tasks=args.stream_tasks or args.num_tasks,
         seed=args.seed,
         batch_size=args.batch_size,
         test_batch_size=args.test_batch_size,
         device=device,
     )
-    args.num_tasks = data.num_tasks
+    args.num_tasks = args.num_tasks or data.num_tasks
     rng = partial(generator, args.seed)
-    builder = Builder(rng, data.num_tasks, args.conv_type, args.bn_type, args.conv_init, args.mode, args.nonlinearity)
+    room = TRAINERS[args.trainer].room(args.num_tasks)
+    builder = Builder(rng, room, args.conv_type, args.bn_type, args.conv_init, args.mode, args.nonlinearity)
     model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
     trainer = TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
     check(args, data, model, trainer)
 
-    memory = Memory(args, model)
+    memory = Memory(args, model, trainer)
     memory.restore()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
@@ -103,8 +105,7 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs")
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
-    if args.adaptor != "gt" and not multitask.superposed_size(model):
-        raise UserError(f"--adaptor {args.adaptor}: --conv-type {args.conv_type} has no masks to superpose; say gt")
+    check_adaptor(args.adaptor, model)
     if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
@@ -114,7 +115,7 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
 
 def tasks_to_learn(args: Namespace) -> Sequence[int]:
     """The tasks of this run, in their order."""
-    return range(args.num_tasks) if args.task_eval is None else [args.task_eval]
+    return range(args.stream_tasks or args.num_tasks) if args.task_eval is None else [args.task_eval]
 
 
 def learn(
@@ -134,7 +135,10 @@ def learn(
         if count in due and count not in memory.evaluations:
             bar = partial(progress, description=f"evaluation after {count}", unit="task")
             options = _pick(InferenceOptions, args)
-            memory.keep_evaluation(evaluate(model, data, memory.learned, args.adaptor, options, bar))
+            masks = trainer.candidates(memory.learned)
+            memory.keep_evaluation(
+                evaluate(model, data, memory.learned, args.adaptor, options, bar, trainer.mask_of, masks)
+            )
 
     evaluate_if_due()  # a run may have been cut short between learning and evaluation
     todo = [task for task in tasks if task not in memory.learned]
@@ -151,9 +155,10 @@ def learn(
             folder.tensorboard.add_scalar("val/accuracy", accuracies[-1], step)
             if trainer.reached_limit:
                 break
-        trainer.end_task()
-        memory.keep_task(task, accuracies)
+        memory.keep_task(task, accuracies, trainer.end_task())
         folder.log(f"task {task}: accuracy {accuracies[-1]:.4f}, {time.perf_counter() - started:.1f} s")
+        if note := trainer.note(task):
+            folder.log(note)
         evaluate_if_due()
 
 
@@ -168,14 +173,16 @@ class Memory:
         evaluations: the scores of the tasks, by the number of tasks learned.
     """
 
-    def __init__(self, args: Namespace, model: nn.Module):
-        self.args, self.model = args, model
+    def __init__(self, args: Namespace, model: nn.Module, trainer: DefaultTrainer):
+        self.args, self.model, self.trainer = args, model, trainer
         self.learned: list[int] = []
         self.evaluations: dict[int, list[TaskScore]] = {}
         self._rows: list[dict] = []
         self._settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL_FLAGS}
         self._damaged = 0
-        self._shared_saved: dict[str, torch.Tensor] = {}
+        # What all tasks share starts as the seed makes it, so only what has changed since is worth a place on the disk.
+        self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
+        self._checkpoint: Checkpoint | None = None
 
     def restore(self) -> None:
         """Load the checkpoint that ``--resume`` names; without one, nothing.
@@ -190,7 +197,8 @@ class Memory:
         path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
         if args.resume is None or not (args.resume or path.exists()):
             return
-        records, self._damaged = Checkpoint(path).read()
+        self._checkpoint = Checkpoint(path)
+        records, self._damaged = self._checkpoint.read()
         for record in records:
             self._recall(record, path)
 
@@ -206,16 +214,17 @@ class Memory:
             if differing:
                 raise UserError(f"{path} is a checkpoint of other settings: {'; '.join(differing)}")
         elif record.kind == "task":
-            own = {name[4:]: value for name, value in record.tensors.items() if name.startswith("own.")}
-            shared = {name[7:]: value for name, value in record.tensors.items() if name.startswith("shared.")}
+            parts = _parts(record.tensors)
             try:
-                multitask.load_task_state(self.model, values["task"], own)
-                multitask.load_shared_state(self.model, shared)
+                for mask in values["masks"]:
+                    multitask.load_task_state(self.model, mask, parts[f"own.{mask}"])
+                multitask.load_shared_state(self.model, parts["shared"])
+                self.trainer.load_task_record(values["task"], parts["trainer"])
             except (ValueError, IndexError) as error:
                 raise UserError(f"{path} does not fit this network: {error}") from None
             self.learned.append(values["task"])
             self._rows.append(values["row"])
-            self._shared_saved |= shared
+            self._shared_saved |= parts["shared"]
         elif record.kind == "evaluation":
             scores = [TaskScore(**score) for score in values["scores"]]
             self.evaluations[len(scores)] = scores
@@ -223,7 +232,9 @@ class Memory:
 
     def open(self, folder: RunFolder) -> None:
         """Begin to write in the run's folder, and bring what lies there up to the checkpoint."""
-        self.folder, self._checkpoint = folder, Checkpoint(folder.checkpoint)
+        self.folder = folder
+        if self._checkpoint is None:
+            self._checkpoint = Checkpoint(folder.checkpoint)
         self._results = Results(Path(self.args.log_dir) / "results.csv")
         if self._damaged:
             folder.log(
@@ -235,12 +246,18 @@ class Memory:
             folder.log(f"going on after {len(self.learned)} learned tasks")
             self._results.complete(self._rows)
             self._write_evaluations()
+            self._write_tables()
         self._write_settings()
         if not self._checkpoint.has_records():
             self._checkpoint.append(Record("run", {"settings": self._settings}))
 
-    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
-        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
+    def keep_task(self, task: int, accuracies: Sequence[float], masks: Sequence[int]) -> None:
+        """Keep a task that was just learned.
+
+        Args:
+            accuracies: after each of its epochs, with the task given.
+            masks: which of the model's tasks were trained.
+        """
         self.learned.append(task)
         row = self._row(
             f"task {task} when just learned",
@@ -256,32 +273,42 @@ class Memory:
             if name not in self._shared_saved or not torch.equal(value.cpu(), self._shared_saved[name])
         }
         self._shared_saved |= {name: value.detach().cpu().clone() for name, value in shared.items()}
-        tensors = {f"own.{name}": value for name, value in multitask.task_state(self.model, task).items()}
-        tensors |= {f"shared.{name}": value for name, value in shared.items()}
-        self._checkpoint.append(Record("task", {"task": task, "row": row}, tensors))
+        tensors = {f"shared.{name}": value for name, value in shared.items()}
+        tensors |= {f"trainer.{name}": value for name, value in self.trainer.task_record(task).items()}
+        for mask in masks:
+            own = multitask.task_state(self.model, mask)
+            tensors |= {f"own.{mask}.{name}": value for name, value in own.items()}
+        self._checkpoint.append(Record("task", {"task": task, "masks": list(masks), "row": row}, tensors))
+        self._write_tables()
         self._results.add([row])
         if len(self.learned) == 1:
             self._write_settings()
-            kept = multitask.kept_fractions(self.model, task)
+            kept = self._kept_fractions()
             self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
 
     def keep_evaluation(self, scores: list[TaskScore]) -> None:
         """Keep how all tasks learned so far were answered."""
         count = len(scores)
-        given = fmean(score.given for score in scores)
-        means = {"Accuracy Given": given}
-        if scores[0].adapted is not None:
-            means["Accuracy Adapted"] = fmean(score.adapted for score in scores)
-            means["Share Inferred Right"] = fmean(score.inferred_right for score in scores)
-        value = means.get("Accuracy Adapted", given)
+        columns = {
+            "Accuracy Given": mean(score.given for score in scores),
+            "Accuracy Adapted": mean(score.adapted for score in scores),
+            "Share Inferred Right": mean(score.inferred_right for score in scores),
+        }
+        means = {name: value for name, value in columns.items() if value is not None}
+        value = means.get("Accuracy Adapted", columns["Accuracy Given"])
         how = "given" if self.args.adaptor == "gt" else "inferred"
         row = self._row(f"mean over the {count} tasks learned so far, task {how}", value, value, **means)
         self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
         self._results.add([row])
         self._write_evaluations()
-        for name, mean in means.items():
-            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", mean, count)
+        for name, value in means.items():
+            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", value, count)
+        for score in scores:
+            for step in score.steps:
+                self.folder.tensorboard.add_scalar(
+                    f"recovery after {count}/hamming distance of task {score.task}", step["hamming"], step["step"]
+                )
         self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
 
     def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
@@ -296,26 +323,39 @@ class Memory:
             "Scenario": scenario(args),
             "Tasks Learned": len(self.learned),
             "Seed": args.seed,
-            "Bytes": sum(multitask.task_bytes(self.model, task) for task in self.learned[-1:]) * len(self.learned),
+            "Bytes": sum(multitask.task_bytes(self.model, mask) for mask in self.trainer.candidates(self.learned)),
             **more,
         }
 
     def _write_evaluations(self) -> None:
-        columns = ["tasks_learned", *(field.name for field in fields(TaskScore))]
-        rows = [
-            {"tasks_learned": count, **asdict(score)}
-            for count, scores in sorted(self.evaluations.items())
-            for score in scores
-        ]
-        write_whole(self.folder.path / "adapt_results.csv", to_csv(columns, rows))
+        """``adapt_results.csv``, a row a task; and ``hopfield.csv``, a row a step of recovery."""
+        rows, steps = [], []
+        for count, scores in sorted(self.evaluations.items()):
+            for score in scores:
+                row = {"tasks_learned": count, **asdict(score)}
+                about = {name: row[name] for name in ("tasks_learned", "task")}
+                steps += [about | step for step in row.pop("steps")]
+                rows.append(row)
+        for name, table in (("adapt_results.csv", rows), ("hopfield.csv", steps)):
+            if table:
+                write_whole(self.folder.path / name, to_csv(list(table[0]), table))
 
     def _write_settings(self) -> None:
-        kept = multitask.kept_fractions(self.model, self.learned[0]) if self.learned else {}
-        self.folder.write_settings(vars(self.args), PROJECT, kept_fraction=kept)
+        self.folder.write_settings(vars(self.args), PROJECT, kept_fraction=self._kept_fractions())
+
+    def _kept_fractions(self) -> dict[str, float]:
+        mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
+        return {} if mask is None else multitask.kept_fractions(self.model, mask)
+
+    def _write_tables(self) -> None:
+        for name, text in self.trainer.tables().items():
+            write_whole(self.folder.path / name, text)
 
 
 def scenario(args: Namespace) -> str:
     """The three letters of the paper: is the task given in training, at inference; are labels shared."""
+    if args.trainer == "nns":
+        return "NNs"
     if args.adaptor == "gt":
         return "GG"
     return "GNu" if args.unshared_labels else "GNs"
@@ -326,19 +366,39 @@ def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
     scores = memory.evaluations[len(memory.learned)]
     lines = [f"{'task':>6}  {'accuracy given':>14}  {'inferred':>8}  {'batches inferred right':>22}"]
 
-    def line(task: str, given: float, adapted: float | None, right: float | None) -> str:
-        inferred = "" if adapted is None else f"  {adapted:>8.4f}  {right:>22.1%}"
-        return f"{task:>6}  {given:>14.4f}{inferred}"
+    def line(task: str, *values: float | None) -> str:
+        formats = ("{:>14.4f}", "{:>8.4f}", "{:>22.1%}")
+        return "  ".join(
+            [f"{task:>6}", *("" if v is None else f.format(v) for f, v in zip(formats, values, strict=True))]
+        )
 
-    for index, score in enumerate(scores):
+    columns = [[getattr(score, name) for score in scores] for name in ("given", "adapted", "inferred_right")]
+    for index, (score, *values) in enumerate(zip(scores, *columns, strict=True)):
         if index < 10 or index >= len(scores) - 10:
-            lines.append(line(str(score.task), score.given, score.adapted, score.inferred_right))
+            lines.append(line(str(score.task), *values))
         elif index == 10:
             lines.append("   ...")
-    columns = list(zip(*((s.given, s.adapted, s.inferred_right) for s in scores), strict=True))
-    lines.append(line("mean", *(None if None in column else fmean(column) for column in columns)))
+    lines.append(line("mean", *map(mean, columns)))
     folder.log("\n".join(lines))
     folder.log(f"results: {Path(args.log_dir) / 'results.csv'}; this run: {folder.path}")
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are there; None if there is none."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
+
+
+def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of a task's record by what they belong to: ``shared``, ``trainer`` and ``own.<mask>`` for each mask."""
+    parts = defaultdict(dict)
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == "own":
+            mask, _, rest = rest.partition(".")
+            part = f"own.{mask}"
+        parts[part][rest] = tensor
+    return parts
 
 
 def _pick(kind: type, args: Namespace):

@@ -7,11 +7,12 @@ from models.gemresnet import GEMResNet18
 from models.init import INITIALISERS
 from models.modules import BN_TYPES, CONV_TYPES
 from models.resnet import ResNet18, ResNet50, ResNet101, WideResNet50_2
-from models.small import FC1024, LeNet
+from models.small import FC1024, BNNet, LeNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "LeNet": LeNet,
     "FC1024": FC1024,
+    "BNNet": BNNet,
     "GEMResNet18": GEMResNet18,
     "ResNet18": ResNet18,
     "ResNet50": ResNet50,

@@ -1,5 +1,7 @@
 """The one place that knows which layers a network is made of."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from models.init import initialise
@@ -36,14 +38,15 @@ class Builder:
         individual_heads: bool = False,
     ):
         self._rng, self._init = rng, (conv_init, mode, nonlinearity)
-        self._options = LayerOptions(num_tasks, sparsity, er_sparsity)
+        self._options = LayerOptions(num_tasks, sparsity, er_sparsity, rng)
         self._individual_heads = individual_heads
         self._conv, self._bn = CONV_TYPES[conv_type], BN_TYPES[bn_type]
         self._convolutions = 0
 
     def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
         """A convolution without bias, padded so that stride 1 keeps height and width."""
-        layer = self._conv(in_planes, out_planes, kernel_size, stride, self._options)
+        options = replace(self._options, number=self._convolutions)
+        layer = self._conv(in_planes, out_planes, kernel_size, stride, options)
         name, mode, nonlinearity = self._init
         initialise(layer.weight, name, self._rng("weight", self._convolutions), mode, nonlinearity)
         self._convolutions += 1

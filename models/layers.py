@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.multitask import MultitaskModule
+from models.multitask import MultitaskModule, Rng
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,15 @@ class LayerOptions:
             Erdős–Rényi budget.
         er_sparsity: whether each layer has its own kept fraction ``min(0.5, sparsity * (out + in) / n)``, ``n`` its
             weights.
+        rng: a key to a generator, for what a layer draws beside its weight and its tasks' initial state.
+        number: the layer's place among the convolutions of its network.
     """
 
     num_tasks: int
     sparsity: float = 0.5
     er_sparsity: bool = False
+    rng: Rng | None = None
+    number: int = 0
 
 
 def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from models import masks
+from models.hopfield import FastHopMaskBN
 from models.layers import FloatStateModule, LayerOptions, convolve, load_into
 from models.multitask import SuperposedModule
 from models.norms import MultitaskNonAffineBN, NonAffineBN, NonAffineNoStatsBN, StandardBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
+from models.rotation import PSPRotation
 
 TILE_BYTES = 64 * 2**20  # unpacked masks in memory at once
 
@@ -179,15 +181,18 @@ class MaskConv(MultitaskMaskConv):
 
 CONV_TYPES: dict[str, type[nn.Module]] = {
     "FastMultitaskMaskConv": FastMultitaskMaskConv,
+    "StackedFastMultitaskMaskConv": FastMultitaskMaskConv,  # the original's name for it with NNs
     "MultitaskMaskConv": MultitaskMaskConv,
     "MaskConv": MaskConv,
     "StandardConv": StandardConv,
     "BatchEnsembles": BatchEnsembles,
     "VectorizedBatchEnsembles": VectorizedBatchEnsembles,
+    "PSPRotation": PSPRotation,
 }
 BN_TYPES: dict[str, type[nn.Module]] = {
     "StandardBN": StandardBN,
     "NonAffineBN": NonAffineBN,
     "NonAffineNoStatsBN": NonAffineNoStatsBN,
     "MultitaskNonAffineBN": MultitaskNonAffineBN,
+    "FastHopMaskBN": FastHopMaskBN,
 }

@@ -78,9 +78,13 @@ class MultitaskModule(nn.Module, ABC):
 class SuperposedModule(MultitaskModule):
     """A multitask layer whose weight is ``W_i = W ⊙ M^i``, so that weights of several tasks can be superposed.
 
-    While a task is selected or tasks are superposed, ``effective`` holds the weight in use.
+    Attributes:
+        effective: the superposed weight while tasks are superposed; else a layer may keep the selected task's there,
+            or None.
+        masked: whether the ``M^i`` are masks; else they are real matrices, none of whose weights is dropped.
     """
 
+    masked = True
     effective: Tensor | None
 
     @abstractmethod
@@ -93,6 +97,26 @@ class SuperposedModule(MultitaskModule):
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         self.effective = self.superposition(tasks, alphas)
+
+
+class RecoveringModule(MultitaskModule):
+    """A multitask layer that can recover a task's mask from a memory whose size does not grow with the tasks."""
+
+    @abstractmethod
+    def begin_recovery(self) -> nn.Parameter:
+        """Compute with a mask made of scores that start from what all tasks have in common; returns the scores."""
+
+    @abstractmethod
+    def end_recovery(self) -> None:
+        """Compute with the recovered mask from now on."""
+
+    @abstractmethod
+    def energy(self) -> Tensor:
+        """How little the mask in use looks like one that is stored: a scalar with a gradient."""
+
+    @abstractmethod
+    def hamming_distance(self, task: int) -> int:
+        """In how many places the mask in use differs from that of ``task``."""
 
 
 def _named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
@@ -158,6 +182,33 @@ def coefficient_gradients(model: nn.Module, tasks: Sequence[int], weight_gradien
         module.coefficient_gradients(tasks, weight_gradients[f"{name}.effective"])
         for name, module in _named(model, SuperposedModule)
     )
+
+
+def begin_recovery(model: nn.Module) -> list[nn.Parameter]:
+    """Start to recover a mask in every layer that can; returns the scores."""
+    return [module.begin_recovery() for _, module in _named(model, RecoveringModule)]
+
+
+def end_recovery(model: nn.Module) -> None:
+    """Compute with the recovered mask in every layer."""
+    for _, module in _named(model, RecoveringModule):
+        module.end_recovery()
+
+
+def energy(model: nn.Module) -> Tensor:
+    """The energy of the masks in use, summed over the layers (paper, section 3.6)."""
+    return sum(module.energy() for _, module in _named(model, RecoveringModule))
+
+
+def hamming_distance(model: nn.Module, task: int) -> int:
+    """In how many places the masks in use differ from those of ``task``, all layers together."""
+    return sum(module.hamming_distance(task) for _, module in _named(model, RecoveringModule))
+
+
+def can_recover(model: nn.Module) -> bool:
+    """Whether masks can be recovered: every layer with a state for each task can."""
+    layers = [module for _, module in _named(model, MultitaskModule)]
+    return bool(layers) and all(isinstance(module, RecoveringModule) for module in layers)
 
 
 def has_tasks(model: nn.Module) -> bool:
@@ -239,6 +290,8 @@ def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
     """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
     kept, sizes = {}, {}
     for name, module in _named(model, SuperposedModule):
+        if not module.masked:
+            continue
         weight = module.superposition([task], torch.ones(1, device=module.weight.device))
         kept[name], sizes[name] = int(weight.count_nonzero()), weight.numel()
     fractions = {name: kept[name] / sizes[name] for name in kept}

@@ -8,7 +8,7 @@ from models.builder import Builder
 
 
 class FullyConnected(nn.Module):
-    """Fully connected layers with ReLU between them, no bias.
+    """Fully connected layers without bias; between them what ``between`` says, here ReLU.
 
     Args:
         widths: units of the hidden layers.
@@ -21,8 +21,12 @@ class FullyConnected(nn.Module):
         sizes = (math.prod(input_shape), *widths, output_size)
         layers: list[nn.Module] = []
         for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
-            layers += [builder.conv1x1(inputs, outputs), builder.activation()]
+            layers += [builder.conv1x1(inputs, outputs), *self.between(builder, outputs)]
         self.layers = nn.Sequential(*layers, builder.head(*sizes[-2:]))
+
+    def between(self, builder: Builder, width: int) -> list[nn.Module]:
+        """What follows a hidden layer of ``width`` units."""
+        return [builder.activation()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, output_size)."""
@@ -41,3 +45,13 @@ class FC1024(FullyConnected):
 
     def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
         super().__init__(builder, (1024, 1024), input_shape, output_size)
+
+
+class BNNet(FullyConnected):
+    """Two hidden layers of 2,048 units, each with batch norm and Swish: the network of HopSupSup."""
+
+    def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
+        super().__init__(builder, (2048, 2048), input_shape, output_size)
+
+    def between(self, builder: Builder, width: int) -> list[nn.Module]:
+        return [builder.batchnorm(width), nn.SiLU()]

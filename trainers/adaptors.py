@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models import multitask
 from models.masks import tiles
 from trainers import hopfield
+from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -213,10 +214,10 @@ ADAPTORS: dict[str, Adaptor | None] = {
     "gt": None,
     "se_oneshot_entropy_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, entropy),
     "se_oneshot_g_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, _superfluous(o)),
-    "se_binary_entropy_minimization": lambda model, tasks, images, o: binary(
-        model, tasks, images, entropy, o.log_base
+    "se_binary_entropy_minimization": lambda model, tasks, images, o: binary(model, tasks, images, entropy, o.log_base),
+    "se_binary_g_minimization": lambda model, tasks, images, o: binary(
+        model, tasks, images, _superfluous(o), o.log_base
     ),
-    "se_binary_g_minimization": lambda model, tasks, images, o: binary(model, tasks, images, _superfluous(o), o.log_base),
     "se_gradient_minimization": lambda model, tasks, images, o: gradient_descent(
         model, tasks, images, entropy, o.adapt_lr or ALPHA_LR, o.adapt_steps
     ),
@@ -226,6 +227,22 @@ ADAPTORS: dict[str, Adaptor | None] = {
     ),
     RECOVERY: None,
 }
+
+
+def check_adaptor(adaptor: str, model: nn.Module) -> None:
+    """See that the model can be tested so.
+
+    Raises:
+        UserError: its layers cannot what the adaptor needs.
+    """
+    if adaptor == RECOVERY:
+        fits, need = multitask.can_recover(model), "masks in a Hopfield network: --model BNNet, --bn-type FastHopMaskBN"
+    elif adaptor.startswith("se_be_"):
+        fits, need = multitask.has_tasks(model), "a --conv-type with a state for each task"
+    else:
+        fits, need = adaptor == "gt" or multitask.superposed_size(model), "a --conv-type that can be superposed"
+    if not fits:
+        raise UserError(f"--adaptor {adaptor}: it needs {need}; or say gt")
 
 
 @dataclass
@@ -363,9 +380,7 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     return score
 
 
-def _recover(
-    model: nn.Module, data, task: int, tasks: Sequence[int], options: InferenceOptions
-) -> TaskScore:
+def _recover(model: nn.Module, data, task: int, tasks: Sequence[int], options: InferenceOptions) -> TaskScore:
     """How ``task`` is answered with its own mask, and with the one that is recovered from its test data."""
     data.update_task(task)
     multitask.select_task(model, task)

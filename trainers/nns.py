@@ -179,7 +179,9 @@ class NNsTrainer(DefaultTrainer):
     def task_record(self, task: int) -> dict[str, Tensor]:
         decisions = [decision for decision in self.decisions if decision.hidden_task == task]
         tensors = {
-            "state": torch.tensor([-1 if self._current is None else self._current, self._allocated, self._batches_seen]),
+            "state": torch.tensor(
+                [-1 if self._current is None else self._current, self._allocated, self._batches_seen]
+            ),
             f"trained.{task}": torch.tensor(sorted(self._trained[task].items())).reshape(-1, 2),
             f"decisions.{task}": torch.tensor(
                 [[d.batch, KINDS.index(d.decision), d.mask, d.strength, d.right] for d in decisions],

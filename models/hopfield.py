@@ -1,0 +1,107 @@
+"""HopSupSup: masks on the outputs of batch norm, stored in a Hopfield network (paper, section 3.6)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import masks
+from models.layers import LayerOptions, load_into
+from models.multitask import RecoveringModule
+
+
+class FastHopMaskBN(RecoveringModule):
+    """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
+
+    A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the
+    mean of all masks it is all that recovery knows of them. The masks themselves are kept as bits, uint8
+    (num_tasks, ceil(d / 8)), to select a task that is given and to measure what is recovered; from them ``psi`` is made
+    again when a checkpoint is loaded.
+    """
+
+    eps = 1e-5  # as nn.BatchNorm2d
+
+    def __init__(self, planes: int, options: LayerOptions):
+        super().__init__()
+        self.num_tasks, self.planes = options.num_tasks, planes
+        self.register_buffer("packed", masks.pack(torch.zeros(self.num_tasks, planes)), persistent=False)
+        self.register_buffer("psi", torch.zeros(planes, planes), persistent=False)
+        self.register_buffer("mean", torch.zeros(planes), persistent=False)  # of the stored z
+        self.register_buffer("mask", None, persistent=False)
+        self.register_parameter("scores", None)
+        self.stored: list[int] = []
+        self.task: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, planes, height, width), normalised and masked."""
+        if x.numel() == self.planes:  # a single value a channel is its own mean; batch_norm refuses it
+            normalised = torch.zeros_like(x)
+        else:
+            normalised = F.batch_norm(x, None, None, training=True, eps=self.eps)
+        return normalised * self.mask_in_use()[:, None, None]
+
+    def mask_in_use(self) -> Tensor:
+        """The mask (planes,) of the selected task, or of the scores in training or recovery."""
+        if self.mask is not None:
+            return self.mask
+        if self.scores is None:
+            raise RuntimeError("a masked layer computes once a task is begun or selected")
+        return masks.Threshold.apply(self.scores)
+
+    def begin_task(self, task: int, generator: torch.Generator) -> None:
+        self.task, self.mask = self.check_task(task), None
+        self.scores = nn.Parameter(torch.zeros(self.planes, device=self.psi.device))
+
+    @torch.no_grad()
+    def end_task(self) -> None:
+        mask = self.mask_in_use()
+        self.scores = None
+        self.packed[self.task] = masks.pack(mask)
+        self._store(self.task)
+        self.select_task(self.task)
+
+    @torch.no_grad()
+    def _store(self, task: int) -> None:
+        """Write a mask into the matrix: ``h = Ψz``, ``Ψ += (zzᵀ - I - zhᵀ - hzᵀ) / d``.
+
+        Raises:
+            ValueError: the task is stored already; a Hopfield network cannot forget it.
+        """
+        if task in self.stored:
+            raise ValueError(f"task {task} is already in the Hopfield network")
+        z = 2 * self._mask_of(task) - 1
+        h = self.psi @ z
+        # -z hᵀ - h zᵀ + z zᵀ = z (z - h)ᵀ - h zᵀ
+        self.psi += (torch.outer(z, z - h) - torch.outer(h, z)) / self.planes
+        self.psi.diagonal().sub_(1 / self.planes)
+        self.stored.append(task)
+        self.mean += (z - self.mean) / len(self.stored)
+
+    def _mask_of(self, task: int) -> Tensor:
+        return masks.unpack(self.packed[self.check_task(task)], self.planes)
+
+    def select_task(self, task: int) -> None:
+        self.mask = self._mask_of(task)
+
+    def task_parameters(self) -> dict[str, nn.Parameter]:
+        return {} if self.scores is None else {"scores": self.scores}
+
+    def task_state(self, task: int) -> dict[str, Tensor]:
+        return {"mask": self.packed[self.check_task(task)]}
+
+    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
+        load_into(self.task_state(task), state)
+        self._store(task)
+
+    def begin_recovery(self) -> nn.Parameter:
+        self.mask, self.scores = None, nn.Parameter(self.mean.clone())
+        return self.scores
+
+    def end_recovery(self) -> None:
+        self.mask, self.scores = self.mask_in_use().detach(), None
+
+    def energy(self) -> Tensor:
+        z = 2 * self.mask_in_use() - 1
+        return -(z @ self.psi @ z) / 2
+
+    def hamming_distance(self, task: int) -> int:
+        return int((self.mask_in_use() != self._mask_of(task)).sum())
