@@ -367,10 +367,10 @@ def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
     lines = [f"{'task':>6}  {'accuracy given':>14}  {'inferred':>8}  {'batches inferred right':>22}"]
 
     def line(task: str, *values: float | None) -> str:
-        formats = ("{:>14.4f}", "{:>8.4f}", "{:>22.1%}")
-        return "  ".join(
-            [f"{task:>6}", *("" if v is None else f.format(v) for f, v in zip(formats, values, strict=True))]
-        )
+        cells = []
+        for value, width, form in zip(values, (14, 8, 22), (".4f", ".4f", ".1%"), strict=True):
+            cells.append(" " * width if value is None else f"{value:>{width}{form}}")
+        return "  ".join([f"{task:>6}", *cells]).rstrip()
 
     columns = [[getattr(score, name) for score in scores] for name in ("given", "adapted", "inferred_right")]
     for index, (score, *values) in enumerate(zip(scores, *columns, strict=True)):

@@ -42,7 +42,7 @@ def recover(
         t = step / last
         value, energy = objective(model(x)), multitask.energy(model)
         hamming = multitask.hamming_distance(model, task)
-        steps.append({"step": step, "hamming": hamming, "objective": float(value), "energy": float(energy)})
+        steps.append({"step": step, "hamming": hamming, "objective": value.item(), "energy": energy.item()})
         optimizer.zero_grad()
         ((1 - t) * value + gamma * t * energy).backward()
         optimizer.step()
