@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -155,7 +154,8 @@ def learn(
             folder.tensorboard.add_scalar("val/accuracy", accuracies[-1], step)
             if trainer.reached_limit:
                 break
-        memory.keep_task(task, accuracies, trainer.end_task())
+        trainer.end_task()
+        memory.keep_task(task, accuracies)
         folder.log(f"task {task}: accuracy {accuracies[-1]:.4f}, {time.perf_counter() - started:.1f} s")
         if note := trainer.note(task):
             folder.log(note)
@@ -214,17 +214,17 @@ class Memory:
             if differing:
                 raise UserError(f"{path} is a checkpoint of other settings: {'; '.join(differing)}")
         elif record.kind == "task":
-            parts = _parts(record.tensors)
+            own, shared, ours = (_named(record.tensors, prefix) for prefix in ("own.", "shared.", "trainer."))
             try:
-                for mask in values["masks"]:
-                    multitask.load_task_state(self.model, mask, parts[f"own.{mask}"])
-                multitask.load_shared_state(self.model, parts["shared"])
-                self.trainer.load_task_record(values["task"], parts["trainer"])
+                if self.trainer.tasks_known:
+                    multitask.load_task_state(self.model, values["task"], own)
+                multitask.load_shared_state(self.model, shared)
+                self.trainer.load_task_record(values["task"], ours)
             except (ValueError, IndexError) as error:
                 raise UserError(f"{path} does not fit this network: {error}") from None
             self.learned.append(values["task"])
             self._rows.append(values["row"])
-            self._shared_saved |= parts["shared"]
+            self._shared_saved |= shared
         elif record.kind == "evaluation":
             scores = [TaskScore(**score) for score in values["scores"]]
             self.evaluations[len(scores)] = scores
@@ -251,13 +251,8 @@ class Memory:
         if not self._checkpoint.has_records():
             self._checkpoint.append(Record("run", {"settings": self._settings}))
 
-    def keep_task(self, task: int, accuracies: Sequence[float], masks: Sequence[int]) -> None:
-        """Keep a task that was just learned.
-
-        Args:
-            accuracies: after each of its epochs, with the task given.
-            masks: which of the model's tasks were trained.
-        """
+    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
+        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
         self.learned.append(task)
         row = self._row(
             f"task {task} when just learned",
@@ -273,12 +268,12 @@ class Memory:
             if name not in self._shared_saved or not torch.equal(value.cpu(), self._shared_saved[name])
         }
         self._shared_saved |= {name: value.detach().cpu().clone() for name, value in shared.items()}
-        tensors = {f"shared.{name}": value for name, value in shared.items()}
-        tensors |= {f"trainer.{name}": value for name, value in self.trainer.task_record(task).items()}
-        for mask in masks:
-            own = multitask.task_state(self.model, mask)
-            tensors |= {f"own.{mask}.{name}": value for name, value in own.items()}
-        self._checkpoint.append(Record("task", {"task": task, "masks": list(masks), "row": row}, tensors))
+        own = multitask.task_state(self.model, task) if self.trainer.tasks_known else {}
+        parts = {"own": own, "shared": shared, "trainer": self.trainer.task_record(task)}
+        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+        replacing = ("shared.",) if self.trainer.tasks_known else ("shared.", "trainer.")
+        latest = [name for name in tensors if name.startswith(replacing)]
+        self._checkpoint.append(Record("task", {"task": task, "row": row}, tensors, latest))
         self._write_tables()
         self._results.add([row])
         if len(self.learned) == 1:
@@ -389,16 +384,9 @@ def mean(values: Iterable[float | None]) -> float | None:
     return fmean(there) if there else None
 
 
-def _parts(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of a task's record by what they belong to: ``shared``, ``trainer`` and ``own.<mask>`` for each mask."""
-    parts = defaultdict(dict)
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part == "own":
-            mask, _, rest = rest.partition(".")
-            part = f"own.{mask}"
-        parts[part][rest] = tensor
-    return parts
+def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _pick(kind: type, args: Namespace):

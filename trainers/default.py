@@ -55,7 +55,14 @@ class DefaultTrainer:
         model: the network.
         options: how.
         rng: a key to a generator, for the fresh scores of a task.
+
+    Attributes:
+        tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
+            itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
+            that its ``task_record`` gives under one name only the latest counts.
     """
+
+    tasks_known = True
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
@@ -100,31 +107,18 @@ class DefaultTrainer:
         o = self.options
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
-        self.task = task
 
-    def end_task(self) -> list[int]:
-        """Keep what was learned as one bit a weight, and select the task.
-
-        Returns:
-            The tasks whose state in the model has changed since ``begin_task``: what a checkpoint must take up.
-        """
+    def end_task(self) -> None:
+        """Keep what was learned as one bit a weight, and select the task."""
         multitask.end_task(self.model)
         del self.optimizer, self.schedule
-        return [self.task]
 
     def task_record(self, task: int) -> dict[str, Tensor]:
-        """What this trainer needs beside the model to go on after ``task``, for the checkpoint.
-
-        A tensor takes the place of the one that an earlier task's record has under its name.
-        """
+        """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
         return {}
 
-    def load_task_record(self, task: int, tensors: dict[str, Tensor]) -> None:
-        """The inverse of ``task_record``; called for each learned task in the order of learning.
-
-        Raises:
-            ValueError: these are no tensors of this trainer.
-        """
+    def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
+        """The inverse of ``task_record``; called for each learned task, in the order of learning."""
 
     def mask_of(self, task: int) -> int | None:
         """Which of the model's tasks holds what was learned of ``task``; None if nothing was."""

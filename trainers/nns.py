@@ -59,6 +59,8 @@ class NNsTrainer(DefaultTrainer):
     mask is trained, across hidden tasks too, and starts afresh when another is chosen.
     """
 
+    tasks_known = False
+
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
         self.decisions: list[Decision] = []
@@ -97,10 +99,9 @@ class NNsTrainer(DefaultTrainer):
         if self._current is not None:
             self._open(self._current)
 
-    def end_task(self) -> list[int]:
+    def end_task(self) -> None:
         if self._current is not None:
             self._close()
-        return sorted(self._changed)
 
     def admits(self, x: Tensor) -> bool:
         if self._batches_seen % self.options.nns_every == 0:
@@ -156,14 +157,17 @@ class NNsTrainer(DefaultTrainer):
     def _open(self, mask: int) -> None:
         """Go on training ``mask`` where it was left; a new one starts from its initial scores."""
         self.prepare(mask)
-        with torch.no_grad():
-            parameters = multitask.task_parameters(self.model)
-            for name, scores in self._scores.get(mask, {}).items():
-                parameters[name].copy_(scores)
+        self._load_scores(mask)
         if self._optimizer_state:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": self._optimizer_state})
         self._current = mask
         self._changed.add(mask)
+
+    @torch.no_grad()
+    def _load_scores(self, mask: int) -> None:
+        parameters = multitask.task_parameters(self.model)
+        for name, scores in self._scores.get(mask, {}).items():
+            parameters[name].copy_(scores)
 
     def _close(self) -> None:
         """Put the mask in training by: its bits into the model, all that it needs to go on into host memory."""
@@ -194,13 +198,13 @@ class NNsTrainer(DefaultTrainer):
             tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
         return tensors
 
-    def load_task_record(self, task: int, tensors: dict[str, Tensor]) -> None:
-        self._optimizer_state = {}
-        for name, tensor in tensors.items():
+    def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
+        self._optimizer_state, loaded = {}, {}
+        for name, tensor in record.items():
             kind, _, rest = name.partition(".")
             if kind == "scores":
                 mask, _, parameter = rest.partition(".")
-                self._scores.setdefault(int(mask), {})[parameter] = tensor
+                loaded.setdefault(int(mask), {})[parameter] = tensor
             elif kind == "optimizer":
                 index, _, key = rest.partition(".")
                 self._optimizer_state.setdefault(int(index), {})[key] = tensor
@@ -215,8 +219,11 @@ class NNsTrainer(DefaultTrainer):
             elif kind == "state":
                 current, self._allocated, self._batches_seen = tensor.tolist()
                 self._current = None if current < 0 else current
-            else:
-                raise ValueError(f"trainer nns keeps no {name}")
+        self._scores |= loaded
+        for mask in loaded:
+            multitask.begin_task(self.model, mask, self.rng)
+            self._load_scores(mask)
+            multitask.end_task(self.model)
 
     def mask_of(self, task: int) -> int | None:
         """The mask that most batches of the hidden task trained."""

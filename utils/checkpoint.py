@@ -5,15 +5,15 @@ size, so the file is appended to: one record a learned task, one an evaluation. 
 and a safetensors block, which holds tensors and JSON and can run no code. What a crash leaves half written at the end
 fails its checksum and is cut off when the journal is opened again.
 
-A tensor replaces the one that an earlier record has under its name, as weights do that every task trains. What was
-replaced lies dead in the file; when that outweighs the rest, the file is written again without it.
+Of some tensors only the latest counts, as of weights that every task trains. Earlier ones lie dead in the file; when
+they outweigh the rest, the file is written again without them.
 """
 
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,16 +38,18 @@ class Record:
     Attributes:
         kind: what it is, such as ``task``.
         values: anything JSON can say.
-        tensors: tensors by name, each in place of what earlier records have under that name.
+        tensors: tensors by name.
+        latest: names of those that take the place of the tensors that earlier records have under these names.
     """
 
     kind: str
     values: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    latest: Collection[str] = ()
 
     def to_bytes(self) -> bytes:
-        text = json.dumps({"kind": self.kind, **self.values}).encode()
-        blocks = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        text = json.dumps({"kind": self.kind, "latest": sorted(self.latest), **self.values}).encode()
+        blocks = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         block = save({**blocks, _VALUES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
         return _FRAME.pack(len(block), hashlib.sha256(block).digest()) + block
 
@@ -55,7 +57,7 @@ class Record:
     def from_block(cls, block: bytes) -> "Record":
         tensors = load(block)
         values = json.loads(bytes(tensors.pop(_VALUES).numpy()))
-        return cls(values.pop("kind"), values, tensors)
+        return cls(values.pop("kind"), values, tensors, values.pop("latest"))
 
 
 class Checkpoint:
@@ -67,13 +69,13 @@ class Checkpoint:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._sizes: dict[str, int] = {}  # bytes of the tensors that are alive
-        self._dead = 0
+        self._latest: dict[str, int] = {}  # bytes of the tensors of which only the latest counts
+        self._dead = 0  # bytes of those before them
 
     def read(self) -> tuple[list[Record], int]:
         """Every whole record from the start, and how many bytes of the file after them are damaged (0: none).
 
-        Of tensors that were replaced, only the last is among the records.
+        Tensors of which a later record has the latest are not among the records any more.
 
         Raises:
             UserError: the file is missing, cannot be read, or is no checkpoint of this project.
@@ -82,12 +84,14 @@ class Checkpoint:
             with open(self.path, "rb") as file:
                 if file.read(len(MAGIC)) != MAGIC:
                     raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
-                self._sizes, self._dead = {}, 0
+                self._latest, self._dead = {}, 0
                 records, holders = [], {}
                 for record in _records(file):
-                    for name in self._count(record):
-                        del holders[name].tensors[name]
-                    holders |= dict.fromkeys(record.tensors, record)
+                    self._count(record)
+                    for name in record.latest:
+                        if name in holders:
+                            del holders[name].tensors[name]
+                        holders[name] = record
                     records.append(record)
                 return records, os.fstat(file.fileno()).st_size - file.tell()
         except OSError as error:
@@ -115,27 +119,26 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         self._count(record)
-        if self._dead > sum(self._sizes.values()) + DEAD_BYTES:
+        if self._dead > DEAD_BYTES and self._dead > self.path.stat().st_size / 2:
             self._compact()
 
-    def _count(self, record: Record) -> set[str]:
-        """Count the bytes that live and die with ``record``, and return the names that it replaces."""
-        replaced = self._sizes.keys() & record.tensors
-        self._dead += sum(self._sizes[name] for name in replaced)
-        self._sizes |= {name: tensor.nbytes for name, tensor in record.tensors.items()}
-        return replaced
+    def _count(self, record: Record) -> None:
+        for name in record.latest:
+            self._dead += self._latest.get(name, 0)
+            self._latest[name] = record.tensors[name].nbytes
 
     def _compact(self) -> None:
-        """Write the file again without the tensors that were replaced: all of it, or the file stays as it was."""
+        """Write the file again without what is dead: all of it, or the file stays as it was."""
         part = self.path.with_name(f".{self.path.name}.part")
         with open(self.path, "rb") as old, open(part, "wb") as new:
             old.seek(len(MAGIC))
-            # One record in memory at a time: the first pass finds where each name comes last.
-            last = {name: index for index, record in enumerate(_records(old)) for name in record.tensors}
+            # One record in memory at a time: the first pass finds where the latest are.
+            last = {name: index for index, record in enumerate(_records(old)) for name in record.latest}
             old.seek(len(MAGIC))
             new.write(MAGIC)
             for index, record in enumerate(_records(old)):
-                record.tensors = {name: tensor for name, tensor in record.tensors.items() if last[name] == index}
+                record.latest = [name for name in record.latest if last[name] == index]
+                record.tensors = {name: t for name, t in record.tensors.items() if last.get(name, index) == index}
                 new.write(record.to_bytes())
             new.flush()
             os.fsync(new.fileno())
@@ -158,7 +161,7 @@ def _records(file: BinaryIO) -> Iterator[Record]:
             break
         try:
             record = Record.from_block(block)
-        except (SafetensorError, ValueError, KeyError):
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             break  # written by something else: as good as damaged
         yield record
     file.seek(begin)
