@@ -45,6 +45,7 @@ class TaskDataset:
         device: where images lie and batches are made.
         classes_per_task: of sets split by class; None for the set's own.
         workers: processes that decode images, for sets that do not lie in memory.
+        share: (rank, size): serve this part of each training batch, as one of ``size`` processes of a run.
 
     Raises:
         UserError: the set cannot have that many tasks, or its files are missing or damaged.
@@ -68,6 +69,7 @@ class TaskDataset:
         device: str | torch.device = "cpu",
         classes_per_task: int | None = None,
         workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.choose_classes(classes_per_task)
         self.num_tasks = self.default_tasks if num_tasks is None else num_tasks
@@ -76,7 +78,7 @@ class TaskDataset:
             of = "" if classes_per_task is None else f" of {classes_per_task} classes"
             raise UserError(f"--num-tasks {num_tasks}: {type(self).__name__} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
-        self.device, self.workers = torch.device(device), workers
+        self.device, self.workers, self.share = torch.device(device), workers, share
         self.open(root)
         self.update_task(0)
 
@@ -124,6 +126,7 @@ class TaskDataset:
             seed=self.seed,
             task=task,
             augment=self.augment,
+            share=self.share,
             **shared,
         )
         self.val_loader = BatchLoader(base.test_images, base.test_labels, batch_size=self.test_batch_size, **shared)

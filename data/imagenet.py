@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.base import SplitByClass
 from utils.errors import UserError
@@ -58,6 +58,13 @@ class _Batches(Sampler[list[Item]]):
         return iter(self.batches)
 
 
+def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    if items:
+        return default_collate(items)
+    # A process's share of a small batch may be nothing.
+    return torch.empty(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+
 class FolderLoader:
     """Serves (x float32 [B, 3, 224, 224], y int64 [B]) from image files, as ``BatchLoader`` does from tensors.
 
@@ -67,9 +74,20 @@ class FolderLoader:
         seed: of order and augmentation, together with task, epoch and image.
         device: where batches go.
         workers: processes that decode; 0 for none.
+        share: (rank, size): of each batch only the images rank, rank + size, ..., as one of ``size`` processes.
     """
 
-    def __init__(self, augment: bool, *, batch_size: int, seed: int, device: torch.device, workers: int) -> None:
+    def __init__(
+        self,
+        augment: bool,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.share = slice(share[0], None, share[1])
         self.augment, self.batch_size, self.seed, self.device = augment, batch_size, seed, device
         self.mean = torch.tensor(MEAN, device=device).view(-1, 1, 1)
         self.std = torch.tensor(STD, device=device).view(-1, 1, 1)
@@ -80,6 +98,7 @@ class FolderLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            collate_fn=_collate,
         )
 
     def serve(self, task: int, images: list[tuple[str, int]]) -> None:
@@ -103,7 +122,9 @@ class FolderLoader:
             rows = torch.randperm(self.num_images, generator=order).tolist()
         items = [(*self.images[row], (*key, row)) for row in rows]
         size = self.batch_size
-        self._batches.batches = [items[index * size : (index + 1) * size] for index in range(self.start, len(self))]
+        self._batches.batches = [
+            items[index * size : (index + 1) * size][self.share] for index in range(self.start, len(self))
+        ]
         try:
             for x, y in self._decoded:
                 x = x.to(self.device, non_blocking=True).float()
@@ -136,7 +157,7 @@ class SplitImageNet(SplitByClass):
                 for label in self.classes_of(task):
                     self._check_class(self.folder / split / self.class_names[label])
         common = dict(seed=self.seed, device=self.device, workers=self.workers)
-        self.train_loader = FolderLoader(True, batch_size=self.batch_size, **common)
+        self.train_loader = FolderLoader(True, batch_size=self.batch_size, share=self.share, **common)
         self.val_loader = FolderLoader(False, batch_size=self.test_batch_size, **common)
 
     def _names(self, split: str) -> list[str]:

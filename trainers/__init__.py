@@ -2,14 +2,17 @@
 
 from trainers.adaptors import ADAPTORS, InferenceOptions, TaskScore, evaluate
 from trainers.default import DefaultTrainer, TrainingOptions
+from trainers.reinit import ADAPTATIONS, ReinitTrainer
 
-TRAINERS: dict[str, type[DefaultTrainer]] = {"default": DefaultTrainer}
+TRAINERS: dict[str, type[DefaultTrainer]] = {"default": DefaultTrainer, "reinit": ReinitTrainer}
 
 __all__ = [
+    "ADAPTATIONS",
     "ADAPTORS",
     "TRAINERS",
     "DefaultTrainer",
     "InferenceOptions",
+    "ReinitTrainer",
     "TaskScore",
     "TrainingOptions",
     "evaluate",
