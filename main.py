@@ -243,7 +243,7 @@ class Memory:
         self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
         self._shared_changed: set[str] = set()
         self._shared_news: set[str] = set()  # changed and not written yet
-        self._storage: dict[int, Storage] = {}
+        self._storage, self._measured = Storage(), 0  # of the tasks' own state, and of how many tasks
 
     def restore(self, exported: Sequence[Record] = ()) -> None:
         """Load the checkpoint that ``--resume`` names, or what ``--import`` read; without either, nothing.
@@ -347,14 +347,12 @@ class Memory:
 
     def storage(self) -> Storage:
         """What must be kept of all that is learned."""
-        for task in self.learned:
-            if task not in self._storage:
-                self._storage[task] = task_storage(self.model, task)
+        for task in self.learned[self._measured :]:
+            self._storage += task_storage(self.model, task)
+        self._measured = len(self.learned)
         # Tasks that are scored as when they were just learned each need the weights of that time.
         copies = len(self.learned) if self.args.score_when_learned else 1
-        return sum(
-            [self._storage[task] for task in self.learned] + [tensor_storage(self._shared())] * copies, Storage()
-        )
+        return sum([tensor_storage(self._shared())] * copies, self._storage)
 
     def export(self) -> None:
         """Write the file that ``--export`` names."""
