@@ -3,14 +3,14 @@
 import argparse
 import difflib
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
-from trainers import ADAPTORS, TRAINERS
+from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from utils.errors import UserError
 from utils.optim import LR_POLICIES, OPTIMIZERS
 
@@ -52,10 +52,11 @@ def _task_counts(text: str) -> list[int]:
     return sorted({_number(int, 1)(part.strip()) for part in text.split(",")})
 
 
-def _device(text: str) -> str:
-    if text != "cpu" and not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is neither cpu nor the number of one GPU")
-    return text
+def _devices(text: str) -> str:
+    parts = [part.strip() for part in text.split(",")]
+    if set(parts) != {"cpu"} and not (all(map(str.isdecimal, parts)) and len(set(parts)) == len(parts)):
+        raise ArgumentTypeError(f"{text!r} is neither GPUs, such as 0 or 0,1, nor the processor, cpu or cpu,cpu")
+    return ",".join(parts)
 
 
 def _run_name(text: str) -> str:
@@ -83,9 +84,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
     add(
         "--multigpu",
-        type=_device,
-        metavar="DEVICE",
-        help="the device: a GPU's number, or cpu (default: GPU 0, or cpu if there is none)",
+        type=_devices,
+        metavar="DEVICES",
+        help="a GPU's number or cpu; with several, such as 0,1 or cpu,cpu, each is a process that trains on its share "
+        "of every batch, as DistributedDataParallel does (default: GPU 0, or cpu if there is none)",
     )
     add("--threads", type=_number(int, 1, 4096), help="processor threads (default: all cores)")
     add(
@@ -95,6 +97,16 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on from a checkpoint: without FILE from the run's own, if it has one",
     )
+    add("--export", metavar="FILE", help="write what was learned to FILE in its smallest form, entropy-coded")
+    add(
+        "--import",
+        dest="import_file",
+        metavar="FILE",
+        help="start from what --export wrote, with its settings, and learn the tasks it lacks",
+    )
+    add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
+    add("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="lay images out pixel by pixel")
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="train through torch.compile")
 
     group = parser.add_argument_group("data and tasks")
     add = group.add_argument
@@ -113,6 +125,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="learn this task alone; it comes out as in the full sequence",
     )
+    add(
+        "--classes-per-task",
+        type=_number(int, 1),
+        metavar="N",
+        help="for sets split by class (default: the set's own)",
+    )
+    add("--workers", type=_number(int, 0, 1024), default=4, help="processes that decode images (ImageNet)")
     add("--batch-size", type=_number(int, 1), default=128, help="images in a training batch")
     add("--test-batch-size", type=_number(int, 1), default=128, help="images in a test batch")
 
@@ -129,6 +148,26 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("relu", "linear", "tanh", "leaky_relu"),
         default="relu",
         help="for the gain of the Kaiming initialisers",
+    )
+
+    add(
+        "--sparsity",
+        type=_number(float, 0, low_allowed=False),
+        default=0.5,
+        metavar="K",
+        help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
+    )
+    add(
+        "--er-sparsity",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="each layer keeps the fraction min(0.5, K * (out + in) / weights)",
+    )
+    add(
+        "--individual-heads",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the last layer has trained weights of its own for each task",
     )
 
     group = parser.add_argument_group("training")
@@ -157,6 +196,19 @@ def make_parser() -> argparse.ArgumentParser:
     add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
     add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
 
+    add(
+        "--reinit-adapt",
+        choices=ADAPTATIONS,
+        default="running_mean",
+        help="what scores start from with the trainer reinit",
+    )
+    add(
+        "--reinit-most-recent-k",
+        type=_number(int, 1),
+        metavar="K",
+        help="only the last K tasks are started from (default: all)",
+    )
+    add("--reinit-from", metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
     group = parser.add_argument_group("training without task identity (trainer nns)")
     add = group.add_argument
     add("--nns-every", type=_number(int, 1), default=100, help="batches from one decision to the next")
@@ -180,6 +232,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=_task_counts,
         metavar="N,N,...",
         help="evaluate after so many tasks, and at the end",
+    )
+    add(
+        "--score-when-learned",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="a task's score is the one from when it was just learned (upper bound), instead of its score now",
     )
     add(
         "--data-to-repeat",
@@ -206,16 +264,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: Sequence[str] | None = None, defaults: Mapping[str, object] | None = None
+) -> argparse.Namespace:
     """The settings of a run: the flags' defaults, then those of ``--config``, then the command line.
 
     Args:
         argv: the command line without the program's name; ``None`` for that of the process.
+        defaults: settings by name that stand in for the flags' own defaults.
 
     Raises:
         UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
     """
     parser = make_parser()
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
     if argv is None:
         import sys
 
@@ -293,6 +356,16 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.task_eval is not None and args.num_tasks is not None and args.task_eval >= args.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
+    if args.conv_type in ("MaskConv", "MultitaskMaskConv") and not args.er_sparsity and args.sparsity > 1:
+        raise UserError(
+            f"--sparsity {args.sparsity}: is a fraction, at most 1, unless --er-sparsity makes it a multiplier"
+        )
+    if args.import_file is not None and args.resume is not None:
+        raise UserError("--import and --resume: a run starts from one of them")
+    if args.score_when_learned and args.adaptor != "gt":
+        raise UserError(f"--score-when-learned: a task just learned is given, so --adaptor gt, not {args.adaptor}")
+    if args.export is not None and not Path(args.export).expanduser().absolute().parent.is_dir():
+        raise UserError(f"--export {args.export}: its folder does not exist")
     if args.trainer == "nns":
         _check_nns(args)
     elif args.stream_tasks is not None:
@@ -311,3 +384,8 @@ def _check_nns(args: argparse.Namespace) -> None:
         raise UserError("--unshared-labels: trainer nns needs labels that tasks share; say --no-unshared-labels")
     if args.task_eval is not None:
         raise UserError(f"--task-eval {args.task_eval}: trainer nns learns the stream as a whole; leave it out")
+    if args.multigpu is not None and "," in args.multigpu:
+        raise UserError(f"--multigpu {args.multigpu}: trainer nns decides in one process; name one device")
+    for name, flag in (("import_file", "import"), ("export", "export")):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{flag} {getattr(args, name)}: trainer nns also needs its scores; use --resume")

@@ -43,6 +43,9 @@ class TaskDataset:
         seed: decides the tasks, where they are random, and the order of training images.
         batch_size, test_batch_size: images in a batch of the training and of the validation loader.
         device: where images lie and batches are made.
+        classes_per_task: of sets split by class; None for the set's own.
+        workers: processes that decode images, for sets that do not lie in memory.
+        share: (rank, size): serve this part of each training batch, as one of ``size`` processes of a run.
 
     Raises:
         UserError: the set cannot have that many tasks, or its files are missing or damaged.
@@ -64,15 +67,34 @@ class TaskDataset:
         batch_size: int = 128,
         test_batch_size: int = 128,
         device: str | torch.device = "cpu",
+        classes_per_task: int | None = None,
+        workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
+        self.choose_classes(classes_per_task)
         self.num_tasks = self.default_tasks if num_tasks is None else num_tasks
         if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
             limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
-            raise UserError(f"--num-tasks {num_tasks}: {type(self).__name__} can have {limit}")
+            of = "" if classes_per_task is None else f" of {classes_per_task} classes"
+            raise UserError(f"--num-tasks {num_tasks}: {type(self).__name__} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
-        self.base = self.load(root).to(device)
-        self.input_shape = tuple(self.base.train_images.shape[1:])  # (C, H, W)
+        self.device, self.workers, self.share = torch.device(device), workers, share
+        self.open(root)
         self.update_task(0)
+
+    def choose_classes(self, classes_per_task: int | None) -> None:
+        """Take the number of classes of a task that the user chose, before anything is read.
+
+        Raises:
+            UserError: the set's tasks are not made of so many classes.
+        """
+        if classes_per_task is not None:
+            raise UserError(f"--classes-per-task {classes_per_task}: {type(self).__name__} is not split by class")
+
+    def open(self, root: str | Path | None) -> None:
+        """Make the images ready, and say what shape they have: ``input_shape`` (C, H, W)."""
+        self.base = self.load(root).to(self.device)
+        self.input_shape = tuple(self.base.train_images.shape[1:])
 
     def load(self, root: str | Path | None) -> BaseSet:
         """Read the base set."""
@@ -90,6 +112,10 @@ class TaskDataset:
         """
         if not 0 <= task < self.num_tasks:
             raise IndexError(f"task {task}: {type(self).__name__} has tasks 0 to {self.num_tasks - 1}")
+        self.serve(task)
+
+    def serve(self, task: int) -> None:
+        """Make the loaders of ``task``."""
         base = self.base
         shared = dict(mean=base.mean, std=base.std, view=self.view(task))
         self.train_loader = BatchLoader(
@@ -100,6 +126,7 @@ class TaskDataset:
             seed=self.seed,
             task=task,
             augment=self.augment,
+            share=self.share,
             **shared,
         )
         self.val_loader = BatchLoader(base.test_images, base.test_labels, batch_size=self.test_batch_size, **shared)
@@ -133,6 +160,39 @@ class Rotating(TaskDataset):
         positions = np.arange(1, height * width + 1, dtype=np.int32).reshape(height, width)
         turned = np.array(rotate(Image.fromarray(positions), task * (360 // self.num_tasks)))
         return View(pixels=torch.from_numpy(turned).long().flatten() - 1)
+
+
+class SplitByClass(TaskDataset):
+    """Task i has consecutive classes in an order drawn by the seed; a class's label is its place in the task."""
+
+    base_classes: int  # of the set that is split
+    split_seed: int | None = None  # decides the order of the classes; None: the run's seed does
+
+    def choose_classes(self, classes_per_task: int | None) -> None:
+        if classes_per_task is not None:
+            if not 1 <= classes_per_task <= self.base_classes:
+                raise UserError(f"--classes-per-task {classes_per_task}: there are {self.base_classes} classes")
+            self.num_classes = classes_per_task
+        self.default_tasks = self.max_tasks = self.base_classes // self.num_classes
+
+    def classes_of(self, task: int) -> list[int]:
+        """The classes of ``task``, each in the place that is its label."""
+        seed = self.seed if self.split_seed is None else self.split_seed
+        order = np.random.RandomState(seed).permutation(self.base_classes)
+        return order[task * self.num_classes : (task + 1) * self.num_classes].tolist()
+
+    def open(self, root: str | Path | None) -> None:
+        super().open(root)
+        for split in ("train", "test"):
+            missing = set(range(self.base_classes)) - set(getattr(self.base, f"{split}_labels").tolist())
+            if missing:
+                raise UserError(f"--data {root}: {type(self).__name__} has no {split} images of class {min(missing)}")
+
+    def view(self, task: int) -> View:
+        classes = self.classes_of(task)
+        new_labels = torch.zeros(self.base_classes, dtype=torch.int64)
+        new_labels[classes] = torch.arange(len(classes))
+        return View(classes=classes, new_labels=new_labels)
 
 
 class Split(TaskDataset):

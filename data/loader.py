@@ -42,6 +42,7 @@ class BatchLoader:
             shape. The generator is keyed by seed, task, epoch and batch, so that an epoch taken up in its
             middle is augmented as if it had run through. Like the order, it draws on the CPU, so that every
             device sees the same numbers.
+        share: (rank, size): of each batch only the images rank, rank + size, ..., as one of ``size`` processes.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class BatchLoader:
         seed: int = 0,
         task: int = 0,
         augment: Augment | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         device = images.device
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
         self.shuffle, self.seed, self.task, self.augment = shuffle, seed, task, augment
+        self.share = slice(share[0], None, share[1])
 
         self.rows = None  # None: every row
         if view.classes is not None:
@@ -93,6 +96,7 @@ class BatchLoader:
             x = self.images.index_select(0, rows)  # [B, C, H, W] uint8
             if self.augment is not None:
                 x = self.augment(x, generator(self.seed, "augment", self.task, epoch, index))
+            x, rows = x[self.share], rows[self.share]  # after augmentation, so that it is that of the whole batch
             x = self._gather(x.float())
             # The same three operations as ToTensor and Normalize, hence the same bits.
             x = x.div_(255).sub_(self.mean).div_(self.std)

@@ -39,7 +39,7 @@ RESERVED = {
     "resume": "unfinished runs always go on; delete the run's folder to start it afresh",
 }
 # Flags that leave what is learned as it is, so that a run is found again under another value of them.
-NOT_IN_NAME = {"data", "threads", "workers", "log-interval"}
+NOT_IN_NAME = {"data", "threads", "workers", "log-interval", "export"}
 
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 
@@ -164,15 +164,25 @@ def run_name(seed: int, variant: Mapping[str, str], passed_on: Mapping[str, str]
     return name
 
 
-def plan(seeds: int, variants: Sequence[Mapping[str, object]], words: Sequence[str]) -> list[Run]:
+def plan(
+    seeds: int, variants: Sequence[Mapping[str, object]], words: Sequence[str], tasks: int | None = None
+) -> list[Run]:
     """Every run of a call: each variant with each seed, ``words`` passed on unchanged.
 
     A flag passed on wins over the variant's; variants that become the same by it are run once.
 
+    Args:
+        tasks: if each task is a run of its own, the number of tasks, unless ``--num-tasks`` is passed on.
+
     Raises:
-        ValueError: as ``parse_passed_on``.
+        ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
     """
     passed_on = parse_passed_on(words)
+    if tasks is not None:
+        count = passed_on.get("num-tasks", str(tasks))
+        if not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise ValueError(f"--num-tasks {count}: is not a whole number from 1")
+        variants = [{**variant, "task-eval": task} for variant in variants for task in range(int(count))]
     runs = {}
     for seed in range(seeds):
         for variant in variants:
@@ -440,6 +450,7 @@ def launch(
     config: str,
     variants: Sequence[Mapping[str, object]] = ({},),
     *,
+    tasks: int | None = None,
     argv: Sequence[str] | None = None,
     main: Path = ROOT / "main.py",
 ) -> NoReturn:
@@ -449,6 +460,7 @@ def launch(
         script: the experiment's script, below ``experiments/``; its docstring is its ``--help``.
         config: the YAML file with the settings, relative to the script.
         variants: flags of ``main.py`` and their values, in which the runs of this experiment differ.
+        tasks: for experiments in which each task is a run of its own (``--task-eval``), how many there are.
         argv: the command line, ``sys.argv`` without the program if left out.
         main: the program that does a run.
 
@@ -460,7 +472,7 @@ def launch(
     options, words = parser.parse_known_args(argv)
     folder = options.log_dir.expanduser().absolute() / experiment_name(script)
     try:
-        runs = plan(options.seeds, variants, words)
+        runs = plan(options.seeds, variants, words, tasks)
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             check_gpus(options.gpu_sets)
         sets = options.gpu_sets or [str(gpu) for gpu in range(gpu_count())] or ["cpu"]

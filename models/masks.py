@@ -64,6 +64,19 @@ def initial_scores(shape: torch.Size | tuple[int, ...], generator: torch.Generat
     return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
 
 
+def scores_of_mask(fresh: Tensor, packed: Tensor) -> Tensor:
+    """The numbers of ``fresh`` scores in another order: those largest in size where a packed mask keeps weights.
+
+    Their top-k mask is the given one if it keeps as many, and within the weights kept, and within those dropped, the
+    order of sizes stays that of ``fresh``.
+    """
+    size = fresh.abs().flatten()
+    kept = unpack(packed.to(fresh.device), fresh.numel(), dtype=size.dtype)
+    scores = torch.empty_like(size)
+    scores[(size + 2 * size.max() * kept).argsort()] = fresh.flatten()[size.argsort()]
+    return scores.view_as(fresh)
+
+
 def pack(masks: Tensor) -> Tensor:
     """Masks (..., n), true where a weight is kept, as bits: uint8 (..., ceil(n / 8)).
 

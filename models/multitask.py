@@ -221,6 +221,14 @@ def superposed_size(model: nn.Module) -> int:
     return sum(module.weight.numel() for _, module in _named(model, SuperposedModule))
 
 
+def mask_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """The shape of the weight of every layer that has a mask for each task, by the layer's name.
+
+    In ``task_state`` the mask of the layer ``name`` is ``name.mask``, bit-packed.
+    """
+    return {name: module.weight.shape for name, module in _named(model, SuperposedModule)}
+
+
 def task_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What the task in training trains, ``{layer.name: parameter}``, in the order of the network."""
     return {

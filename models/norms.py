@@ -8,6 +8,11 @@ from models.layers import LayerOptions, load_into
 from models.multitask import MultitaskModule
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a tensor of a model's state is what a batch norm measured, by its name."""
+    return name.rpartition(".")[2] in ("mean", "variance", "running_mean", "running_var", "num_batches_tracked")
+
+
 class StandardBN(nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
 

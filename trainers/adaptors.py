@@ -125,7 +125,7 @@ def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Ob
             of_group = [tasks[index] for index in chosen.tolist()]
             alphas = uniform(left, images.device)
             gradients[rows[:, None], chosen] = alpha_gradients(model, of_group, alphas, images[rows], objective)
-        left = math.ceil(left / log_base)
+        left = min(left - 1, math.ceil(left / log_base))  # always one fewer at least, so that it ends
         best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
         alive = torch.zeros_like(alive).scatter_(1, best, True)
     return torch.tensor(tasks, device=images.device)[alive.int().argmax(dim=1)]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from models.multitask import Rng
 from trainers.adaptors import accuracy
 from utils.errors import UserError
 from utils.optim import make_optimizer, make_schedule
+from utils.parallel import Group
 
 
 @dataclass
@@ -29,6 +31,9 @@ class TrainingOptions:
         momentum: SGD's.
         weight_decay: of the optimiser.
         warmup_length: epochs of linear warm-up.
+        amp: ``bf16`` trains in mixed precision; tests always have full precision.
+        compile: whether training runs through ``torch.compile``.
+        reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
         num_tasks: for how many tasks there are masks.
         nns_every, nns_epsilon: see ``NNsTrainer``.
     """
@@ -43,6 +48,11 @@ class TrainingOptions:
     weight_decay: float = 0.0
     lr_policy: str = "constant_lr"
     warmup_length: int = 0
+    amp: str | None = None
+    compile: bool = False
+    reinit_adapt: str = "running_mean"
+    reinit_most_recent_k: int | None = None
+    reinit_from: str | None = None
     num_tasks: int = 1
     nns_every: int = 100
     nns_epsilon: float = 0.125
@@ -57,6 +67,7 @@ class DefaultTrainer:
         rng: a key to a generator, for the fresh scores of a task.
 
     Attributes:
+        group: the processes that train together; whoever makes several of them says so.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
             that its ``task_record`` gives under one name only the latest counts.
@@ -66,6 +77,7 @@ class DefaultTrainer:
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
+        self.group = Group()
 
     def trains_weights(self, task: int) -> bool:
         """Whether ``task`` trains the weights that all tasks share."""
@@ -105,13 +117,18 @@ class DefaultTrainer:
         if self.trains_weights(task):
             parameters, lr = parameters + shared, self.options.train_weight_lr
         o = self.options
+        self.parameters = parameters
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
+        self.network = self.model
+        if o.compile:
+            torch.compiler.reset()  # what was compiled for the last task holds its scores
+            self.network = torch.compile(self.model)
 
     def end_task(self) -> None:
         """Keep what was learned as one bit a weight, and select the task."""
         multitask.end_task(self.model)
-        del self.optimizer, self.schedule
+        del self.optimizer, self.schedule, self.parameters, self.network
 
     def task_record(self, task: int) -> dict[str, Tensor]:
         """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
@@ -162,19 +179,27 @@ class DefaultTrainer:
             count = min(count, self.options.iter_lim - self.batches_done)
         total, trained = 0.0, 0
         for x, y in progress(islice(loader, count), count):
-            if not self.admits(x):
-                continue
-            loss = F.cross_entropy(self.model(x), y)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-            trained += 1
+            if self.admits(x):
+                total += self.step(x, y)
+                trained += 1
         self.batches_done += count
         if not trained:
             return math.nan
         self.schedule.step()
         return float(total) / trained
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train on one batch, x (batch, channels, height, width) and labels y (batch,); its mean loss."""
+        self.optimizer.zero_grad()
+        loss = torch.zeros((), device=y.device)
+        if len(y):  # a process's share of a small batch may be nothing
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+                logits = self.network(x)
+            loss = F.cross_entropy(logits.float(), y)
+            loss.backward()
+        self.group.average_gradients(self.parameters, weight=len(y))
+        self.optimizer.step()
+        return loss.detach()
 
     def test(self, loader) -> float:
         """The share of right answers over the whole of ``loader``, for the task in training or selected."""

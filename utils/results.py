@@ -26,6 +26,10 @@ COLUMNS = (
     "Accuracy Adapted",
     "Share Inferred Right",
     "Bytes",
+    "Bytes CSC-16",
+    "Bytes Coded",
+    "Bytes Bound",
+    "Bytes Batch Norm",
 )
 _LOCK_SECONDS = 60
 

@@ -1,0 +1,18 @@
+"""Figure 3 (right), Separate Heads: a head for each task on a trunk trained on the first.
+
+The first task trains trunk and head; later tasks learn a head alone.
+
+Command:  python experiments/GG/splitcifar100/rn18-separate-heads.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
+Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
+Expected: the paper plots this curve and prints no number; @MEASURED@
+Run time: @TIME@
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's root
+from experiments.launcher import launch  # noqa: E402
+
+if __name__ == "__main__":
+    launch(__file__, config="configs/rn18-separate-heads.yaml")

@@ -1,0 +1,23 @@
+"""Figure 3 (right), SupSup Transfer: scores start from the mean of earlier ones (GG).
+
+As rn18-supsup.py, but the scores of a new task start from the running mean of the scores of all earlier tasks.
+One run for each Erdős–Rényi multiplier; --sparsity 8 picks one of them.
+
+Command:  python experiments/GG/splitcifar100/rn18-supsup-transfer.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
+Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
+Expected: above rn18-supsup.py; the paper prints no number; @MEASURED@
+Run time: @TIME@
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's root
+from experiments.launcher import launch  # noqa: E402
+
+if __name__ == "__main__":
+    launch(
+        __file__,
+        config="configs/rn18-supsup-transfer.yaml",
+        variants=[{"sparsity": multiplier} for multiplier in (1, 2, 4, 8, 16, 32)],
+    )

@@ -1,0 +1,18 @@
+"""Figure 3 (right), Upper Bound: all weights trained on each task in turn.
+
+Each task is scored when it was just trained, as if a network were kept for each.
+
+Command:  python experiments/GG/splitcifar100/rn18-upperbound.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
+Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
+Expected: the paper plots this curve and prints no number; @MEASURED@
+Run time: @TIME@
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the project's root
+from experiments.launcher import launch  # noqa: E402
+
+if __name__ == "__main__":
+    launch(__file__, config="configs/rn18-upperbound.yaml")

@@ -1,0 +1,380 @@
+"""The flags: what they say of themselves, how they are spelt, where values come from, what is refused."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import main
+from args import make_parser, parse_arguments
+from data import DATASETS
+from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
+from trainers import ADAPTORS, TRAINERS
+from utils.errors import UserError
+from utils.optim import LR_POLICIES, OPTIMIZERS
+
+PROJECT = Path(__file__).resolve().parents[1]
+ACTIONS = [action for action in make_parser()._actions if action.dest != "help"]
+FLAGS = [action.option_strings[0] for action in ACTIONS]
+# A value for each flag that is not its default.
+VALUES = {
+    "--config": "empty.yaml",
+    "--log-dir": "some/folder",
+    "--name": "a name",
+    "--seed": "7",
+    "--multigpu": "cpu",
+    "--threads": "3",
+    "--resume": "some/checkpoint.pt",
+    "--set": "SplitDigits",
+    "--data": "some/data",
+    "--num-tasks": "3",
+    "--task-eval": "2",
+    "--batch-size": "17",
+    "--test-batch-size": "19",
+    "--model": "FC1024",
+    "--output-size": "50",
+    "--conv-type": "StandardConv",
+    "--conv-init": "kaiming_normal",
+    "--mode": "fan_out",
+    "--nonlinearity": "tanh",
+    "--epochs": "4",
+    "--iter-lim": "11",
+    "--optimizer": "adam",
+    "--lr": "0.125",
+    "--train-weight-tasks": "-1",
+    "--train-weight-lr": "0.25",
+    "--momentum": "0.5",
+    "--weight-decay": "0.0625",
+    "--lr-policy": "cosine_lr",
+    "--warmup-length": "1",
+    "--adaptor": "gt",
+    "--data-to-repeat": "8",
+    "--real-neurons": "9",
+    "--log-base": "4.0",
+}
+
+
+def config(folder: Path, text: str) -> str:
+    path = folder / "config.yaml"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_arguments(argv)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# What --help says
+
+
+@pytest.fixture(scope="module")
+def help_text() -> str:
+    return make_parser().format_help()
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=FLAGS)
+def test_the_help_of_a_flag_says_what_it_is_and_its_default_once(action, help_text):
+    sections = help_text.split("\n\n")
+    options = "\n".join(f"{part}\n" for part in sections if re.match(r"[a-z ]+:\n  --", part))
+    start = re.search(rf"^  {action.option_strings[0]}\b(?!-)", options, re.MULTILINE).start()
+    entry = re.split(r"\n(?=  --|\S|\n)", options[start:])[0]
+    said = " ".join(entry.split())
+    assert action.help and said.count("(default: ") == 1, said
+    if action.default is not None:
+        assert f"(default: {action.default})" in said
+    else:
+        assert "(default: None)" not in said, "None says nothing to a user"
+
+
+def test_every_flag_stands_in_a_group_with_a_name(help_text):
+    parser = make_parser()
+    groups = {action.dest: group.title for group in parser._action_groups for action in group._group_actions}
+    assert {groups[action.dest] for action in ACTIONS} == {
+        "run",
+        "data and tasks",
+        "network",
+        "training",
+        "evaluation",
+    }
+    for title in set(groups.values()) - {"positional arguments"}:
+        assert f"\n{title}:\n" in help_text
+
+
+def test_help_is_printed_and_ends_the_program_with_status_0(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main.main(["--help"])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 0 and out.startswith("usage: main.py") and err == ""
+
+
+@pytest.mark.parametrize(
+    "flag, registry",
+    [
+        ("--set", DATASETS),
+        ("--model", MODELS),
+        ("--conv-type", CONV_TYPES),
+        ("--bn-type", BN_TYPES),
+        ("--conv-init", INITIALISERS),
+        ("--trainer", TRAINERS),
+        ("--optimizer", OPTIMIZERS),
+        ("--lr-policy", LR_POLICIES),
+        ("--adaptor", ADAPTORS),
+    ],
+)
+def test_a_flag_that_picks_an_implementation_takes_every_name_of_its_registry(flag, registry):
+    dest = flag[2:].replace("-", "_")
+    for name in registry:
+        assert getattr(parse_arguments([flag, name]), dest) == name
+
+
+# Spelling
+
+
+@pytest.mark.parametrize("flag", VALUES)
+@pytest.mark.parametrize("join", [" ", "="])
+def test_words_of_a_flag_may_be_joined_by_dashes_or_underscores(flag, join, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").write_text("{}")
+    dest, value = flag[2:].replace("-", "_"), VALUES[flag]
+    results = []
+    for spelling in (flag, f"--{dest}"):
+        argv = [spelling, value] if join == " " else [f"{spelling}={value}"]
+        results.append(parse_arguments(argv))
+    assert results[0] == results[1]
+    assert str(getattr(results[0], dest)) == value
+    default = make_parser().get_default(dest)
+    assert getattr(results[0], dest) != default
+
+
+def test_the_table_of_values_here_knows_every_flag():
+    # Those with a test of their own, and those that have one value only.
+    others = {"--eval-ckpts", "--unshared-labels"}
+    single = {action.option_strings[0] for action in ACTIONS if action.choices and len(action.choices) == 1}
+    assert set(VALUES) | others | single == set(FLAGS)
+
+
+def test_underscores_in_values_stay():
+    args = parse_arguments(["--name", "a_b", "--log_dir=c_d", "--adaptor=gt", "--lr_policy", "cosine_lr"])
+    assert (args.name, args.log_dir, args.lr_policy) == ("a_b", "c_d", "cosine_lr")
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], False),
+        (["--unshared-labels"], True),
+        (["--unshared_labels"], True),
+        (["--no-unshared-labels"], False),
+        (["--unshared-labels", "--no_unshared_labels"], False),
+    ],
+)
+def test_a_switch_can_be_turned_on_and_off(argv, expected):
+    assert parse_arguments(argv).unshared_labels is expected
+
+
+def test_counts_of_tasks_come_sorted_and_once():
+    assert parse_arguments(["--eval-ckpts", "50,10, 50,100"]).eval_ckpts == [10, 50, 100]
+
+
+def test_a_flag_is_not_abbreviated_and_the_refusal_suggests_the_whole_one():
+    assert refusal("--num-task", "3").endswith("did you mean --num-tasks?")
+    assert refusal("--num_task=3").endswith("did you mean --num-tasks?")
+    assert "did you mean" not in refusal("--xyzzy")
+
+
+# Where the values come from
+
+
+def test_without_flags_every_value_is_the_default_of_its_flag():
+    args = vars(parse_arguments([]))
+    for action in ACTIONS:
+        if action.dest not in ("log_dir", "name"):
+            assert args[action.dest] == action.default, action.dest
+    assert args["log_dir"] == str(PROJECT / "runs" / "main")
+    assert args["name"] == "DigitsPerm-LeNet-seed=0"
+    assert set(args) == {action.dest for action in ACTIONS}
+
+
+def test_the_command_line_of_the_process_is_read_when_none_is_given(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--seed", "41"])
+    assert parse_arguments().seed == 41
+    assert parse_arguments([]).seed == 0
+
+
+def test_the_name_of_a_run_tells_set_model_and_seed():
+    args = parse_arguments(["--set", "MNIST", "--model", "FC1024", "--seed", "3"])
+    assert args.name == "MNIST-FC1024-seed=3"
+
+
+def test_a_config_sets_defaults_and_the_command_line_wins_on_either_side_of_it(tmp_path):
+    path = config(tmp_path, "seed: 5\nepochs: 6\nbatch-size: 7\ntest_batch_size: 8\n")
+    args = parse_arguments(["--seed", "1", "--config", path, "--batch_size=2"])
+    assert (args.seed, args.epochs, args.batch_size, args.test_batch_size) == (1, 6, 2, 8)
+    assert args.config == path
+
+
+def test_the_command_line_wins_over_a_config_with_a_default_too(tmp_path):
+    path = config(tmp_path, "seed: 5\nunshared-labels: true\n")
+    args = parse_arguments(["--config", path, "--seed", "0", "--no-unshared-labels"])
+    assert (args.seed, args.unshared_labels) == (0, False)
+
+
+@pytest.mark.parametrize("flag", [flag for flag in VALUES if flag not in ("--config", "--resume")])
+def test_a_config_gives_what_the_command_line_gives(flag, tmp_path):
+    path = config(tmp_path, f"{flag[2:]}: {VALUES[flag]}\n")
+    by_config, by_command = parse_arguments(["--config", path]), parse_arguments([flag, VALUES[flag]])
+    by_config.config = None
+    assert by_config == by_command
+    dest = flag[2:].replace("-", "_")
+    assert type(getattr(by_config, dest)) is type(getattr(by_command, dest))
+
+
+@pytest.mark.parametrize("text, value", [("1e-3", 1e-3), ("1E-4", 1e-4), ("2", 2.0), ("'0.5'", 0.5)])
+def test_a_rate_in_a_config_is_a_float_however_it_is_written(text, value, tmp_path):
+    args = parse_arguments(["--config", config(tmp_path, f"lr: {text}\nlog-base: 3\n")])
+    assert args.lr == value and type(args.lr) is float
+    assert args.log_base == 3 and type(args.log_base) is float
+
+
+@pytest.mark.parametrize("text", ["[50, 10, 10]", "10,50", "'50, 10'", "\n- 50\n- 10"])
+def test_counts_of_tasks_in_a_config_are_a_list_or_what_the_flag_takes(text, tmp_path):
+    args = parse_arguments(["--config", config(tmp_path, f"eval-ckpts: {text}\n")])
+    assert args.eval_ckpts == [10, 50]
+
+
+def test_one_count_in_a_config_needs_no_list(tmp_path):
+    assert parse_arguments(["--config", config(tmp_path, "eval-ckpts: 10\n")]).eval_ckpts == [10]
+
+
+def test_a_gpu_in_a_config_may_be_a_number(tmp_path):
+    assert parse_arguments(["--config", config(tmp_path, "multigpu: 3\n")]).multigpu == "3"
+
+
+@pytest.mark.parametrize("key", ["num-tasks", "name", "eval-ckpts", "iter-lim"])
+def test_a_key_without_a_value_leaves_a_flag_without_default_unset(key, tmp_path):
+    args = parse_arguments(["--config", config(tmp_path, f"{key}:\n")])
+    args.config = None
+    assert args == parse_arguments([])
+
+
+@pytest.mark.parametrize("action", [a for a in ACTIONS if a.default is not None], ids=lambda a: a.dest)
+def test_a_key_without_a_value_never_unsets_a_flag_that_has_a_default(action, tmp_path):
+    path = config(tmp_path, f"{action.dest}: null\n")
+    try:
+        args = parse_arguments(["--config", path])
+    except UserError as error:
+        assert path in str(error) and action.dest in str(error)
+    else:
+        assert getattr(args, action.dest) == action.default
+
+
+def test_every_config_of_the_experiments_is_accepted():
+    paths = sorted(PROJECT.glob("experiments/**/*.yaml"))
+    assert paths
+    for path in paths:
+        parse_arguments(["--config", str(path)])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "key, suggestion",
+    [("num-task", "--num-tasks"), ("outputsize", "--output-size"), ("epoch", "--epochs"), ("xyzzy", None)],
+)
+def test_an_unknown_key_of_a_config_is_refused_with_the_nearest_flag(key, suggestion, tmp_path):
+    path = config(tmp_path, f"seed: 1\n{key}: 3\n")
+    message = refusal("--config", path)
+    assert path in message and repr(key) in message
+    if suggestion:
+        assert message.endswith(f"did you mean {suggestion}?")
+    else:
+        assert "did you mean" not in message
+
+
+@pytest.mark.parametrize("key", ["config", "help", "no-unshared-labels", "no_unshared_labels", "1", "null"])
+def test_keys_that_are_no_settings_are_refused(key, tmp_path):
+    path = config(tmp_path, f"{key}: true\n")
+    assert path in refusal("--config", path)
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("epochs", "three", "'three'"),
+        ("epochs", "1.5", "'1.5'"),
+        ("epochs", "-1", "'-1'"),
+        ("epochs", "true", "True"),
+        ("epochs", "{a: 1}", "{'a': 1}"),
+        ("epochs", "[1, 2]", ""),
+        ("lr", ".nan", "nan"),
+        ("lr", ".inf", "inf"),
+        ("lr", "-.inf", "-inf"),
+        ("lr", "fast", "'fast'"),
+        ("lr", "[0.1]", ""),
+        ("lr", "0", "'0'"),
+        ("momentum", "1.5", "'1.5'"),
+        ("set", "CIFAR", "'CIFAR'"),
+        ("set", "[DigitsPerm]", ""),
+        ("set", "1", "'1'"),
+        ("name", "a/b", "'a/b'"),
+        ("name", "[a, b]", ""),
+        ("name", "true", "True"),
+        ("multigpu", "gpu", "'gpu'"),
+        ("multigpu", "[0, 1]", ""),
+        ("eval-ckpts", "[10, x]", "'x'"),
+        ("eval-ckpts", "[]", ""),
+        ("eval-ckpts", "[0]", "'0'"),
+        ("eval-ckpts", "[[1], [2]]", ""),
+        ("unshared-labels", "1", "1"),
+        ("unshared-labels", "'yes'", "'yes'"),
+        ("unshared-labels", "[true]", "[True]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_in_a_config_is_refused(key, value, said, tmp_path):
+    path = config(tmp_path, f"{key}: {value}\n")
+    message = refusal("--config", path)
+    assert message.startswith(f"--config {path}: {key}: ") and said in message
+
+
+# Importing
+
+
+def test_importing_the_program_does_nothing_but_define_it(tmp_path):
+    check = """
+        import random, sys
+        import numpy, torch
+        torch.manual_seed(12345)
+        torch.set_num_threads(1)
+        random.seed(5)
+        numpy.random.seed(6)
+
+        def state():
+            return (
+                torch.get_rng_state().tolist(), torch.initial_seed(), torch.get_num_threads(),
+                torch.get_num_interop_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+                torch.are_deterministic_algorithms_enabled(), random.getstate(),
+                [str(part) for part in numpy.random.get_state()], sys.argv,
+            )
+
+        before = state()
+        import main, args, data.files, utils.checkpoint, experiments.launcher
+        sys.exit(0 if state() == before else "importing changed the state of the process")
+    """
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", textwrap.dedent(check), "--no-such-flag", "--seed", "x"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

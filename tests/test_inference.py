@@ -1,0 +1,196 @@
+"""Task inference against its slow, obvious form: autograd through the weighted sum of float masks."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import Builder, get_model, multitask
+from trainers import InferenceOptions, adaptors, evaluate
+from utils.seeding import generator
+
+REAL_NEURONS = 4
+RNG = partial(generator, 5)
+
+
+class SmallConvolutional(nn.Module):
+    """3×3 convolutions, one of stride 2, and a head; tasks are inferred through it as through any other."""
+
+    def __init__(self, builder, input_shape, output_size):
+        super().__init__()
+        self.first = builder.conv3x3(input_shape[0], 6)
+        self.second = builder.conv3x3(6, 8, stride=2)
+        self.head = builder.conv1x1(8, output_size)
+
+    def forward(self, x):
+        x = F.relu(self.second(F.relu(self.first(x))))
+        return self.head(F.adaptive_avg_pool2d(x, 1)).flatten(1)
+
+
+def random_tasks(kind: str, num_tasks: int):
+    """A network whose masks are those of fresh scores."""
+    builder, shape = Builder(RNG, num_tasks), (2, 6, 6)
+    model = SmallConvolutional(builder, shape, 9) if kind == "conv" else get_model("LeNet", builder, shape, 9)
+    for task in range(num_tasks):
+        multitask.begin_task(model, task, RNG)
+        multitask.end_task(model)
+    return model.eval(), shape
+
+
+def slow_forward(model, kind, layers, alphas, x):
+    """The superposed network written out: every layer's weight is ``W ⊙ Σ α_i M^i``, masks as floats."""
+    weights = [weight * (alphas.view(-1, 1, 1, 1, 1) * masks).sum(0) for weight, masks in layers]
+    if kind == "fc":
+        x = x.flatten(1)
+        for index, weight in enumerate(weights):
+            x = F.linear(x, weight[:, :, 0, 0])
+            x = F.relu(x) if index < len(weights) - 1 else x
+        return x
+    x = F.relu(F.conv2d(x, weights[0], padding=1))
+    x = F.relu(F.conv2d(x, weights[1], padding=1, stride=2))
+    return F.conv2d(x.mean((2, 3), keepdim=True), weights[2]).flatten(1)
+
+
+def float_masks(model, num_tasks):
+    """(weight, masks as floats (tasks, *shape)) of every layer, read off the tasks one by one."""
+    layers = [module for module in model.modules() if isinstance(module, multitask.SuperposedModule)]
+    masks = []
+    for task in range(num_tasks):
+        multitask.select_task(model, task)
+        masks.append([(layer.effective != 0).float() for layer in layers])
+    return [(layer.weight, torch.stack(column)) for layer, column in zip(layers, zip(*masks, strict=True), strict=True)]
+
+
+def slow_objective(name, logits):
+    if name == "entropy":
+        p = logits.softmax(1)
+        return (-p * p.log()).sum(1).mean()
+    frozen = logits.detach()
+    total = logits[:, REAL_NEURONS:].exp().sum(1) + frozen[:, :REAL_NEURONS].exp().sum(1)
+    return total.log().mean()
+
+
+def slow_gradient(model, kind, layers, alphas, x, objective):
+    alphas = alphas.clone().requires_grad_()
+    slow_objective(objective, slow_forward(model, kind, layers, alphas, x)).backward()
+    return alphas.grad
+
+
+def slow_binary(model, kind, layers, x, objective, num_tasks, log_base=2):
+    alive = list(range(num_tasks))
+    while len(alive) > 1:
+        alphas = torch.zeros(num_tasks)
+        alphas[alive] = 1 / len(alive)
+        gradient = slow_gradient(model, kind, layers, alphas, x, objective)
+        alive.sort(key=lambda task: gradient[task].item())
+        alive = alive[: min(len(alive) - 1, math.ceil(len(alive) / log_base))]
+    return alive[0]
+
+
+FAST = {
+    "entropy": adaptors.entropy,
+    "superfluous": partial(adaptors.superfluous, real_neurons=REAL_NEURONS),
+}
+
+
+@pytest.mark.parametrize("images", [1, 16], ids=["one image", "full batch"])
+@pytest.mark.parametrize("objective", ["entropy", "superfluous"])
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+class TestAgainstAutograd:
+    NUM_TASKS = 13
+
+    def setting(self, kind, images):
+        model, shape = random_tasks(kind, self.NUM_TASKS)
+        batches = torch.randn(7, images, *shape, generator=generator("images", kind, images))
+        return model, float_masks(model, self.NUM_TASKS), batches
+
+    def test_gradient_of_uniform_coefficients(self, kind, objective, images):
+        model, layers, batches = self.setting(kind, images)
+        alphas = torch.full((self.NUM_TASKS,), 1 / self.NUM_TASKS)
+        # So small a tile that several are needed.
+        fast = adaptors.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
+        slow = torch.stack([slow_gradient(model, kind, layers, alphas, x, objective) for x in batches])
+        assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
+        assert torch.equal(fast.argmin(1), slow.argmin(1))
+
+    def test_gradient_of_coefficients_of_its_own_for_each_batch(self, kind, objective, images):
+        model, layers, batches = self.setting(kind, images)
+        alphas = torch.rand(len(batches), self.NUM_TASKS, generator=generator("alphas")).softmax(1)
+        fast = adaptors.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
+        slow = torch.stack([slow_gradient(model, kind, layers, alphas[i], x, objective) for i, x in enumerate(batches)])
+        assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
+
+    def test_one_shot_and_binary_choose_the_same_task(self, kind, objective, images):
+        model, layers, batches = self.setting(kind, images)
+        alphas = torch.full((self.NUM_TASKS,), 1 / self.NUM_TASKS)
+        tasks = range(self.NUM_TASKS)
+        slow = [slow_gradient(model, kind, layers, alphas, x, objective).argmin().item() for x in batches]
+        assert adaptors.one_shot(model, tasks, batches, FAST[objective]).tolist() == slow
+        for log_base in (2, 3):
+            slow = [slow_binary(model, kind, layers, x, objective, self.NUM_TASKS, log_base) for x in batches]
+            assert adaptors.binary(model, tasks, batches, FAST[objective], log_base).tolist() == slow
+
+
+def test_inference_chooses_only_among_the_tasks_it_is_given():
+    model, shape = random_tasks("fc", 6)
+    batches = torch.randn(20, 1, *shape, generator=generator("images"))
+    for infer in (adaptors.one_shot, adaptors.binary):
+        assert set(infer(model, [4, 1], batches, adaptors.entropy).tolist()) <= {4, 1}
+        assert infer(model, [3], batches, adaptors.entropy).tolist() == [3] * 20
+
+
+@pytest.mark.parametrize(("log_base", "rounds"), [(2, 4), (3, 3), (16, 1), (1.5, 6)])
+def test_binary_inference_needs_about_log_k_rounds(monkeypatch, log_base, rounds):
+    model, shape = random_tasks("fc", 13)
+    calls, whole = [], adaptors.alpha_gradients
+    monkeypatch.setattr(adaptors, "alpha_gradients", lambda *words: calls.append(1) or whole(*words))
+    adaptors.binary(model, range(13), torch.randn(1, 1, *shape), adaptors.entropy, log_base)
+    assert len(calls) == rounds
+
+
+class FakeData:
+    """Three tasks of seven images in batches of 3, 3 and 1, which masks answer at random."""
+
+    num_classes = 9
+
+    def __init__(self, shape):
+        keyed = generator("fake")
+        self.images = torch.randn(3, 7, *shape, generator=keyed)
+        self.labels = torch.randint(0, 2, (3, 7), generator=keyed)
+
+    def update_task(self, task):
+        self.val_loader = list(zip(self.images[task].split(3), self.labels[task].split(3), strict=True))
+
+
+@pytest.mark.parametrize("unshared_labels", [False, True])
+@pytest.mark.parametrize("data_to_repeat", [1, 2, 128])
+def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(unshared_labels, data_to_repeat):
+    model, shape = random_tasks("fc", 3)
+    data = FakeData(shape)
+    options = InferenceOptions(data_to_repeat, REAL_NEURONS, unshared_labels=unshared_labels)
+    scores = evaluate(model, data, range(3), "se_oneshot_entropy_minimization", options)
+    any_wrong = False
+    for task in range(3):
+        right = given = hits = 0
+        for x, y in zip(data.images[task].split(3), data.labels[task].split(3), strict=True):
+            inferred = adaptors.one_shot(model, range(3), x[None, :data_to_repeat], adaptors.entropy).item()
+            answers = {}
+            for mask in {task, inferred}:
+                multitask.select_task(model, mask)
+                answers[mask] = (model(x).argmax(1) == y).sum().item()
+            hits += inferred == task
+            given += answers[task]
+            any_wrong |= inferred != task
+            right += 0 if unshared_labels and inferred != task else answers[inferred]
+        assert (scores[task].given, scores[task].adapted) == (given / 7, right / 7)
+        assert scores[task].inferred_right == pytest.approx(hits / 3)
+    assert any_wrong  # or this test would say nothing
+
+
+def test_evaluation_with_the_task_given_infers_nothing():
+    model, shape = random_tasks("fc", 3)
+    for score in evaluate(model, FakeData(shape), range(3), "gt", InferenceOptions()):
+        assert score.adapted is None and score.inferred_right is None and 0 <= score.given <= 1

@@ -1,0 +1,90 @@
+"""Masks as bits, initial scores, straight-through gradients, initialisers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import INITIALISERS, masks
+from models.init import initialise
+from utils.seeding import generator
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 64, 1001])
+def test_packing_is_numpys_packbits_and_unpacking_gives_the_mask_back(n):
+    mask = torch.rand(3, n, generator=generator("mask", n)) < 0.3
+    packed = masks.pack(mask)
+    assert packed.dtype == torch.uint8 and packed.shape == (3, math.ceil(n / 8))
+    assert np.array_equal(packed.numpy(), np.packbits(mask.numpy(), axis=1))
+    assert torch.equal(masks.unpack(packed, n), mask.float())
+
+
+def test_unpacking_the_wrong_number_of_bytes_is_refused():
+    with pytest.raises(ValueError, match="3 bytes do not hold 8 weights"):
+        masks.unpack(torch.zeros(3, dtype=torch.uint8), 8)
+
+
+def test_threshold_keeps_scores_from_zero_up_and_passes_the_gradient_straight_through():
+    scores = torch.tensor([-1.0, -0.0, 0.0, 1e-30, -1e-30, 2.0], requires_grad=True)
+    mask = masks.Threshold.apply(scores)
+    assert mask.tolist() == [0, 1, 1, 1, 0, 1]
+    gradient = torch.randn(6, generator=generator("gradient"))
+    mask.backward(gradient)
+    assert torch.equal(scores.grad, gradient)
+
+
+def test_initial_scores_are_kaiming_uniform_with_a_root_five():
+    scores = masks.initial_scores((50, 20, 3, 3), generator("scores"))
+    reference = nn.init.kaiming_uniform_(torch.empty(50, 20, 3, 3), a=math.sqrt(5))
+    bound = 1 / math.sqrt(20 * 9)
+    for drawn in (scores, reference):
+        assert drawn.abs().max() <= bound
+        assert drawn.abs().max() > 0.99 * bound  # 9,000 draws
+    assert abs(scores.mean()) < 4 * bound / math.sqrt(3 * 9000)  # four standard errors
+
+
+def test_tiles_cover_a_range_in_order():
+    assert [list(range(10))[tile] for tile in masks.tiles(10, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+FAN_IN, FAN_OUT = 40 * 9, 60 * 9
+KAIMING, XAVIER = math.sqrt(2 / FAN_IN), math.sqrt(2 / (FAN_IN + FAN_OUT))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "std"),
+    [
+        ("signed_constant", {-KAIMING, KAIMING}, KAIMING),
+        ("unsigned_constant", {KAIMING}, 0),
+        ("xavier_constant", {-XAVIER, XAVIER}, XAVIER),
+        ("kaiming_normal", None, KAIMING),
+        ("kaiming_uniform", None, KAIMING),
+        ("xavier_normal", None, XAVIER),
+        ("glorot_uniform", None, XAVIER),
+        ("default", None, 1 / math.sqrt(3 * FAN_IN)),
+    ],
+)
+def test_initialisers_have_the_values_and_spread_of_their_definition(name, values, std):
+    weight = torch.empty(60, 40, 3, 3)
+    initialise(weight, name, generator("weight"))
+    if values is not None:
+        assert weight.unique().tolist() == pytest.approx(sorted(values))
+    assert weight.std().item() == pytest.approx(std, rel=0.02, abs=1e-7)  # 21,600 draws: 2 % is four errors
+    if name != "unsigned_constant":
+        assert abs(weight.mean().item()) < 4 * std / math.sqrt(weight.numel())
+    again = torch.empty_like(weight)
+    initialise(again, name, generator("weight"))
+    assert torch.equal(weight, again)
+
+
+def test_kaiming_initialisers_follow_mode_and_nonlinearity():
+    weight = torch.empty(60, 40, 3, 3)
+    initialise(weight, "unsigned_constant", generator("weight"), mode="fan_out", nonlinearity="linear")
+    assert weight.unique().tolist() == pytest.approx([1 / math.sqrt(FAN_OUT)])
+
+
+def test_every_initialiser_is_tried_here():
+    tried = test_initialisers_have_the_values_and_spread_of_their_definition.pytestmark[0].args[1]
+    assert {case[0] for case in tried} == set(INITIALISERS)

@@ -1,0 +1,181 @@
+"""A learned task costs one bit a weight, is never changed by a later one, and depends on its seed and number alone."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from models import Builder, get_model, multitask
+from trainers import DefaultTrainer, TrainingOptions
+from utils.seeding import generator
+
+RNG = partial(generator, 3)
+SHAPE = (1, 6, 6)
+
+
+def network(num_tasks: int = 4, name: str = "LeNet", conv_type: str = "FastMultitaskMaskConv"):
+    return get_model(name, Builder(RNG, num_tasks, conv_type), SHAPE, output_size=12)
+
+
+class Batches:
+    """A few batches of random images, with the interface of a loader."""
+
+    def __init__(self, task: int, count: int = 5):
+        keyed = generator("data", task)
+        self.batches = [
+            (torch.randn(16, *SHAPE, generator=keyed), torch.randint(0, 10, (16,), generator=keyed))
+            for _ in range(count)
+        ]
+        self.num_images = 16 * count
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def learn(model, tasks):
+    trainer = DefaultTrainer(model, TrainingOptions(lr=1e-2), RNG)
+    for task in tasks:
+        trainer.begin_task(task)
+        trainer.train(Batches(task), epoch=0)
+        trainer.end_task()
+    return model
+
+
+@torch.no_grad()
+def logits(model, task):
+    multitask.select_task(model, task)
+    return model(Batches(0).batches[0][0])
+
+
+def test_what_is_learned_later_changes_no_bit_of_a_learned_task():
+    model = learn(network(), [0, 1])
+    before = [logits(model, task) for task in (0, 1)]
+    learn(model, [2, 3])
+    assert all(torch.equal(logits(model, task), before[task]) for task in (0, 1))
+
+
+def test_a_task_is_the_same_whatever_was_learned_before_it():
+    alone, sequence = learn(network(), [2]), learn(network(), [3, 0, 2])
+    for name, mask in multitask.task_state(alone, 2).items():
+        assert torch.equal(mask, multitask.task_state(sequence, 2)[name])
+    assert torch.equal(logits(alone, 2), logits(sequence, 2))
+
+
+def test_training_moves_the_mask_and_only_the_mask():
+    model = network()
+    weights = {name: value.clone() for name, value in model.named_buffers() if name.endswith("weight")}
+    multitask.begin_task(model, 0, RNG)
+    multitask.end_task(model)
+    fresh = {name: value.clone() for name, value in multitask.task_state(model, 0).items()}
+    learn(model, [0])
+    assert any(not torch.equal(fresh[name], value) for name, value in multitask.task_state(model, 0).items())
+    assert weights and all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in weights.items())
+
+
+def test_selecting_a_task_gives_the_logits_that_training_ended_with():
+    model, trainer = network(), None
+    trainer = DefaultTrainer(model, TrainingOptions(lr=1e-2), RNG)
+    trainer.begin_task(1)
+    trainer.train(Batches(1), epoch=0)
+    x = Batches(0).batches[0][0]
+    with torch.no_grad():
+        in_training = model(x)
+    trainer.end_task()
+    assert torch.equal(logits(model, 1), in_training)
+
+
+def test_a_learned_task_is_one_bit_a_weight_and_scores_are_gone():
+    model = learn(network(), [0])
+    weights = 36 * 300 + 300 * 100 + 100 * 12
+    assert multitask.superposed_size(model) == weights
+    assert multitask.task_bytes(model, 0) == weights // 8
+    assert list(model.parameters()) == [] and multitask.task_parameters(model) == {}
+
+
+def test_a_task_state_survives_a_round_trip_into_a_fresh_network():
+    model, fresh = learn(network(), [0, 1]), network()
+    for task in (0, 1):
+        multitask.load_task_state(fresh, task, multitask.task_state(model, task))
+    assert all(torch.equal(logits(model, task), logits(fresh, task)) for task in (0, 1))
+
+
+def test_a_state_of_another_network_is_refused():
+    state = multitask.task_state(learn(network(), [0]), 0)
+    with pytest.raises(ValueError, match="bytes"):
+        multitask.load_task_state(network(name="FC1024"), 0, state)
+    with pytest.raises(ValueError, match="no layer"):
+        multitask.load_task_state(network(), 0, {"other.mask": torch.zeros(1, dtype=torch.uint8)})
+    with pytest.raises(ValueError, match="bytes"):
+        multitask.load_task_state(network(), 0, dict(list(state.items())[:1]))
+
+
+@pytest.mark.parametrize("task", [-1, 4])
+def test_tasks_are_range_checked(task):
+    model = network()
+    with pytest.raises(IndexError, match="0 ... 3"):
+        multitask.select_task(model, task)
+    with pytest.raises(IndexError, match="0 ... 3"):
+        multitask.begin_task(model, task, RNG)
+
+
+def test_a_masked_layer_does_not_compute_before_it_knows_a_task():
+    with pytest.raises(RuntimeError, match="begun, selected"):
+        network()(torch.zeros(1, *SHAPE))
+
+
+def test_a_network_without_masks_cannot_be_superposed():
+    with pytest.raises(ValueError, match="mask"):
+        multitask.superpose(network(conv_type="StandardConv"), [0], torch.ones(1))
+
+
+def test_a_superposition_is_the_weighted_sum_of_the_tasks_weights():
+    model = learn(network(), [0, 1, 2])
+    alphas = torch.rand(2, 3, generator=generator("alphas"))
+    mixed = multitask.superposition(model, [2, 0, 1], alphas)
+    for name, module in model.named_modules():
+        if f"{name}.effective" in mixed:
+            masks = [multitask.superposition(model, [task], torch.ones(1))[f"{name}.effective"] for task in (2, 0, 1)]
+            for row in range(2):
+                slow = sum(alpha * mask for alpha, mask in zip(alphas[row], masks, strict=True))
+                torch.testing.assert_close(mixed[f"{name}.effective"][row], slow, rtol=1e-6, atol=1e-7)
+
+
+def test_kept_fractions_count_the_weights_of_the_mask():
+    model = learn(network(), [0])
+    kept = multitask.kept_fractions(model, 0)
+    assert set(kept) == {"layers.0", "layers.2", "layers.4", "total"}
+    assert kept["layers.0"] == pytest.approx(model.layers[0].effective.ne(0).float().mean().item())
+    assert 0.3 < kept["total"] < 0.7
+
+
+def test_shared_weights_train_only_in_the_tasks_that_train_weights():
+    model = network(conv_type="StandardConv")
+    trainer = DefaultTrainer(model, TrainingOptions(train_weight_tasks=1, train_weight_lr=1e-2), RNG)
+    start = {name: value.clone() for name, value in multitask.shared_state(model).items()}
+    trainer.begin_task(0)
+    trainer.train(Batches(0), epoch=0)
+    trainer.end_task()
+    after_first = {name: value.clone() for name, value in multitask.shared_state(model).items()}
+    assert len(start) == 3 and all(not torch.equal(start[name], value) for name, value in after_first.items())
+    assert not trainer.trains_weights(1) and trainer.trains_weights(0)
+    fresh = network(conv_type="StandardConv")
+    multitask.load_shared_state(fresh, after_first)
+    assert torch.equal(fresh(Batches(0).batches[0][0]), model(Batches(0).batches[0][0]))
+    with pytest.raises(ValueError, match="no place"):
+        multitask.load_shared_state(fresh, {"layers.0.weight": torch.zeros(1)})
+
+
+def test_iter_lim_counts_the_batches_of_all_epochs():
+    model = network()
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=7), RNG)
+    trainer.begin_task(0)
+    trainer.train(Batches(0), epoch=0)
+    assert trainer.batches_done == 5 and not trainer.reached_limit
+    trainer.train(Batches(0), epoch=1)
+    assert trainer.batches_done == 7 and trainer.reached_limit

@@ -1,0 +1,294 @@
+"""The tables of results: every row whole and once, whoever writes at the same time, whatever it is called."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from utils import results
+from utils.errors import UserError
+from utils.results import COLUMNS, Results, to_csv, write_whole
+
+PROJECT = Path(__file__).resolve().parents[1]
+ORIGINAL = ["Date Finished", "Name", "Current Val", "Best Val", "Save Directory"]
+HOSTILE = [
+    "a,b",
+    'he said "no"',
+    '"',
+    "two\nlines",
+    "windows\r\nlines",
+    "é ✓ 名",
+    " spaces ",
+    "tab\t;|'",
+    "=1+1",
+    ",",
+    "ends with a newline\n",
+]
+
+
+def row(name: str, folder: str = "runs/a", **more: object) -> dict:
+    return {
+        "Date Finished": "2024-01-01 00:00:00",
+        "Name": name,
+        "Current Val": 0.5,
+        "Best Val": 0.75,
+        "Save Directory": folder,
+        **more,
+    }
+
+
+def read(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(None not in row and None not in row.values() for row in rows), "as many fields as columns"
+    return rows
+
+
+def names(path: Path) -> list[str]:
+    return [row["Name"] for row in read(path)]
+
+
+# One writer
+
+
+def test_the_columns_begin_with_those_of_the_original(tmp_path):
+    path = tmp_path / "results.csv"
+    Results(path).add([row("a")])
+    header = path.read_text().splitlines()[0]
+    assert list(COLUMNS[:5]) == ORIGINAL
+    assert header == ",".join(COLUMNS) and header.startswith(",".join(ORIGINAL))
+    assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_every_value_of_a_row_stands_under_its_column(tmp_path):
+    path = tmp_path / "results.csv"
+    values = {column: f"value of {column}" for column in COLUMNS}
+    Results(path).add([values, row("b", Task=3, **{"Accuracy Given": 1 / 3, "Accuracy Adapted": None})])
+    first, second = read(path)
+    assert first == values
+    assert (second["Task"], second["Seed"], second["Accuracy Adapted"]) == ("3", "", "")
+    assert float(second["Accuracy Given"]) == 1 / 3
+
+
+def test_rows_are_appended_under_one_header(tmp_path):
+    path, before = tmp_path / "results.csv", b""
+    for index in range(5):
+        Results(path).add([row(f"row {index}"), row(f"row {index}'")])
+        after = path.read_bytes()
+        assert after.startswith(before) and len(after) > len(before)
+        before = after
+    assert names(path) == [f"row {index}{mark}" for index in range(5) for mark in ("", "'")]
+    assert path.read_text().count("Date Finished") == 1
+
+
+def test_adding_nothing_leaves_a_table_without_rows(tmp_path):
+    Results(tmp_path / "results.csv").add([])
+    assert read(tmp_path / "results.csv") == []
+
+
+def test_a_column_that_is_not_in_the_table_is_a_mistake_and_writes_nothing(tmp_path):
+    path = tmp_path / "results.csv"
+    Results(path).add([row("a")])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Colour"):
+        Results(path).add([row("b"), row("c", Colour="red")])
+    assert path.read_bytes() == before
+    Results(path).add([row("d")])  # and the lock is free again
+    assert names(path) == ["a", "d"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_a_name_survives_whatever_it_is_made_of(name, tmp_path):
+    path = tmp_path / "results.csv"
+    for _ in range(2):
+        Results(path).add([row(name, folder=name), row("next")])
+    assert [(r["Name"], r["Save Directory"]) for r in read(path)] == [(name, name), ("next", "runs/a")] * 2
+    Results(path).complete([row(name, folder=name), row("next"), row("new")])
+    assert names(path) == [name, "next", name, "next", "new"]
+
+
+# What a crash leaves
+
+
+def test_a_torn_last_line_goes_wherever_it_was_torn(tmp_path):
+    path = tmp_path / "results.csv"
+    table = Results(path)
+    table.add([row("first")])
+    start = path.stat().st_size
+    table.add([row('the "torn", one')])
+    whole = path.read_bytes()
+    for length in range(start, len(whole)):
+        path.write_bytes(whole[:length])
+        table.add([row("next")])
+        assert names(path) == ["first", "next"], whole[start:length]
+
+
+def test_a_torn_last_row_goes_wherever_it_was_torn_with_line_ends_in_it_too(tmp_path):
+    path = tmp_path / "results.csv"
+    table = Results(path)
+    table.add([row("fi\nrst")])
+    start = path.stat().st_size
+    table.add([row('the\n"torn"\n\n, one')])
+    whole = path.read_bytes()
+    for length in range(start, len(whole)):
+        path.write_bytes(whole[:length])
+        table.add([row("next")])
+        assert names(path) == ["fi\nrst", "next"], whole[start:length]
+
+
+def test_a_torn_header_is_written_again(tmp_path):
+    path = tmp_path / "results.csv"
+    header = to_csv(COLUMNS, []).encode()
+    for length in range(len(header)):
+        path.write_bytes(header[:length])
+        Results(path).add([row("first")])
+        assert path.read_bytes().startswith(header) and names(path) == ["first"]
+
+
+def test_complete_adds_the_rows_that_lack_and_only_those(tmp_path):
+    path = tmp_path / "results.csv"
+    wanted = [row(f"row {index}") for index in range(4)]
+    table = Results(path)
+    table.complete(wanted[:1])
+    table.add([row("row 2", folder="runs/other"), wanted[3]])
+    before = path.read_bytes()
+    table.complete(wanted)
+    assert path.read_bytes().startswith(before)
+    assert [(r["Name"], r["Save Directory"]) for r in read(path)] == [
+        ("row 0", "runs/a"),
+        ("row 2", "runs/other"),
+        ("row 3", "runs/a"),
+        ("row 1", "runs/a"),
+        ("row 2", "runs/a"),
+    ]
+    after = path.read_bytes()
+    table.complete(wanted)
+    assert path.read_bytes() == after
+
+
+def test_complete_brings_a_torn_row_back_whole(tmp_path):
+    path = tmp_path / "results.csv"
+    wanted = [row("first"), row("second")]
+    Results(path).add(wanted)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    Results(path).complete(wanted)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ",".join(ORIGINAL).encode() + b"\n2020-01-01,old,0.5,0.5,runs/old\n",
+        b"something,else\n1,2\n",
+        b"\x89PNG\r\n\x1a\n\xff\xfe\n",
+    ],
+    ids=["the original's columns only", "other columns", "no text"],
+)
+@pytest.mark.parametrize("method", ["add", "complete"])
+def test_a_file_that_is_not_this_table_is_refused_by_name_and_left_alone(content, method, tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="results.csv") as caught:
+        getattr(Results(path), method)([row("a")])
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("taken", ["results.csv", "results.csv.lock"])
+def test_a_table_that_cannot_be_written_is_a_user_error(taken, tmp_path):
+    (tmp_path / taken).mkdir()
+    with pytest.raises(UserError, match="results.csv"):
+        Results(tmp_path / "results.csv").add([row("a")])
+
+
+# Many writers
+
+WRITER = """
+import os, sys, time
+from utils.results import Results
+path, writer = sys.argv[1:]
+open(f"{path}.ready{writer}", "w").close()
+while not os.path.exists(path + ".go"):
+    time.sleep(0.001)
+for index in range(50):
+    Results(path).add([{
+        "Date Finished": "2024-01-01", "Name": f"writer {writer}, row {index}\\n" + "x" * (index * 40),
+        "Current Val": 0.5, "Best Val": 0.5, "Save Directory": f"runs/{writer}", "Task": index,
+    }])
+"""
+
+
+def test_eight_processes_write_every_row_once_and_whole(tmp_path):
+    path = tmp_path / "results.csv"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", WRITER, str(path)]
+    writers = [subprocess.Popen([*command, str(writer)], env=environment) for writer in range(8)]
+    # All at once, so that they meet at the file that is not there yet too.
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.ready*"))) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    Path(f"{path}.go").touch()
+    assert [writer.wait(timeout=60) for writer in writers] == [0] * 8
+    rows = read(path)
+    expected = {
+        (f"writer {writer}, row {index}\n" + "x" * (index * 40), f"runs/{writer}", str(index))
+        for writer in range(8)
+        for index in range(50)
+    }
+    assert len(rows) == 400
+    assert {(r["Name"], r["Save Directory"], r["Task"]) for r in rows} == expected
+    assert path.read_text().count("Date Finished") == 1
+    # Each writer's rows are in the order in which it wrote them.
+    for writer in range(8):
+        own = [int(r["Task"]) for r in rows if r["Save Directory"] == f"runs/{writer}"]
+        assert own == list(range(50))
+
+
+@pytest.mark.parametrize("method", ["add", "complete"])
+def test_a_lock_that_is_never_given_back_ends_in_one_clear_line(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_LOCK_SECONDS", 0.05)
+    path = tmp_path / "results.csv"
+    Results(path).add([row("a")])
+    before = path.read_bytes()
+    with FileLock(f"{path}.lock"), pytest.raises(UserError) as caught:
+        getattr(Results(path), method)([row("b")])
+    message = str(caught.value)
+    assert str(path) in message and "0.05 s" in message and "\n" not in message
+    assert path.read_bytes() == before
+    getattr(Results(path), method)([row("b")])
+    assert names(path) == ["a", "b"]
+
+
+# Whole files
+
+
+def test_a_whole_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "adapt_results.csv"
+    for text in ("old\r\nlines\n", "new\n"):
+        write_whole(path, text)
+        assert path.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_whole_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "adapt_results.csv"
+    write_whole(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_whole_file_keeps_text_of_every_language(tmp_path):
+    write_whole(tmp_path / "a.csv", to_csv(["Name"], [{"Name": "é ✓ 名"}]))
+    assert (tmp_path / "a.csv").read_bytes() == "Name\né ✓ 名\n".encode()

@@ -1,0 +1,136 @@
+"""What must be kept of a learned model: its size in several forms, and the file that holds the smallest of them."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import multitask
+from models.norms import is_statistic
+from utils import storage
+from utils.checkpoint import Checkpoint, Record
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes that must be kept beside the seed, which makes the frozen network again.
+
+    The first four are forms of the masks; the last two come on top of each.
+
+    Attributes:
+        packed: one bit a weight.
+        csc16: sparse matrices with 16-bit indices, as in the paper.
+        coded: entropy-coded, with what decoding needs.
+        bound: ``n * H2(density)``, summed over layers and tasks, which no coder of independent weights falls below.
+        batch_norm: running statistics.
+        other: trained weights, heads and rank-one vectors.
+    """
+
+    packed: int = 0
+    csc16: int = 0
+    coded: int = 0
+    bound: float = 0.0
+    batch_norm: int = 0
+    other: int = 0
+
+    def __add__(self, more: "Storage") -> "Storage":
+        return Storage(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
+
+
+def task_storage(model: nn.Module, task: int) -> Storage:
+    """What the learned ``task`` costs."""
+    code, kept, rest = _compact(model, task)
+    shapes = list(multitask.mask_shapes(model).values())
+    return Storage(
+        packed=sum(-(-shape.numel() // 8) for shape in shapes),
+        csc16=sum(storage.csc16_bytes(shape, count) for shape, count in zip(shapes, kept, strict=True)),
+        coded=len(code) + storage.COUNT_BYTES * len(kept),
+        bound=sum(storage.bound_bytes(shape.numel(), count) for shape, count in zip(shapes, kept, strict=True)),
+    ) + tensor_storage(rest)
+
+
+def tensor_storage(tensors: Mapping[str, Tensor]) -> Storage:
+    """What tensors cost that are kept as they are, by name."""
+    batch_norm = sum(value.nbytes for name, value in tensors.items() if is_statistic(name))
+    return Storage(batch_norm=batch_norm, other=sum(value.nbytes for value in tensors.values()) - batch_norm)
+
+
+def _compact(model: nn.Module, task: int) -> tuple[np.ndarray, list[int], dict[str, Tensor]]:
+    """The masks of ``task`` in one code, how many weights each keeps, and the rest of the task's state as it is."""
+    state = multitask.task_state(model, task)
+    masks = [
+        np.unpackbits(state.pop(f"{name}.mask").cpu().numpy(), count=shape.numel())
+        for name, shape in multitask.mask_shapes(model).items()
+    ]
+    return *storage.encode(masks), state
+
+
+def write_export(
+    path: Path, settings: dict, model: nn.Module, accuracies: Mapping[int, float], shared: dict[str, Tensor]
+) -> None:
+    """Write learned tasks in their compact form; the file is there whole or not at all.
+
+    Args:
+        settings: the run's, of which the frozen network is made again.
+        accuracies: of each task when it was just learned; its tasks are those that are written.
+        shared: trained weights and statistics that the tasks share.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        file = Checkpoint(part)
+        file.append(Record("export", {"settings": settings}, shared))
+        for task, accuracy in accuracies.items():
+            code, kept, rest = _compact(model, task)
+            values = {"task": task, "accuracy": accuracy, "kept": kept}
+            file.append(Record("exported task", values, {**rest, "masks": torch.from_numpy(code)}))
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"--export {path}: {error.strerror}") from None
+
+
+def read_export(path: Path) -> tuple[dict, list[Record]]:
+    """The settings in an exported file, and its records for ``load_export``.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is none that ``write_export`` wrote.
+    """
+    records, damaged = Checkpoint(path).read()
+    if damaged:
+        raise UserError(f"--import {path}: its last {damaged} bytes are damaged")
+    if not records or records[0].kind != "export":
+        raise UserError(f"--import {path}: was not written by --export")
+    return records[0].values["settings"], records
+
+
+def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict[int, float]:
+    """Load the tasks of an exported file; the accuracy of each when it was just learned.
+
+    Raises:
+        UserError: they do not fit the network.
+    """
+    shapes, accuracies = multitask.mask_shapes(model), {}
+    try:
+        for record in records:
+            if record.kind == "export":
+                multitask.load_shared_state(model, record.tensors)
+                continue
+            state, task = dict(record.tensors), record.values["task"]
+            code, sizes = state.pop("masks").numpy(), [shape.numel() for shape in shapes.values()]
+            masks = storage.decode(code, record.values["kept"], sizes)
+            state |= {
+                f"{name}.mask": torch.from_numpy(np.packbits(mask)) for name, mask in zip(shapes, masks, strict=True)
+            }
+            multitask.load_task_state(model, task, state)
+            accuracies[task] = record.values["accuracy"]
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"--import {path} does not fit this network: {error}") from None
+    return accuracies
