@@ -12,7 +12,7 @@ class Threshold(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: Tensor) -> Tensor:
-        return (scores >= 0).to(scores.dtype)
+        return torch.ge(scores, 0, out=torch.empty_like(scores))  # straight into the wanted type
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:

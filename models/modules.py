@@ -15,7 +15,7 @@ from models.norms import MultitaskNonAffineBN, NonAffineBN, NonAffineNoStatsBN, 
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 from models.rotation import PSPRotation
 
-TILE_BYTES = 64 * 2**20  # unpacked masks in memory at once
+TILE_BYTES = 24 * 2**20  # of unpacked masks at once; beyond 32 MiB an allocator hands memory back after each use
 
 
 class StandardConv(nn.Conv2d):
@@ -62,7 +62,7 @@ class MaskedConv(SuperposedModule):
         self.register_buffer("weight", weight, persistent=False)
         packed = torch.zeros(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
         self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("effective", None, persistent=False)
+        self.register_superposed()
         self.register_parameter("scores", None)
         self.task: int | None = None
 
@@ -85,7 +85,7 @@ class MaskedConv(SuperposedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
-        return convolve(x, self.weight_in_use(), self.stride, self.padding)
+        return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding))
 
     def weight_in_use(self) -> Tensor:
         """The weight of the current mode: of the task in training, of the selected task, or superposed.
@@ -97,7 +97,7 @@ class MaskedConv(SuperposedModule):
             return self.effective
         if self.scores is None:
             raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
-        return self.weight * self.binarise(self.scores)
+        return self.binarise(self.scores).mul_(self.weight)  # in place, for the mask itself is not needed again
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task = self.check_task(task)
@@ -125,22 +125,33 @@ class MaskedConv(SuperposedModule):
 
     @torch.no_grad()
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
-        mixed = torch.zeros(*alphas.shape[:-1], self.weight.numel(), device=self.weight.device)
-        for tile, unpacked in self._unpacked(tasks):
-            mixed += alphas[..., tile] @ unpacked
+        n = self.weight.numel()
+        mixed = torch.zeros(*alphas.shape[:-1], n, device=self.weight.device)
+        for tile in masks.tiles(len(tasks), max(1, TILE_BYTES // (4 * n))):
+            mixed += alphas[..., tile] @ masks.unpack(self.packed[self._rows(tasks[tile])], n)
         return self.weight * mixed.unflatten(-1, self.weight.shape)
 
     @torch.no_grad()
-    def coefficient_gradients(self, tasks: Sequence[int], weight_gradients: Tensor) -> Tensor:
-        # ⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩: the product with W is made once, and the masks are used as they lie.
-        products = (weight_gradients * self.weight).flatten(1)
-        return torch.cat([products @ unpacked.T for _, unpacked in self._unpacked(tasks)], dim=1)
+    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
+        # ⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩ with G = output_gradientsᵀ inputs, for some units of the layer at a time: their part
+        # of G ⊙ W and of the masks is made once and used for all pairs of losses and masks. Multiples of eight units,
+        # so that their bits are whole bytes.
+        weight = self.weight.flatten(1)  # (out, n / out)
+        result = torch.zeros(len(inputs), len(tasks), device=inputs.device)
+        rows = self._rows(tasks)
+        for batch in masks.tiles(len(inputs), max(1, TILE_BYTES // (4 * 8 * weight.shape[1]))):
+            widest = max(len(tasks), batch.stop - batch.start)
+            for units in masks.tiles(len(weight), max(1, TILE_BYTES // (4 * 8 * weight.shape[1] * widest)) * 8):
+                products = output_gradients[batch, :, units].mT @ inputs[batch]  # (b, units, n / out)
+                products *= weight[units]
+                first, size = units.start * weight.shape[1], (units.stop - units.start) * weight.shape[1]
+                packed = self.packed[rows, first // 8 : math.ceil((first + size) / 8)]
+                result[batch].addmm_(products.flatten(1), masks.unpack(packed, size).T)
+        return result
 
-    def _unpacked(self, tasks: Sequence[int]):
-        """The masks of ``tasks`` as float32 (tile, n), with the slice of ``tasks`` that each tile is."""
-        n = self.weight.numel()
-        for tile in masks.tiles(len(tasks), max(1, TILE_BYTES // (4 * n))):
-            yield tile, masks.unpack(self.packed[[self.row(task) for task in tasks[tile]]], n)
+    def _rows(self, tasks: Sequence[int]) -> Tensor:
+        """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,)."""
+        return torch.tensor([self.row(task) for task in tasks], device=self.packed.device)
 
 
 class FastMultitaskMaskConv(MaskedConv):

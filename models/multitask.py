@@ -13,8 +13,10 @@ No other module walks a model for any of this.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
@@ -81,19 +83,47 @@ class SuperposedModule(MultitaskModule):
     Attributes:
         effective: the superposed weight while tasks are superposed; else a layer may keep the selected task's there,
             or None.
+        probe: zeros that are added to the output, or None; the gradient with respect to them is that with respect to
+            the output.
+        seen: the input of the last forward pass with a probe.
         masked: whether the ``M^i`` are masks; else they are real matrices, none of whose weights is dropped.
     """
 
     masked = True
+    weight: Tensor
+    stride: int
+    padding: int
     effective: Tensor | None
+    probe: Tensor | None
+    seen: Tensor | None
+
+    def register_superposed(self) -> None:
+        """Make room for what a superposition needs; a layer calls this when it is made."""
+        self.register_buffer("effective", None, persistent=False)
+        self.register_buffer("probe", None, persistent=False)
+        self.seen = None
+
+    def probed(self, x: Tensor, y: Tensor) -> Tensor:
+        """The output ``y`` of an input ``x``, both noted if there is a probe; a layer ends its forward pass with it."""
+        if self.probe is None:
+            return y
+        self.seen = x
+        return y + self.probe
 
     @abstractmethod
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
         """``Σ_i alphas_i W_i`` over ``tasks``: alphas (..., k) to weights (..., *weight shape)."""
 
     @abstractmethod
-    def coefficient_gradients(self, tasks: Sequence[int], weight_gradients: Tensor) -> Tensor:
-        """``∂L/∂alpha_i = ⟨∂L/∂W_eff, W_i⟩``: gradients (b, *weight shape) to (b, k)."""
+    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
+        """``∂L/∂alpha_i = ⟨∂L/∂W_eff, W_i⟩`` of ``b`` losses: (b, k).
+
+        ``∂L/∂W_eff`` is the product of two factors, which are all that is needed of it.
+
+        Args:
+            inputs: what each place of the output saw, (b, places, n / out), for a weight of ``n`` numbers.
+            output_gradients: ``∂L/∂output``, (b, places, out).
+        """
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         self.effective = self.superposition(tasks, alphas)
@@ -168,20 +198,76 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
         module.superpose(tasks, alphas)
 
 
-def coefficient_gradients(model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]) -> Tensor:
-    """``∂L/∂alphas`` from ``∂L/∂W_eff``, summed over the layers (paper, equation 3; the form of a product).
+@contextmanager
+def probes(model: nn.Module, x: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Put probes on the layers of a superposed model, and take them off again.
 
     Args:
-        weight_gradients: for every name that ``superposition`` gives, the gradients (b, *weight shape) of ``b``
-            losses.
+        x: images (batch, channels, height, width) as they will be, for the shapes of the outputs.
+
+    Yields:
+        The probes, zeros of the outputs' shapes (batch, out, height', width'), under the names that
+        ``torch.func.functional_call`` replaces.
+    """
+    layers = dict(_named(model, SuperposedModule))
+    shapes = {}
+    hooks = [
+        layer.register_forward_hook(lambda _layer, _inputs, output, name=name: shapes.update({name: output.shape}))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+        for name, layer in layers.items():
+            layer.probe = x.new_zeros(shapes[name])
+        yield {f"{name}.probe": layer.probe for name, layer in layers.items()}
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers.values():
+            layer.probe = layer.seen = None
+
+
+def probed_size(model: nn.Module) -> int:
+    """How many numbers a batch of the probes' shape takes: inputs, outputs and gradients of the layers."""
+    total = 0
+    for _, module in _named(model, SuperposedModule):
+        outputs = module.weight.shape[0]
+        total += module.probe.numel() // outputs * (module.weight.numel() // outputs + 3 * outputs)
+    return total
+
+
+def seen(model: nn.Module) -> dict[str, Tensor]:
+    """The inputs of the layers with probes in the last forward pass, under the names of their probes."""
+    return {f"{name}.probe": module.seen for name, module in _named(model, SuperposedModule)}
+
+
+def coefficient_gradients(
+    model: nn.Module, tasks: Sequence[int], inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
+) -> Tensor:
+    """``∂L/∂alphas`` of ``b`` losses from what the layers saw and ``∂L/∂outputs``, summed over the layers.
+
+    Args:
+        inputs: by the names of the probes, as ``seen``: (b, images, in, height, width).
+        output_gradients: by the same names: (b, images, out, height', width').
 
     Returns:
         Derivatives (b, k): of each loss with respect to the coefficient of each of ``tasks``.
     """
-    return sum(
-        module.coefficient_gradients(tasks, weight_gradients[f"{name}.effective"])
-        for name, module in _named(model, SuperposedModule)
-    )
+    total = 0
+    for name, layer in _named(model, SuperposedModule):
+        x, gradient = inputs[f"{name}.probe"], output_gradients[f"{name}.probe"]
+        patches = _patches(x, layer.weight.shape[-1], layer.stride, layer.padding)
+        total = total + layer.coefficient_gradients(tasks, patches, gradient.flatten(3).mT.flatten(1, 2))
+    return total
+
+
+def _patches(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
+    """What each place of a convolution's output sees: x (b, images, in, h, w) to (b, places, in * kernel_size²)."""
+    if kernel_size == 1:  # a padding of half of it is none
+        return x[..., ::stride, ::stride].flatten(3).mT.flatten(1, 2)
+    patches = F.unfold(x.flatten(0, 1), kernel_size, padding=padding, stride=stride)  # (b * images, in * k², h' w')
+    return patches.unflatten(0, x.shape[:2]).mT.flatten(1, 2)
 
 
 def begin_recovery(model: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FloatStateModule, LayerOptions, convolve
+from models.masks import tiles
 from models.multitask import SuperposedModule
+
+TILE_BYTES = 24 * 2**20  # of weight gradients at once
 
 
 class RankOneConv(FloatStateModule, SuperposedModule):
@@ -23,12 +26,12 @@ class RankOneConv(FloatStateModule, SuperposedModule):
         super().__init__(options.num_tasks, scale_in=(in_planes,), scale_out=(out_planes,))
         self.stride, self.padding = stride, kernel_size // 2
         self.weight = nn.Parameter(torch.empty(out_planes, in_planes, kernel_size, kernel_size))
-        self.register_buffer("effective", None, persistent=False)
+        self.register_superposed()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
         if self.effective is not None:
-            return convolve(x, self.effective, self.stride, self.padding)
+            return self.probed(x, convolve(x, self.effective, self.stride, self.padding))
         return self.forward_task(x)
 
     @abstractmethod
@@ -55,11 +58,17 @@ class RankOneConv(FloatStateModule, SuperposedModule):
         return self.weight * mixed[..., None, None]
 
     @torch.no_grad()
-    def coefficient_gradients(self, tasks: Sequence[int], weight_gradients: Tensor) -> Tensor:
+    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
         # ⟨G, W ⊙ t sᵀ⟩ = tᵀ (G ⊙ W) s: no matrix of rank one is ever made.
-        outputs, inputs = self._factors(tasks)
-        products = (weight_gradients * self.weight).sum(dim=(-2, -1))  # (batches, out, in)
-        return torch.einsum("boi,ko,ki->bk", products, outputs, inputs)
+        outputs, factors = self._factors(tasks)
+        weight, kernel = self.weight.flatten(1), self.weight.shape[2:].numel()
+        parts = []
+        for batch in tiles(len(inputs), max(1, TILE_BYTES // (4 * weight.numel()))):
+            products = output_gradients[batch].mT @ inputs[batch]  # (b, out, in * kernel)
+            products *= weight
+            products = products.unflatten(2, (-1, kernel)).sum(-1)  # (b, out, in)
+            parts.append(torch.einsum("boi,ko,ki->bk", products, outputs, factors))
+        return torch.cat(parts)
 
     def fresh(self, name: str, generator: torch.Generator) -> Tensor:
         return torch.randint(0, 2, self.kept(name).shape[1:], generator=generator).float() * 2 - 1

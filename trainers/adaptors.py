@@ -4,7 +4,8 @@ An adaptor infers the task of many test batches at once: from their images (batc
 to the inferred task of each. ``ADAPTORS`` names them. The model computes as if every learned mask had a coefficient
 ``alpha_i``, and the gradient of an objective with respect to ``alpha`` says which mask explains the data. That
 gradient is ``∂L/∂alpha_i = ⟨∂L/∂W_eff, W ⊙ M^i⟩``, so one backward pass for each batch through a single superposed
-network, then one product with the bit-packed masks, gives it for all masks and batches.
+network, then one product with the bit-packed masks, gives it for all masks and batches. ``∂L/∂W_eff`` itself is never
+whole in memory: it is the product of what a layer saw and of the gradient of what it gave, made a few units at a time.
 """
 
 import math
@@ -22,7 +23,7 @@ from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 512 * 2**20  # weight gradients of a tile of batches, with what is computed from them
+TILE_BYTES = 128 * 2**20  # what layers see and give for a tile of batches, with the gradients
 QUEUE_BYTES = 128 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
 ALPHA_LR = 0.1  # of gradient descent on the coefficients
@@ -67,26 +68,28 @@ def alpha_gradients(
         tasks: k learned tasks.
         alphas: the coefficients, (k,) when all batches share them, or (batches, k).
         images: (batches, images, channels, height, width).
-        tile_bytes: how much memory the weight gradients of the batches under way may take, about.
+        tile_bytes: how much memory the batches under way may take, about.
 
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
-    multitask.superpose(model, tasks, alphas if alphas.ndim == 1 else uniform(len(tasks), images.device))
-
-    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        return objective(torch.func.functional_call(model, weights, (x,)))
-
     shared = alphas.ndim == 1
-    weights = multitask.superposition(model, tasks, alphas) if shared else None
-    weight_gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None if shared else 0, 0))
-    # A batch costs its weight gradient and that times W, and with coefficients of its own its weights too.
-    batch_bytes = 4 * multitask.superposed_size(model) * (2 if shared else 4)
-    gradients = []
-    for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
-        tile_weights = weights if shared else multitask.superposition(model, tasks, alphas[tile])
-        tile_gradients = weight_gradients(tile_weights, images[tile])
-        gradients.append(multitask.coefficient_gradients(model, tasks, tile_gradients))
+    multitask.superpose(model, tasks, alphas if shared else uniform(len(tasks), images.device))
+    with multitask.probes(model, images[0]) as probes:
+
+        def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            logits = torch.func.functional_call(model, probes | weights, (x,))
+            return objective(logits), multitask.seen(model)
+
+        backward = torch.func.vmap(torch.func.grad(loss, has_aux=True), in_dims=(None, None if shared else 0, 0))
+        batch_bytes = 4 * multitask.probed_size(model)
+        if not shared:  # each batch has a superposition of its own, and what it is made of
+            batch_bytes += 3 * 4 * multitask.superposed_size(model)
+        gradients = []
+        for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
+            weights = {} if shared else multitask.superposition(model, tasks, alphas[tile])
+            output_gradients, inputs = backward(probes, weights, images[tile])
+            gradients.append(multitask.coefficient_gradients(model, tasks, inputs, output_gradients))
     return torch.cat(gradients)
 
 
