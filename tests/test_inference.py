@@ -120,9 +120,7 @@ class TestAgainstAutograd:
         model, layers, batches = self.setting(kind, images)
         alphas = torch.rand(len(batches), self.NUM_TASKS, generator=generator("alphas")).softmax(1)
         fast = adaptors.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
-        slow = torch.stack(
-            [slow_gradient(model, kind, layers, alphas[i], x, objective) for i, x in enumerate(batches)]
-        )
+        slow = torch.stack([slow_gradient(model, kind, layers, alphas[i], x, objective) for i, x in enumerate(batches)])
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
 
     def test_one_shot_and_binary_choose_the_same_task(self, kind, objective, images):
