@@ -28,6 +28,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32, width=110)
 
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if "(default: " in action.help or action.default is argparse.SUPPRESS:
+            return action.help
+        return action.help + (" (default: none)" if action.default is None else " (default: %(default)s)")
+
 
 def _number(kind: type, low: float, high: float = float("inf"), low_allowed: bool = True):
     """A type for argparse: a number of ``kind`` from ``low`` to ``high``."""
@@ -54,14 +59,25 @@ def _task_counts(text: str) -> list[int]:
 
 def _devices(text: str) -> str:
     parts = [part.strip() for part in text.split(",")]
-    if set(parts) != {"cpu"} and not (all(map(str.isdecimal, parts)) and len(set(parts)) == len(parts)):
-        raise ArgumentTypeError(f"{text!r} is neither GPUs, such as 0 or 0,1, nor the processor, cpu or cpu,cpu")
+    gpus = [part for part in parts if part.isascii() and part.isdecimal() and len(part) < 5]
+    if set(parts) != {"cpu"} and not (gpus == parts and len({int(gpu) for gpu in gpus}) == len(parts)):
+        raise ArgumentTypeError(f"{text!r} is neither cpu (or cpu,cpu) nor the number of one GPU (or several: 0,1)")
+    if len(parts) > 64:
+        raise ArgumentTypeError(f"{text!r} is more than 64 devices")
     return ",".join(parts)
 
 
 def _run_name(text: str) -> str:
     if not text or text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
         raise ArgumentTypeError(f"{text!r} is not the name of one folder")
+    if len(text.encode()) > 240:
+        raise ArgumentTypeError(f"{text!r} is too long for the name of a folder")
+    return text
+
+
+def _path(text: str) -> str:
+    if not text.isprintable():
+        raise ArgumentTypeError(f"{text!r} is not a path that can be written down")
     return text
 
 
@@ -78,8 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("run")
     add = group.add_argument
-    add("--config", metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
-    add("--log-dir", metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
+    add("--config", type=_path, metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
+    add("--log-dir", type=_path, metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
     add("--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
     add(
@@ -92,15 +108,22 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=_number(int, 1, 4096), help="processor threads (default: all cores)")
     add(
         "--resume",
+        type=_path,
         nargs="?",
         const="",
         metavar="FILE",
         help="go on from a checkpoint: without FILE from the run's own, if it has one",
     )
-    add("--export", metavar="FILE", help="write what was learned to FILE in its smallest form, entropy-coded")
+    add(
+        "--export",
+        type=_path,
+        metavar="FILE",
+        help="write what was learned to FILE in its smallest form, entropy-coded",
+    )
     add(
         "--import",
         dest="import_file",
+        type=_path,
         metavar="FILE",
         help="start from what --export wrote, with its settings, and learn the tasks it lacks",
     )
@@ -111,7 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data and tasks")
     add = group.add_argument
     add("--set", choices=DATASETS, default="DigitsPerm", help="data set")
-    add("--data", metavar="DIR", help="parent folder of the data sets (digits need none)")
+    add("--data", type=_path, metavar="DIR", help="parent folder of the data sets (digits need none)")
     add("--num-tasks", type=_number(int, 1, 10**6), help="number of tasks (default: the set's own)")
     add(
         "--task-eval",
@@ -146,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add(
         "--sparsity",
-        type=_number(float, 0, low_allowed=False),
+        type=_number(float, 0, 1e30, low_allowed=False),
         default=0.5,
         metavar="K",
         help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
@@ -167,10 +190,10 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
-    add("--epochs", type=_number(int, 1), default=30, help="epochs of each task")
+    add("--epochs", type=_number(int, 1, 10**6), default=30, help="epochs of each task")
     add("--iter-lim", type=_number(int, 1), help="batches of each task at the most (default: no limit)")
     add("--optimizer", choices=OPTIMIZERS, default="rmsprop", help="optimiser")
-    add("--lr", type=_number(float, 0, low_allowed=False), default=1e-3, help="learning rate of masks")
+    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), default=1e-3, help="learning rate of masks")
     add(
         "--train-weight-tasks",
         type=_number(int, -1),
@@ -180,13 +203,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--train-weight-lr",
-        type=_number(float, 0, low_allowed=False),
+        type=_number(float, 0, 1e30, low_allowed=False),
         default=1e-4,
         metavar="LR",
         help="learning rate of everything in the tasks that train weights",
     )
     add("--momentum", type=_number(float, 0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", type=_number(float, 0), default=0.0, help="weight decay")
+    add("--weight-decay", type=_number(float, 0, 1e30), default=0.0, help="weight decay")
     add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
     add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
 
@@ -202,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="only the last K tasks are started from (default: all)",
     )
-    add("--reinit-from", metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
+    add("--reinit-from", type=_path, metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
 
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
@@ -288,7 +311,7 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, objec
     """Defaults from a YAML file, each converted and checked as if it stood on the command line."""
     try:
         settings = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(f"--config {path}: {reason}") from None
     if not isinstance(settings, dict):
@@ -309,14 +332,16 @@ def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, objec
 
 def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> object:
     if value is None:
+        if action.default is not None:
+            raise argparse.ArgumentError(action, f"a value is needed, such as {action.default}")
         return None
     if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
             raise argparse.ArgumentError(action, f"{value!r} is neither true nor false")
         return value
-    if isinstance(value, list):
+    if isinstance(value, list) and action.type is _task_counts:
         value = ",".join(map(str, value))
-    if isinstance(value, (bool, dict)):
+    if isinstance(value, (bool, dict, list)):
         raise argparse.ArgumentError(action, f"{value!r} is not a value of this flag")
     # As text through the flag's own type: that makes a number of 1e-3, which YAML takes for text.
     value = parser._get_value(action, str(value))

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _check_same(args.import_file, settings, vars(args), NETWORK_FLAGS)
         run(args, exported)
     except UserError as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
+        # One line, whatever stands in a path or flag that the message names.
+        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
+        print(f"main.py: error: {line}", file=sys.stderr)
         return 2
     return 0
 
@@ -68,6 +70,7 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
     check(args, data, model, trainer)
     memory = Memory(args, model, trainer)
     memory.restore(exported)
+    Results(Path(args.log_dir) / "results.csv").check()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
         memory.open(folder)
@@ -257,14 +260,19 @@ class Memory:
             self.learned += self.accuracies
             self._note_shared()
         if args.resume:
-            folder = Path(args.resume).resolve().parent
+            folder = Path(os.path.abspath(args.resume)).parent
             args.log_dir, args.name = str(folder.parent), folder.name
         path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
         if args.resume is None or not (args.resume or path.exists()):
             return
         records, self._damaged = Checkpoint(path).read()
+        if path.name != "checkpoint.pt":  # a run goes on in the file of that name
+            raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
         for record in records:
-            self._recall(record, path)
+            try:
+                self._recall(record, path)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
 
     def _recall(self, record: Record, path: Path) -> None:
         values = record.values

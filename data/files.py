@@ -42,7 +42,7 @@ def read_arrays(root: str | Path | None, source: str, *, image_shape: tuple[int,
     if root is None:
         raise UserError(f"--data is needed for {source}: the parent folder of {name}/")
     root = Path(root).expanduser()
-    if root.exists() and not root.is_dir():
+    if os.path.exists(root) and not os.path.isdir(root):
         raise UserError(f"--data {root}: is a file, should be the parent folder of {name}/")
     folder = root / name
     cache = folder / f"{name}.npz"

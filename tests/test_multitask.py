@@ -138,7 +138,7 @@ def test_a_superposition_is_the_weighted_sum_of_the_tasks_weights():
     model = learn(network(), [0, 1, 2])
     alphas = torch.rand(2, 3, generator=generator("alphas"))
     mixed = multitask.superposition(model, [2, 0, 1], alphas)
-    for name, module in model.named_modules():
+    for name, _ in model.named_modules():
         if f"{name}.effective" in mixed:
             masks = [multitask.superposition(model, [task], torch.ones(1))[f"{name}.effective"] for task in (2, 0, 1)]
             for row in range(2):

@@ -42,7 +42,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         text = json.dumps({"kind": self.kind, **self.values}).encode()
-        blocks = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        blocks = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         block = save({**blocks, _VALUES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
         return _FRAME.pack(len(block), hashlib.sha256(block).digest()) + block
 
@@ -85,7 +85,7 @@ class Checkpoint:
                 break
             try:
                 records.append(Record.from_block(block))
-            except (SafetensorError, ValueError, KeyError):
+            except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
                 break  # written by something else: as good as damaged
             at += _FRAME.size + length
         return records, len(data) - at

@@ -35,7 +35,7 @@ class RunFolder:
     def __init__(self, log_dir: Path, name: str, resume: bool):
         self.path = log_dir / name
         copies = 1
-        while not resume and self.path.exists():
+        while not resume and os.path.exists(self.path):
             copies += 1
             self.path = log_dir / f"{name}~{copies}"
         try:
