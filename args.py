@@ -59,9 +59,11 @@ def _task_counts(text: str) -> list[int]:
 
 def _devices(text: str) -> str:
     parts = [part.strip() for part in text.split(",")]
-    gpus = all(part.isascii() and part.isdecimal() and len(part) < 5 for part in parts)
-    if set(parts) != {"cpu"} and not (gpus and len(set(parts)) == len(parts)):
-        raise ArgumentTypeError(f"{text!r} is neither GPUs, such as 0 or 0,1, nor the processor, cpu or cpu,cpu")
+    gpus = [part for part in parts if part.isascii() and part.isdecimal() and len(part) < 5]
+    if set(parts) != {"cpu"} and not (gpus == parts and len({int(gpu) for gpu in gpus}) == len(parts)):
+        raise ArgumentTypeError(f"{text!r} is neither cpu (or cpu,cpu) nor the number of one GPU (or several: 0,1)")
+    if len(parts) > 64:
+        raise ArgumentTypeError(f"{text!r} is more than 64 devices")
     return ",".join(parts)
 
 
@@ -112,10 +114,16 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on from a checkpoint: without FILE from the run's own, if it has one",
     )
-    add("--export", metavar="FILE", help="write what was learned to FILE in its smallest form, entropy-coded")
+    add(
+        "--export",
+        type=_path,
+        metavar="FILE",
+        help="write what was learned to FILE in its smallest form, entropy-coded",
+    )
     add(
         "--import",
         dest="import_file",
+        type=_path,
         metavar="FILE",
         help="start from what --export wrote, with its settings, and learn the tasks it lacks",
     )
@@ -167,7 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     add(
         "--sparsity",
-        type=_number(float, 0, low_allowed=False),
+        type=_number(float, 0, 1e30, low_allowed=False),
         default=0.5,
         metavar="K",
         help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
@@ -223,13 +231,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="only the last K tasks are started from (default: all)",
     )
-    add("--reinit-from", metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
-    group = parser.add_argument_group("training without task identity (trainer nns)")
+    add("--reinit-from", type=_path, metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
+
+    group = parser.add_argument_group("learning without task identity")
     add = group.add_argument
-    add("--nns-every", type=_number(int, 1), default=100, help="batches from one decision to the next")
+    add("--nns-every", type=_number(int, 1), default=100, help="batches from one decision to the next (trainer nns)")
     add(
         "--nns-epsilon",
-        type=_number(float, 0),
+        type=_number(float, 0, 1e30),
         default=0.125,
         help="the data are new if k * max(softmax of the negative gradient) is less than 1 + this",
     )

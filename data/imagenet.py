@@ -99,6 +99,7 @@ class FolderLoader:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             collate_fn=_collate,
+            generator=torch.Generator(),  # nothing is drawn from it, and the global one is left alone
         )
 
     def serve(self, task: int, images: list[tuple[str, int]]) -> None:

@@ -111,8 +111,9 @@ def load_into(places: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         ValueError: the names, a shape or a type are not those of the places.
     """
     if set(state) != set(places):
-        raise ValueError(f"a layer of this kind keeps {', '.join(places)} for a task")
+        total = sum(place.nbytes for place in places.values())
+        raise ValueError(f"a task of this layer is {', '.join(places)}, {total} bytes")
     for name, place in places.items():
         if state[name].dtype != place.dtype or state[name].shape != place.shape:
-            raise ValueError(f"{name} of this layer is {place.dtype} {tuple(place.shape)}")
+            raise ValueError(f"{name} of this layer is {place.nbytes} bytes, {place.dtype} {tuple(place.shape)}")
         place.copy_(state[name])

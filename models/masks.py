@@ -20,18 +20,19 @@ class Threshold(torch.autograd.Function):
 
 
 class TopK(torch.autograd.Function):
-    """All but the ``dropped`` smallest of ``|S|``, with the straight-through gradient (paper, section 3.2).
+    """All but the ``dropped`` smallest of ``|S|``, with the straight-through gradient ``dL/d|S| = dL/dM``.
 
-    Exactly so many are dropped, also when scores are equal. They are found by selection, in time linear in their
-    number.
+    The gradient goes to the size, so that of a negative score is turned round: a weight whose absence hurts gets a
+    larger ``|S|`` on either side of 0 (Ramanujan et al., 2020). Exactly so many are dropped, also when scores are
+    equal. They are found by selection, in time linear in their number.
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, dropped: int) -> Tensor:
-        size = scores.detach().abs().flatten()
-        mask = torch.ones_like(size)
-        mask[size.topk(dropped, largest=False, sorted=False).indices] = 0
-        return mask.view_as(scores)
+    def forward(ctx, size: Tensor, dropped: int) -> Tensor:
+        """``size`` is ``|S|``, of any shape."""
+        mask = torch.ones_like(size).flatten()
+        mask[size.flatten().topk(dropped, largest=False, sorted=False).indices] = 0
+        return mask.view_as(size)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:

@@ -172,7 +172,7 @@ class MultitaskMaskConv(MaskedConv):
         self.dropped = masks.dropped_weights(self.weight.shape, options.sparsity, options.er_sparsity)
 
     def binarise(self, scores: Tensor) -> Tensor:
-        return masks.TopK.apply(scores, self.dropped)
+        return masks.TopK.apply(scores.abs(), self.dropped)
 
 
 class MaskConv(MultitaskMaskConv):

@@ -29,6 +29,7 @@ class MultitaskModule(nn.Module, ABC):
     """
 
     num_tasks: int
+    trains = True  # whether a task has parameters of its own here
 
     @abstractmethod
     def begin_task(self, task: int, generator: torch.Generator) -> None:
@@ -298,8 +299,8 @@ def can_recover(model: nn.Module) -> bool:
 
 
 def has_tasks(model: nn.Module) -> bool:
-    """Whether any layer has a state for each task."""
-    return any(True for _ in _named(model, MultitaskModule))
+    """Whether any layer has parameters for each task."""
+    return any(module.trains for _, module in _named(model, MultitaskModule))
 
 
 def superposed_size(model: nn.Module) -> int:

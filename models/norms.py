@@ -42,6 +42,7 @@ class MultitaskNonAffineBN(MultitaskModule):
     """
 
     momentum, eps = 0.1, 1e-5  # as nn.BatchNorm2d
+    trains = False
 
     def __init__(self, planes: int, options: LayerOptions):
         super().__init__()

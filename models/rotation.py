@@ -18,6 +18,8 @@ class PSPRotation(MultitaskModule):
     ``rng("rotation", layer number, task)`` makes it again whenever the task is begun or selected.
     """
 
+    trains = False
+
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__()
         self.num_tasks = options.num_tasks

@@ -51,6 +51,11 @@ VALUES = {
     "--weight-decay": "0.0625",
     "--lr-policy": "cosine_lr",
     "--warmup-length": "1",
+    "--nns-every": "10",
+    "--nns-epsilon": "0.5",
+    "--adapt-lr": "2.0",
+    "--adapt-steps": "3",
+    "--gamma": "0.5",
     "--adaptor": "gt",
     "--data-to-repeat": "8",
     "--real-neurons": "9",
@@ -101,6 +106,7 @@ def test_every_flag_stands_in_a_group_with_a_name(help_text):
         "data and tasks",
         "network",
         "training",
+        "learning without task identity",
         "evaluation",
     }
     for title in set(groups.values()) - {"positional arguments"}:
@@ -155,7 +161,7 @@ def test_words_of_a_flag_may_be_joined_by_dashes_or_underscores(flag, join, tmp_
 
 def test_the_table_of_values_here_knows_every_flag():
     # Those with a test of their own, and those that have one value only.
-    others = {"--eval-ckpts", "--unshared-labels"}
+    others = {"--eval-ckpts", "--unshared-labels", "--stream-tasks"}
     single = {action.option_strings[0] for action in ACTIONS if action.choices and len(action.choices) == 1}
     assert set(VALUES) | others | single == set(FLAGS)
 

@@ -101,7 +101,7 @@ def refused(tmp_path, capsys):
         "--log-base": ["1", "0", "-2", "nan", "inf"],
         "--eval-ckpts": ["", ",", "0", "1,,2", "1;2", "-1", "1,x"],
         "--set": ["CIFAR", "digitsperm", "", "two\nlines"],
-        "--model": ["ResNet50", "lenet"],
+        "--model": ["ResNet34", "lenet"],
         "--conv-type": ["Conv", "nn.Conv2d"],
         "--bn-type": ["NoBN"],
         "--conv-init": ["zeros"],
@@ -111,7 +111,7 @@ def refused(tmp_path, capsys):
         "--optimizer": ["RMSProp"],
         "--lr-policy": ["step"],
         "--adaptor": ["guess", "se_oneshot"],
-        "--multigpu": ["-1", "gpu", "0,1", "cuda:0", "", "1.0", "4095", DIGITS_5000],
+        "--multigpu": ["-1", "gpu", "0,0", "cuda:0", "", "1.0", "4095", DIGITS_5000],
         "--name": ["a/b", "/", "..", ".", "", "a\\b", "two\nlines", "\x1b[31m", "/etc/passwd", "../up"],
     }.items(),
     ids=lambda part: part if isinstance(part, str) else "",
@@ -158,8 +158,25 @@ def test_a_value_for_a_switch_is_refused(refused):
         (["--set", "SplitDigits", "--num-tasks", "5", "--task-eval", "5"], ["--task-eval 5", "0 ... 4"]),
         (
             ["--conv-type", "StandardConv", "--train-weight-tasks", "-1"],
-            ["--adaptor se_oneshot_entropy_minimization", "StandardConv", "gt"],
+            ["--adaptor se_oneshot_entropy_minimization", "--conv-type", "gt"],
         ),
+        (
+            ["--conv-type", "StandardConv", "--train-weight-tasks", "-1", "--adaptor", "se_be_adapt"],
+            ["--adaptor se_be_adapt", "--conv-type", "gt"],
+        ),
+        (["--adaptor", "hopfield_recovery"], ["--adaptor hopfield_recovery", "BNNet", "FastHopMaskBN"]),
+        (
+            ["--conv-type", "PSPRotation", "--adaptor", "gt"],
+            ["--train-weight-tasks 0", "task 0", "nothing to train", "-1"],
+        ),
+        (["--stream-tasks", "3"], ["--stream-tasks 3", "--trainer nns", "--num-tasks"]),
+        (["--trainer", "nns", "--adaptor", "gt"], ["--adaptor gt", "nns", "se_oneshot_entropy_minimization"]),
+        (["--trainer", "nns", "--unshared-labels"], ["--unshared-labels", "nns"]),
+        (["--trainer", "nns", "--task-eval", "1"], ["--task-eval 1", "nns"]),
+        (["--trainer", "nns", "--multigpu", "cpu,cpu"], ["--multigpu cpu,cpu", "nns", "one"]),
+        (["--trainer", "nns", "--lr-policy", "cosine_lr"], ["--lr-policy cosine_lr", "nns", "constant_lr"]),
+        (["--trainer", "nns", "--warmup-length", "1"], ["--warmup-length 1", "nns"]),
+        (["--trainer", "nns", "--train-weight-tasks", "1"], ["--train-weight-tasks 1", "nns", "0"]),
         (
             ["--conv-type", "StandardConv", "--adaptor", "gt"],
             ["--train-weight-tasks 0", "task 0", "nothing to train", "-1"],
@@ -658,7 +675,7 @@ def hostile_config(rng: random.Random, flags: list[str], path: Path) -> None:
 def test_100_random_command_lines_are_parsed_or_refused(tmp_path, monkeypatch, capsys):
     from args import make_parser
 
-    monkeypatch.setattr(main, "run", lambda args: None)
+    monkeypatch.setattr(main, "run", lambda args, exported: None)
     flags = [flag for action in make_parser()._actions for flag in action.option_strings if flag[:2] == "--"]
     flags.remove("--help")
     rng, statuses = random.Random(0), []

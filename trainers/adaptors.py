@@ -241,11 +241,11 @@ def check_adaptor(adaptor: str, model: nn.Module) -> None:
     if adaptor == RECOVERY:
         fits, need = multitask.can_recover(model), "masks in a Hopfield network: --model BNNet, --bn-type FastHopMaskBN"
     elif adaptor.startswith("se_be_"):
-        fits, need = multitask.has_tasks(model), "a --conv-type with a state for each task"
+        fits, need = multitask.has_tasks(model), "a --conv-type with parameters for each task"
     else:
         fits, need = adaptor == "gt" or multitask.superposed_size(model), "a --conv-type that can be superposed"
     if not fits:
-        raise UserError(f"--adaptor {adaptor}: it needs {need}; or say gt")
+        raise UserError(f"--adaptor {adaptor}: needs {need}, which this network has not; or say gt")
 
 
 @dataclass

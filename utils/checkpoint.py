@@ -57,7 +57,7 @@ class Record:
     def from_block(cls, block: bytes) -> "Record":
         tensors = load(block)
         values = json.loads(bytes(tensors.pop(_VALUES).numpy()))
-        record = cls(values.pop("kind"), values, tensors, values.pop("latest"))
+        record = cls(values.pop("kind"), values, tensors, values.pop("latest", ()))
         if not set(record.latest) <= set(tensors):
             raise ValueError("the latest of tensors that are not there")
         return record

@@ -1,7 +1,6 @@
 """Figure 4 (right): Upper bound on 250 permutations of MNIST, FC 1024-1024.
 
-All weights are trained on each task in turn, and each task is scored when it was just trained: the column
-"Accuracy Learned". The accuracy given is that of the last weights on all tasks, most of them forgotten.
+All weights are trained on each task in turn, and each task is scored when it was just learned.
 
 Command:  python experiments/GNu/MNISTPerm/FC-250-tasks/upperbound.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10

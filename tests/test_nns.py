@@ -1,0 +1,249 @@
+"""NNs: masks are allocated where the data change, trained on from where they were left, and survive a kill."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+import torch
+
+import main
+from models import Builder, get_model, multitask
+from trainers import NNsTrainer, TrainingOptions, nns
+from trainers.adaptors import entropy
+from utils.seeding import generator
+
+# 8 epochs of 12 batches a task; decisions fall on the first batch of each.
+STREAM = "--trainer nns --epochs 8 --nns-every 12 --output-size 500 --threads 1 --log-dir runs --name nns"
+SHAPE, OUTPUTS = (1, 6, 6), 20
+
+
+def make(num_tasks=3, every=4, epsilon=0.125, **more):
+    builder = Builder(partial(generator, 0), NNsTrainer.room(num_tasks))
+    model = get_model("LeNet", builder, SHAPE, OUTPUTS)
+    options = TrainingOptions(num_tasks=num_tasks, nns_every=every, nns_epsilon=epsilon, **more)
+    return NNsTrainer(model, options, partial(generator, 0))
+
+
+class Loader:
+    """Random batches with labels that the first pixels tell."""
+
+    def __init__(self, task: int, batches: int = 8):
+        x = torch.randn(batches, 16, *SHAPE, generator=generator("x", task))
+        self.batches = [(images, images.flatten(1)[:, task : task + 5].argmax(dim=1)) for images in x]
+
+    def set_epoch(self, epoch):
+        pass
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def decide_as(trainer, monkeypatch, *choices):
+    """Let decisions come out as ``choices``: the mask that explains the data, or None when they are new."""
+    choices = iter(choices)
+
+    def gradients(model, masks, alphas, images, objective):
+        choice = next(choices)
+        return torch.tensor([[-10.0 if mask == choice else 0.0 for mask in masks]])
+
+    monkeypatch.setattr(nns, "alpha_gradients", gradients)
+
+
+def learn(trainer, task, **more):
+    trainer.begin_task(task)
+    trainer.train(Loader(task, **more), 0)
+    trainer.end_task()
+
+
+def kinds(trainer):
+    return [(d.batch, d.hidden_task, d.decision, d.mask, d.right) for d in trainer.decisions]
+
+
+def test_the_criterion_is_the_papers(monkeypatch):
+    trainer, seen = make(), {}
+    original = nns.alpha_gradients
+
+    def spy(model, masks, alphas, images, objective):
+        seen.update(masks=list(masks), alphas=alphas, objective=objective)
+        seen["gradient"] = original(model, masks, alphas, images, objective)
+        return seen["gradient"]
+
+    monkeypatch.setattr(nns, "alpha_gradients", spy)
+    learn(trainer, 0, batches=1)
+    assert seen["masks"] == [0, 1, 2, 3, 4] and torch.equal(seen["alphas"], torch.full((5,), 0.2))
+    assert seen["objective"] is entropy
+    grads = seen["gradient"][0].tolist()
+    nu = [math.exp(-g) / sum(math.exp(-other) for other in grads) for g in grads]
+    assert trainer.decisions[0].strength == pytest.approx(5 * max(nu), rel=1e-5)
+    assert kinds(trainer) == [(0, 0, "allocate", 0, True)]
+
+
+def test_the_masks_that_are_compared_are_the_current_scores_and_initial_ones(monkeypatch):
+    trainer = make(every=4, optimizer="sgd", lr=10.0)
+    bits = []
+
+    def gradients(model, masks, alphas, images, objective):
+        bits.append({mask: multitask.task_state(model, mask)["layers.0.mask"].clone() for mask in masks})
+        return torch.tensor([[-10.0, *[0.0] * (len(masks) - 1)]])
+
+    monkeypatch.setattr(nns, "alpha_gradients", gradients)
+    learn(trainer, 0)
+    assert not torch.equal(bits[0][0], bits[1][0]), "the mask in training takes part as it is now"
+    assert all(torch.equal(bits[0][mask], bits[1][mask]) for mask in (1, 2, 3, 4))
+    multitask.begin_task(trainer.model, 3, trainer.rng)
+    multitask.end_task(trainer.model)
+    assert torch.equal(bits[1][3], multitask.task_state(trainer.model, 3)["layers.0.mask"])
+
+
+def test_a_decision_does_not_disturb_the_training_of_the_mask_that_goes_on(monkeypatch):
+    often, seldom = make(every=2, momentum=0.9, optimizer="sgd"), make(every=100, momentum=0.9, optimizer="sgd")
+    decide_as(often, monkeypatch, *[0] * 20)
+    learn(often, 0)
+    decide_as(seldom, monkeypatch, 0)
+    learn(seldom, 0)
+    for name, scores in seldom._scores[0].items():
+        assert torch.equal(scores, often._scores[0][name])
+
+
+def test_an_old_mask_goes_on_from_its_own_scores_with_a_fresh_optimiser(monkeypatch):
+    trainer = make(every=8, optimizer="rmsprop")
+    decide_as(trainer, monkeypatch, None, None, 0)
+    learn(trainer, 0)
+    first = {name: scores.clone() for name, scores in trainer._scores[0].items()}
+    learn(trainer, 1)
+    trainer.begin_task(0)
+    assert trainer.admits(Loader(0).batches[0][0])
+    assert not trainer.optimizer.state_dict()["state"]
+    for name, scores in multitask.task_parameters(trainer.model).items():
+        assert torch.equal(scores, first[name])
+    assert kinds(trainer) == [(0, 0, "allocate", 0, True), (8, 1, "allocate", 1, True), (16, 0, "go on", 0, True)]
+
+
+def test_data_that_an_unallocated_mask_explains_best_are_new(monkeypatch):
+    trainer = make(every=8)
+    decide_as(trainer, monkeypatch, None, 3)
+    learn(trainer, 0)
+    learn(trainer, 1)
+    assert [d.mask for d in trainer.decisions] == [0, 1] and trainer.candidates([0, 1]) == [0, 1]
+
+
+def test_batches_that_ask_for_more_than_the_budget_are_skipped_and_harm_nothing(monkeypatch):
+    trainer = make(num_tasks=1, every=8)
+    decide_as(trainer, monkeypatch, None, None, 0)
+    learn(trainer, 0)
+    before = {name: scores.clone() for name, scores in trainer._scores[0].items()}
+    trainer.begin_task(1)
+    assert math.isnan(trainer.train(Loader(1), 0))
+    trainer.end_task()
+    assert "8 batches skipped" in trainer.note(1) and "--num-tasks" in trainer.note(1)
+    assert all(torch.equal(scores, before[name]) for name, scores in trainer._scores[0].items())
+    assert (trainer.mask_of(0), trainer.mask_of(1)) == (0, None)
+    assert kinds(trainer)[1] == (8, 1, "skipped", 0, True)
+    learn(trainer, 2)  # a wrong decision: task 2 has no mask, so to go on is none
+    assert kinds(trainer)[2] == (16, 2, "go on", 0, False)
+
+
+def test_decisions_are_right_or_wrong_by_the_hidden_task(monkeypatch):
+    trainer = make(num_tasks=4, every=2)
+    decide_as(trainer, monkeypatch, None, 0, None, 0, 0, None, 1, 2)
+    learn(trainer, 0)
+    learn(trainer, 1)
+    rights = [(d.decision, d.mask, d.right) for d in trainer.decisions]
+    assert rights == [
+        ("allocate", 0, True),
+        ("go on", 0, True),
+        ("allocate", 1, False),  # a second mask for the same task
+        ("go on", 0, True),
+        ("go on", 0, False),  # a new task taken for an old one
+        ("allocate", 2, False),  # too late
+        ("go on", 1, False),
+        ("go on", 2, True),
+    ]
+
+
+def test_what_a_record_keeps_is_all_that_is_needed_to_go_on(monkeypatch):
+    decisions = [None, 0, 0, None, 1, 1, 0, 0, 1]
+    through, cut = make(every=3, optimizer="rmsprop"), make(every=3, optimizer="rmsprop")
+    decide_as(through, monkeypatch, *decisions)
+    for task in range(3):
+        learn(through, task)
+    decide_as(cut, monkeypatch, *decisions)
+    for task in range(2):
+        learn(cut, task)
+    fresh = make(every=3, optimizer="rmsprop")
+    for task in range(2):
+        fresh.load_task_record(task, cut.task_record(task) if task == 1 else through_record(cut, task))
+    learn(fresh, 2)
+    assert kinds(fresh) == kinds(through)
+    for mask, scores in through._scores.items():
+        assert all(torch.equal(value, fresh._scores[mask][name]) for name, value in scores.items())
+        ours, theirs = (multitask.task_state(t.model, mask) for t in (through, fresh))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def through_record(trainer, task):
+    """What the record of an earlier task has left once the later ones replaced the rest."""
+    record = {f"{kind}.{task}": trainer.task_record(task)[f"{kind}.{task}"] for kind in ("trained", "decisions")}
+    return record | {f"scores.0.{name}": value for name, value in trainer._scores[0].items()}
+
+
+def rows(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_allocates_a_mask_for_each_hidden_task_and_infers_them(call, tmp_path):
+    result = call("main.py", *STREAM.split(), "--num-tasks", 3, "--lr", "1e-3")
+    assert result.returncode == 0, result.stderr
+    assert "24 of 24 decisions right (100.0%)" in result.stdout
+    table = rows(tmp_path / "runs" / "nns" / "nns.csv")
+    assert [row["mask"] for row in table if row["decision"] == "allocate"] == ["0", "1", "2"]
+    scores = rows(tmp_path / "runs" / "nns" / "adapt_results.csv")
+    assert all(float(row["adapted"]) > 0.9 and float(row["inferred_right"]) == 1 for row in scores)
+    assert rows(tmp_path / "runs" / "results.csv")[-1]["Scenario"] == "NNs"
+
+
+def test_a_budget_of_masks_is_kept_and_the_learned_ones_are_unharmed(call, tmp_path):
+    words = [*STREAM.split(), "--num-tasks", 2, "--stream-tasks", 4, "--eval-ckpts", 2, "--lr", "1e-3"]
+    result = call("main.py", *words)
+    assert result.returncode == 0, result.stderr
+    assert "96 batches skipped, for they asked for more than the 2 masks of --num-tasks" in result.stdout
+    scores = rows(tmp_path / "runs" / "nns" / "adapt_results.csv")
+    two, four = scores[:2], scores[2:]
+    assert [row["given"] for row in two] == [row["given"] for row in four[:2]]
+    assert [row["given"] for row in four[2:]] == ["", ""] and all(row["adapted"] for row in four)
+
+
+def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(call, tmp_path):
+    words = [*STREAM.split(), "--num-tasks", 4, "--lr", "1e-3", "--resume"]
+    assert call("main.py", *words).returncode == 0
+    whole = tmp_path / "runs"
+    whole.rename(tmp_path / "whole")
+    checkpoint = tmp_path / "runs" / "nns" / "checkpoint.pt"
+    process = subprocess.Popen(
+        [sys.executable, main.__file__, *map(str, words)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (checkpoint.exists() and checkpoint.stat().st_size > 1_500_000) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the first task is on the disk
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "runs" / "nns" / "finished").exists(), "killed too late for this test to say anything"
+    assert call("main.py", *words).returncode == 0
+    for name in ("nns.csv", "adapt_results.csv"):
+        assert (tmp_path / "runs" / "nns" / name).read_text() == (tmp_path / "whole" / "nns" / name).read_text()
+    names = [row["Name"] for row in rows(tmp_path / "runs" / "results.csv")]
+    assert len(names) == len(set(names)) == 5
