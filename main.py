@@ -146,8 +146,9 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
-    if args.adaptor != "gt" and not multitask.superposed_size(model):
-        raise UserError(f"--adaptor {args.adaptor}: --conv-type {args.conv_type} has no masks to superpose; say gt")
+    if args.adaptor != "gt" and not multitask.can_superpose(model):
+        layers = args.conv_type + (" with --individual-heads" if args.individual_heads else "")
+        raise UserError(f"--adaptor {args.adaptor}: --conv-type {layers} has no masks to superpose; say gt")
     if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
