@@ -17,7 +17,7 @@ from args import parse_arguments
 from experiments import launcher
 
 GG = launcher.ROOT / "experiments" / "GG"
-SCRIPTS = sorted(GG.glob("*/*.py"))
+SCRIPTS = sorted(GG.glob("*/*.py"), key=lambda path: path.stem)
 MULTIPLIERS = {"rn18-supsup": [1, 2, 4, 8, 16, 32], "rn18-supsup-transfer": [1, 2, 4, 8, 16, 32]}
 
 
