@@ -53,11 +53,11 @@ def test_two_processes_go_on_from_a_checkpoint_and_take_part_in_transfer(tmp_pat
 
 
 def test_a_share_without_images_adds_nothing(tmp_path):
-    # 1,437 images in batches of 4: the last one has a single image, and the second process none of it.
-    words = [*WEIGHTS.split(), "--batch-size", "4", "--iter-lim", "360", "--epochs", "1", "--num-tasks", "1"]
+    # 1,437 images in batches of 359: the last one has a single image, and the second process none of it.
+    words = [*WEIGHTS.split(), "--batch-size", "359", "--num-tasks", "1"]
     one, _ = learned(tmp_path, "one", *words, "--multigpu", "cpu")
     two, _ = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
-    assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-4) for name in one)
 
 
 def test_alone_a_group_changes_nothing():
@@ -77,12 +77,6 @@ def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="while the others wait"):
         main.main(words)
     assert not torch.distributed.is_initialized()
-
-
-@pytest.mark.parametrize("devices", ["0,0", "cpu,0", "0,", "cpu,", ",", "a,b"])
-def test_devices_that_are_no_group_are_refused(devices, tmp_path, capsys):
-    assert main.main(["--multigpu", devices, "--log-dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("devices", ["99", "0,99"])
