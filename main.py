@@ -128,7 +128,12 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         args.er_sparsity,
         args.individual_heads,
     )
-    model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
+    try:
+        model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
+    except RuntimeError as error:  # torch says so when memory is refused
+        if "memory" not in str(error):
+            raise
+        raise UserError(f"--num-tasks {args.num_tasks}: memory has no room for a network with so many tasks") from None
     if args.channels_last:
         model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=torch.channels_last),))
     return data, model, TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)

@@ -60,11 +60,13 @@ class MaskedConv(SuperposedModule):
         self.stride, self.padding = stride, kernel_size // 2
         weight = torch.empty(out_planes, in_planes, kernel_size, kernel_size)
         self.register_buffer("weight", weight, persistent=False)
-        packed = torch.zeros(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
+        # Not zeros: memory that nothing has been written to costs nothing yet.
+        packed = torch.empty(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
         self.register_buffer("packed", packed, persistent=False)
         self.register_superposed()
         self.register_parameter("scores", None)
         self.task: int | None = None
+        self.learned: set[int] = set()
 
     @property
     def rows(self) -> int:
@@ -108,6 +110,7 @@ class MaskedConv(SuperposedModule):
     @torch.no_grad()
     def end_task(self) -> None:
         self.packed[self.row(self.task)] = masks.pack(self.binarise(self.scores).flatten())
+        self.learned.add(self.task)
         self.scores = None
         self.select_task(self.task)
 
@@ -122,6 +125,7 @@ class MaskedConv(SuperposedModule):
 
     def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
         load_into(self.task_state(task), state)
+        self.learned.add(task)
 
     @torch.no_grad()
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
@@ -150,7 +154,14 @@ class MaskedConv(SuperposedModule):
         return result
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:
-        """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,)."""
+        """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,).
+
+        Raises:
+            IndexError: one of them is not learned.
+        """
+        unknown = [task for task in tasks if self.check_task(task) not in self.learned]
+        if unknown:
+            raise IndexError(f"task {unknown[0]} is not learned, so it has no mask")
         return torch.tensor([self.row(task) for task in tasks], device=self.packed.device)
 
 

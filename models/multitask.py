@@ -48,11 +48,7 @@ class MultitaskModule(nn.Module, ABC):
         """What the task in training trains, by name; empty when none is in training."""
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
-        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,).
-
-        Raises:
-            ValueError: there is none of such layers.
-        """
+        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can."""
         raise ValueError(f"{type(self).__name__} cannot be superposed")
 
     @abstractmethod
@@ -193,8 +189,8 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
     Raises:
         ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
     """
-    if not superposed_size(model):
-        raise ValueError("a model is superposed through layers that have a mask for each task; this one has none")
+    if not can_superpose(model):
+        raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
     for _, module in _named(model, MultitaskModule):
         module.superpose(tasks, alphas)
 
@@ -301,6 +297,13 @@ def can_recover(model: nn.Module) -> bool:
 def has_tasks(model: nn.Module) -> bool:
     """Whether any layer has parameters for each task."""
     return any(module.trains for _, module in _named(model, MultitaskModule))
+
+
+def can_superpose(model: nn.Module) -> bool:
+    """Whether there is a superposition of tasks: some layer has masks, and every layer with tasks takes part."""
+    layers = [type(module) for _, module in _named(model, MultitaskModule)]
+    cannot = [layer for layer in layers if layer.superpose is MultitaskModule.superpose]
+    return superposed_size(model) > 0 and not cannot
 
 
 def superposed_size(model: nn.Module) -> int:

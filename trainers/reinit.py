@@ -47,7 +47,7 @@ class ReinitTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         o = self.options
-        if o.reinit_adapt in SIMILAR and not multitask.superposed_size(self.model):
+        if o.reinit_adapt in SIMILAR and not multitask.can_superpose(self.model):
             raise UserError(f"--reinit-adapt {o.reinit_adapt}: --conv-type has no masks to choose among")
         if (o.reinit_adapt == FROM_RUN) != (o.reinit_from is not None):
             raise UserError(f"--reinit-from {o.reinit_from}: goes with --reinit-adapt {FROM_RUN}, and only with it")
