@@ -30,9 +30,9 @@ class TopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx, size: Tensor, dropped: int) -> Tensor:
         """``size`` is ``|S|``, of any shape."""
-        mask = torch.ones_like(size).flatten()
-        mask[size.flatten().topk(dropped, largest=False, sorted=False).indices] = 0
-        return mask.view_as(size)
+        mask = torch.ones_like(size, memory_format=torch.contiguous_format)
+        mask.view(-1)[size.flatten().topk(dropped, largest=False, sorted=False).indices] = 0
+        return mask
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:

@@ -159,10 +159,11 @@ class MaskedConv(SuperposedModule):
         Raises:
             IndexError: one of them is not learned.
         """
-        unknown = [task for task in tasks if self.check_task(task) not in self.learned]
+        rows = [self.row(task) for task in tasks]
+        unknown = [task for task in tasks if task not in self.learned]
         if unknown:
             raise IndexError(f"task {unknown[0]} is not learned, so it has no mask")
-        return torch.tensor([self.row(task) for task in tasks], device=self.packed.device)
+        return torch.tensor(rows, device=self.packed.device)
 
 
 class FastMultitaskMaskConv(MaskedConv):
