@@ -150,6 +150,10 @@ def _named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
 
 
+def _masked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in _named(model, SuperposedModule) if module.masked)
+
+
 def begin_task(model: nn.Module, task: int, rng: Rng) -> None:
     """Start to train ``task`` in every layer; each draws from ``rng("scores", its name, task)`` alone."""
     for name, module in _named(model, MultitaskModule):
@@ -300,10 +304,9 @@ def has_tasks(model: nn.Module) -> bool:
 
 
 def can_superpose(model: nn.Module) -> bool:
-    """Whether there is a superposition of tasks: some layer has masks, and every layer with tasks takes part."""
+    """Whether tasks can be superposed: some layer has masks or the like, and no layer stands in the way."""
     layers = [type(module) for _, module in _named(model, MultitaskModule)]
-    cannot = [layer for layer in layers if layer.superpose is MultitaskModule.superpose]
-    return superposed_size(model) > 0 and not cannot
+    return superposed_size(model) > 0 and all(layer.superpose is not MultitaskModule.superpose for layer in layers)
 
 
 def superposed_size(model: nn.Module) -> int:
@@ -316,7 +319,7 @@ def mask_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
     In ``task_state`` the mask of the layer ``name`` is ``name.mask``, bit-packed.
     """
-    return {name: module.weight.shape for name, module in _named(model, SuperposedModule)}
+    return {name: module.weight.shape for name, module in _masked(model)}
 
 
 def task_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -387,9 +390,7 @@ def task_bytes(model: nn.Module, task: int) -> int:
 def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
     """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
     kept, sizes = {}, {}
-    for name, module in _named(model, SuperposedModule):
-        if not module.masked:
-            continue
+    for name, module in _masked(model):
         weight = module.superposition([task], torch.ones(1, device=module.weight.device))
         kept[name], sizes[name] = int(weight.count_nonzero()), weight.numel()
     fractions = {name: kept[name] / sizes[name] for name in kept}

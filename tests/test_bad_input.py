@@ -170,6 +170,7 @@ def test_a_value_for_a_switch_is_refused(refused):
             ["--conv-type", "StandardConv", "--train-weight-tasks", "-1", "--adaptor", "se_be_adapt"],
             ["--adaptor se_be_adapt", "--conv-type", "gt"],
         ),
+        (["--individual-heads"], ["--adaptor se_oneshot_entropy_minimization", "--individual-heads", "gt"]),
         (["--adaptor", "hopfield_recovery"], ["--adaptor hopfield_recovery", "BNNet", "FastHopMaskBN"]),
         (
             ["--conv-type", "PSPRotation", "--adaptor", "gt"],

@@ -243,7 +243,8 @@ def check_adaptor(adaptor: str, model: nn.Module) -> None:
     elif adaptor.startswith("se_be_"):
         fits, need = multitask.has_tasks(model), "a --conv-type with parameters for each task"
     else:
-        fits, need = adaptor == "gt" or multitask.can_superpose(model), "masks to superpose in every layer with tasks"
+        fits = adaptor == "gt" or multitask.can_superpose(model)
+        need = "a --conv-type that can be superposed, and no --individual-heads"
     if not fits:
         raise UserError(f"--adaptor {adaptor}: needs {need}, which this network has not; or say gt")
 

@@ -80,8 +80,10 @@ class NNsTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         o = self.options
-        if not multitask.superposed_size(self.model):
-            raise UserError("--conv-type: trainer nns needs masks to superpose; say FastMultitaskMaskConv")
+        if not multitask.can_superpose(self.model):
+            raise UserError(
+                "--conv-type: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
+            )
         if o.train_weight_tasks:
             raise UserError(
                 f"--train-weight-tasks {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
