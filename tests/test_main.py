@@ -49,7 +49,7 @@ def whole_run(tmp_path_factory):
 
 
 def test_the_default_run_shows_accuracy_given_and_inferred(call, tmp_path):
-    result = call("main.py", "--log-dir", tmp_path / "runs", "--threads", 2, "--multigpu", "cpu")
+    result = call("main.py", "--log-dir", tmp_path / "runs", "--threads", 1, "--multigpu", "cpu")
     assert result.returncode == 0 and result.stderr == ""  # no progress bars where there is no terminal
     mean = re.search(r"mean +([\d.]+) +([\d.]+) +([\d.]+)%", result.stdout)
     assert mean and float(mean[1]) >= 0.96 and mean[2] == mean[1] and mean[3] == "100.0"
