@@ -78,10 +78,11 @@ class ReinitTrainer(DefaultTrainer):
         return super().train(loader, epoch, progress)
 
     def task_record(self, task: int) -> Scores:
-        return self.learned[task]
+        return self.learned.get(task, {})
 
     def load_task_record(self, task: int, record: Scores) -> None:
-        self.learned[task] = record
+        if record:  # a task that was imported has a mask only, and nothing to start from
+            self.learned[task] = record
 
     def _earlier(self) -> list[int]:
         """The earlier tasks that may be started from, in the order in which they were learned."""
