@@ -37,9 +37,11 @@ RESERVED = {
     "config": "the script has its own; pass the flags to change, or run main.py itself",
     "multigpu": "use --gpu-sets",
     "resume": "unfinished runs always go on; delete the run's folder to start it afresh",
+    "export": "runs would overwrite each other's file; add it to the command that the log of one run begins with",
+    "import": "main.py --import FILE runs from it",
 }
 # Flags that leave what is learned as it is, so that a run is found again under another value of them.
-NOT_IN_NAME = {"data", "threads", "workers", "log-interval", "export"}
+NOT_IN_NAME = {"data", "threads", "workers", "log-interval"}
 
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 

@@ -46,12 +46,8 @@ class MultitaskModule(nn.Module, ABC):
         """What the task in training trains, by name; empty when none is in training."""
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
-        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,).
-
-        Raises:
-            ValueError: there is none of such layers.
-        """
-        raise ValueError(f"{type(self).__name__} cannot be superposed")
+        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be superposed")
 
     @abstractmethod
     def task_state(self, task: int) -> dict[str, Tensor]:
@@ -167,8 +163,8 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
     Raises:
         ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
     """
-    if not superposed_size(model):
-        raise ValueError("a model is superposed through layers that have a mask for each task; this one has none")
+    if not can_superpose(model):
+        raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
     for _, module in _named(model, MultitaskModule):
         module.superpose(tasks, alphas)
 
@@ -222,9 +218,10 @@ def has_tasks(model: nn.Module) -> bool:
 
 
 def can_superpose(model: nn.Module) -> bool:
-    """Whether tasks can be superposed: some layer has masks or the like, and no layer stands in the way."""
+    """Whether there is a superposition of tasks: some layer has masks, and every layer with tasks takes part."""
     layers = [type(module) for _, module in _named(model, MultitaskModule)]
-    return superposed_size(model) > 0 and all(layer.superpose is not MultitaskModule.superpose for layer in layers)
+    cannot = [layer for layer in layers if layer.superpose is MultitaskModule.superpose]
+    return superposed_size(model) > 0 and not cannot
 
 
 def superposed_size(model: nn.Module) -> int:

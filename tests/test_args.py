@@ -1,5 +1,6 @@
 """The flags: what they say of themselves, how they are spelt, where values come from, what is refused."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import main
 from args import make_parser, parse_arguments
 from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
-from trainers import ADAPTORS, TRAINERS
+from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from utils.errors import UserError
 from utils.optim import LR_POLICIES, OPTIMIZERS
 
@@ -60,6 +61,15 @@ VALUES = {
     "--data-to-repeat": "8",
     "--real-neurons": "9",
     "--log-base": "4.0",
+    "--export": "model.sup",
+    "--workers": "6",
+    "--classes-per-task": "3",
+    "--sparsity": "0.25",
+    "--bn-type": "NonAffineBN",
+    "--trainer": "reinit",
+    "--reinit-adapt": "random",
+    "--reinit-most-recent-k": "2",
+    "--reinit-from": "some/checkpoint.pt",
 }
 
 
@@ -132,6 +142,7 @@ def test_help_is_printed_and_ends_the_program_with_status_0(capsys):
         ("--optimizer", OPTIMIZERS),
         ("--lr-policy", LR_POLICIES),
         ("--adaptor", ADAPTORS),
+        ("--reinit-adapt", ADAPTATIONS),
     ],
 )
 def test_a_flag_that_picks_an_implementation_takes_every_name_of_its_registry(flag, registry):
@@ -160,8 +171,9 @@ def test_words_of_a_flag_may_be_joined_by_dashes_or_underscores(flag, join, tmp_
 
 
 def test_the_table_of_values_here_knows_every_flag():
-    # Those with a test of their own, and those that have one value only.
-    others = {"--eval-ckpts", "--unshared-labels", "--stream-tasks"}
+    # Those with a test of their own, switches, and those that have one value only.
+    others = {"--eval-ckpts", "--import", "--stream-tasks"}
+    others |= {action.option_strings[0] for action in ACTIONS if isinstance(action, argparse.BooleanOptionalAction)}
     single = {action.option_strings[0] for action in ACTIONS if action.choices and len(action.choices) == 1}
     assert set(VALUES) | others | single == set(FLAGS)
 

@@ -101,7 +101,7 @@ def refused(tmp_path, capsys):
         "--log-base": ["1", "0", "-2", "nan", "inf"],
         "--eval-ckpts": ["", ",", "0", "1,,2", "1;2", "-1", "1,x"],
         "--set": ["CIFAR", "digitsperm", "", "two\nlines"],
-        "--model": ["ResNet34", "lenet"],
+        "--model": ["ResNet5000", "lenet"],
         "--conv-type": ["Conv", "nn.Conv2d"],
         "--bn-type": ["NoBN"],
         "--conv-init": ["zeros"],
@@ -111,7 +111,19 @@ def refused(tmp_path, capsys):
         "--optimizer": ["RMSProp"],
         "--lr-policy": ["step"],
         "--adaptor": ["guess", "se_oneshot"],
-        "--multigpu": ["-1", "gpu", "0,0", "cuda:0", "", "1.0", "4095", DIGITS_5000],
+        "--multigpu": ["-1", "gpu", "0,0", "cpu,0", "0,", "cuda:0", "", "1.0", "4095", DIGITS_5000],
+        "--sparsity": ["0", "-1", "nan", "inf", "dense"],
+        "--classes-per-task": ["0", "-1", "2.0"],
+        "--workers": ["-1", "1025", "all"],
+        "--reinit-adapt": ["mean", ""],
+        "--stream-tasks": ["0", "-1", "2.0"],
+        "--nns-every": ["0", "-1", "1.5"],
+        "--nns-epsilon": ["-0.1", "nan", "inf"],
+        "--adapt-lr": ["0", "-1", "nan", "inf"],
+        "--adapt-steps": ["0", "1.5"],
+        "--gamma": ["-1", "nan", "inf"],
+        "--reinit-most-recent-k": ["0", "-1"],
+        "--amp": ["fp8", "true"],
         "--name": ["a/b", "/", "..", ".", "", "a\\b", "two\nlines", "\x1b[31m", "/etc/passwd", "../up"],
     }.items(),
     ids=lambda part: part if isinstance(part, str) else "",
@@ -676,7 +688,7 @@ def hostile_config(rng: random.Random, flags: list[str], path: Path) -> None:
 def test_100_random_command_lines_are_parsed_or_refused(tmp_path, monkeypatch, capsys):
     from args import make_parser
 
-    monkeypatch.setattr(main, "run", lambda args, exported: None)
+    monkeypatch.setattr(main, "run", lambda *args: None)
     flags = [flag for action in make_parser()._actions for flag in action.option_strings if flag[:2] == "--"]
     flags.remove("--help")
     rng, statuses = random.Random(0), []

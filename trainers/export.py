@@ -106,9 +106,10 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     records, damaged = Checkpoint(path).read()
     if damaged:
         raise UserError(f"--import {path}: its last {damaged} bytes are damaged")
-    if not records or records[0].kind != "export":
+    settings = records[0].values.get("settings") if records and records[0].kind == "export" else None
+    if not isinstance(settings, dict):
         raise UserError(f"--import {path}: was not written by --export")
-    return records[0].values["settings"], records
+    return settings, records
 
 
 def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict[int, float]:
@@ -131,6 +132,6 @@ def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict
             }
             multitask.load_task_state(model, task, state)
             accuracies[task] = record.values["accuracy"]
-    except (ValueError, IndexError, KeyError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--import {path} does not fit this network: {error}") from None
     return accuracies

@@ -47,7 +47,7 @@ class ReinitTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         o = self.options
-        if o.reinit_adapt in SIMILAR and not multitask.superposed_size(self.model):
+        if o.reinit_adapt in SIMILAR and not multitask.can_superpose(self.model):
             raise UserError(f"--reinit-adapt {o.reinit_adapt}: --conv-type has no masks to choose among")
         if (o.reinit_adapt == FROM_RUN) != (o.reinit_from is not None):
             raise UserError(f"--reinit-from {o.reinit_from}: goes with --reinit-adapt {FROM_RUN}, and only with it")
@@ -78,10 +78,11 @@ class ReinitTrainer(DefaultTrainer):
         return super().train(loader, epoch, progress)
 
     def task_record(self, task: int) -> Scores:
-        return self.learned[task]
+        return self.learned.get(task, {})
 
     def load_task_record(self, task: int, record: Scores) -> None:
-        self.learned[task] = record
+        if record:  # a task that was imported has a mask only, and nothing to start from
+            self.learned[task] = record
 
     def _earlier(self) -> list[int]:
         """The earlier tasks that may be started from, in the order in which they were learned."""

@@ -82,7 +82,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
 
 
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
-    store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False)
+    store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)
     follow(group, *args)
     dist.destroy_process_group()

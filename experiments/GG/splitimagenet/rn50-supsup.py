@@ -6,7 +6,8 @@ weights): 300 runs, which any number of machines may share. --num-tasks 2 makes 
 Command:  python experiments/GG/splitimagenet/rn50-supsup.py --gpu-sets "0|1|2|3" --data DIR --seeds 1
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
 Expected: top-1 on average over 100 tasks 0.8637, 0.8868 and 0.8958 for multipliers 4, 8 and 16 (published).
-Run time: @TIME@
+Run time: not measured on a GPU; the small version, one image a class, takes 15 s a task and multiplier on one processor
+          core with --amp bf16 --channels-last.
 """
 
 import sys

@@ -1,0 +1,399 @@
+"""How fast and how small: this code beside its naive form, in one process, as ratios.
+
+    python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
+    python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
+    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, memory, growth or resnet
+
+Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
+noisy, so read the ratios. The naive forms live here only: per-image transforms through a DataLoader, a float mask for
+every task, autograd through the weighted sum of masks, a full sort for top-k. Where a side is measured on a sample, the
+table says so. Written to ``--out``: ``benchmark.csv`` and ``benchmark.png``.
+"""
+
+import argparse
+import csv
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+from data import DATASETS  # noqa: E402
+from models import Builder, get_model, multitask  # noqa: E402
+from trainers import DefaultTrainer, TrainingOptions, adaptors  # noqa: E402
+from utils.seeding import generator  # noqa: E402
+
+RNG = partial(generator, 0)
+LENET = ((300, 784), (100, 300))  # hidden layers (out, in); the last is (outputs, 100)
+
+
+class Report:
+    """Rows of (part, what, value, unit, beside it, ratio, note), printed as they come."""
+
+    columns = ("part", "what", "ours", "naive", "ratio", "unit", "note")
+
+    def __init__(self):
+        self.rows: list[dict[str, object]] = []
+
+    def add(self, part: str, what: str, ours: float, naive: float | None = None, unit: str = "s", note: str = ""):
+        ratio = None if naive is None else naive / ours
+        self.rows.append(dict(zip(self.columns, (part, what, ours, naive, ratio, unit, note), strict=True)))
+        beside = "" if naive is None else f"  naive {naive:>10.4g}  ratio {ratio:>8.4g}"
+        print(f"{part:<7} {what:<46} {ours:>10.4g} {unit:<3}{beside}  {note}", flush=True)
+
+    def write(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        with open(out / "benchmark.csv", "w", newline="") as file:
+            file.write(f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        draw(self.rows, out / "benchmark.png")
+        print(f"written: {out / 'benchmark.csv'}, {out / 'benchmark.png'}")
+
+
+def medians(sides: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Seconds of each side: the median of ``repetitions`` after one warm-up, the sides taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for repetition in range(repetitions + 1):
+        for name, side in sides.items():
+            synchronise()
+            start = time.perf_counter()
+            side()
+            synchronise()
+            if repetition:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# (a) training
+
+
+class NaiveMaskedLinear(nn.Module):
+    """A layer with a float parameter of scores for every task, and the mask made anew in every forward pass."""
+
+    def __init__(self, outputs: int, inputs: int, tasks: int):
+        super().__init__()
+        self.register_buffer("weight", torch.randn(outputs, inputs).sign() * (2 / inputs) ** 0.5)
+        self.scores = nn.ParameterList(
+            nn.Parameter(torch.empty(outputs, inputs).uniform_(-(inputs**-0.5), inputs**-0.5)) for _ in range(tasks)
+        )
+        self.task = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores[self.task]
+        hard = (scores >= 0).float()
+        return F.linear(x, self.weight * (hard.detach() - scores.detach() + scores))  # straight through
+
+
+def naive_loader(images: np.ndarray, labels: np.ndarray, transform: Callable, shuffle: bool):
+    """A DataLoader that makes each image a PIL image and transforms it by itself."""
+    from PIL import Image
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return transform(Image.fromarray(images[index])), int(labels[index])
+
+    return torch.utils.data.DataLoader(Images(), batch_size=128, shuffle=shuffle)
+
+
+def train(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+    from torchvision import transforms
+
+    batches, test_images = (50, 1280) if quick else (200, 10_000)
+    data = DATASETS["MNISTPerm"](data_root, num_tasks=5, device=device)
+    data.update_task(1)
+    model = get_model("LeNet", Builder(RNG, 5), (1, 28, 28), 100).to(device)
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches), RNG)
+
+    def ours():
+        trainer.begin_task(1)
+        trainer.train(data.train_loader, epoch=0)
+
+    def ours_tests():
+        trainer.test(data.val_loader)
+
+    base = data.base
+    permutation = np.random.RandomState(1).permutation(784)
+    transform = transforms.Compose(
+        [
+            transforms.ToTensor(),
+            transforms.Normalize((0.1307,), (0.3081,)),
+            transforms.Lambda(lambda x: x.view(-1)[permutation].view(1, 28, 28)),
+        ]
+    )
+    naive_train = naive_loader(base.train_images[:, 0].cpu().numpy(), base.train_labels.cpu().numpy(), transform, True)
+    naive_test = naive_loader(
+        base.test_images[:test_images, 0].cpu().numpy(), base.test_labels[:test_images].cpu().numpy(), transform, False
+    )
+    network = nn.Sequential(nn.Flatten(), NaiveMaskedLinear(300, 784, 5), nn.ReLU(), NaiveMaskedLinear(100, 300, 5))
+    network.extend([nn.ReLU(), NaiveMaskedLinear(100, 100, 5)]).to(device)
+
+    def naive():
+        optimizer = torch.optim.RMSprop([layer.scores[0] for layer in network if hasattr(layer, "scores")], lr=1e-4)
+        for x, y in islice(naive_train, batches):
+            optimizer.zero_grad()
+            F.cross_entropy(network(x.to(device)), y.to(device)).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def naive_tests():
+        sum((network(x.to(device)).argmax(1) == y.to(device)).sum() for x, y in naive_test)
+
+    weights = [torch.randn(shape, device=device) for shape in (*LENET, (100, 100))]
+    x, hidden, small = (torch.randn(128, n, device=device) for n in (784, 300, 100))
+
+    def floor():
+        for _ in range(batches):
+            for inputs, outputs, weight in zip((x, hidden, small), (hidden, small, small), weights, strict=True):
+                inputs @ weight.T  # forward
+                outputs.T @ inputs  # gradient of the weight
+                if inputs is not x:
+                    outputs @ weight  # gradient of the layer below
+
+    sides = {"ours": ours, "tests": ours_tests, "naive": naive, "naive_tests": naive_tests, "floor": floor}
+    t = medians(sides, 3)
+    per, tests = 1000 / batches, 10_000 / test_images
+    ours_s, naive_s = per * t["ours"], per * t["naive"]
+    note = f"scaled from {batches} batches" + (f" and {test_images} test images" if quick else "")
+    report.add("train", "1,000 batches, LeNet, MNISTPerm", ours_s, naive_s, note=note)
+    whole = ours_s + 3 * t["tests"], naive_s + 3 * tests * t["naive_tests"]
+    report.add("train", "a task: 1,000 batches and 3 tests", *whole, note=note)
+    report.add(
+        "train", "1,000 batches beside bare matrix products", per * t["floor"], ours_s, note="ratio: ours / floor"
+    )
+    trainer.end_task()
+
+
+# (b) inference
+
+
+def random_tasks(num_tasks: int, outputs: int, device: torch.device) -> nn.Module:
+    """LeNet with ``num_tasks`` random masks, as if learned."""
+    model = get_model("LeNet", Builder(RNG, num_tasks), (1, 28, 28), outputs)
+    for task in range(num_tasks):
+        state = {}
+        for name, place in multitask.task_state(model, task).items():
+            bits = torch.randint(0, 256, place.shape, generator=RNG("mask", name, task), dtype=torch.uint8)
+            state[name] = bits
+        multitask.load_task_state(model, task, state)
+    return model.to(device)
+
+
+def infer(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+    data = DATASETS["MNISTPerm"](data_root, num_tasks=5, device=device)
+    for tasks, outputs in ((25, 100), (250, 100)) if quick else ((25, 100), (250, 100), (2500, 500)):
+        model = random_tasks(tasks, outputs, device)
+        heads = []
+        for task in range(5):
+            data.update_task(task)
+            heads += [x[:1] for x, _ in data.val_loader]
+        images = torch.stack(heads)  # (395, 1, 1, 28, 28)
+        many = min(79 * tasks, 512 if quick else 2048)
+        images = images.repeat(-(-many // len(images)), 1, 1, 1, 1)[:many]
+        sample = images[: 4 if tasks > 250 else 16]
+
+        layers = [module for module in model.modules() if isinstance(module, multitask.SuperposedModule)]
+        masks = []
+        for layer in layers:
+            floats = torch.empty(tasks, *layer.weight.shape[:2], device=device)
+            for task in range(tasks):
+                layer.select_task(task)
+                floats[task] = layer.effective[:, :, 0, 0] != 0
+            masks.append(floats)
+
+        def naive(sample=sample, layers=layers, masks=masks, tasks=tasks):
+            chosen = []
+            for x in sample:
+                alphas = torch.full((tasks, 1, 1), 1 / tasks, device=x.device, requires_grad=True)
+                h = x.flatten(1)
+                for layer, mask in zip(layers, masks, strict=True):
+                    h = F.linear(h, layer.weight[:, :, 0, 0] * (alphas * mask).sum(0))
+                    h = h if layer is layers[-1] else F.relu(h)
+                p = h.softmax(1)
+                (-(p * p.log()).sum(1).mean()).backward()
+                chosen.append(int(alphas.grad.argmin()))
+            return chosen
+
+        def ours(images=images, model=model, tasks=tasks):
+            return adaptors.one_shot(model, range(tasks), images, adaptors.entropy)
+
+        same = ours()[: len(sample)].tolist() == naive()
+        t = medians({"ours": ours, "naive": naive}, 1 if tasks > 250 else 3)
+        whole = 79 * tasks
+        note = f"same tasks chosen: {same}; ours on {many} batches, naive on {len(sample)}"
+        what = f"one-shot, {tasks} tasks, all {whole} batches"
+        report.add("infer", what, whole * t["ours"] / many, whole * t["naive"] / len(sample), note=note)
+        del masks, model
+
+
+# (c) memory and checkpoint
+
+
+def memory(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+    for tasks, outputs in ((25, 100), (250, 100)) if quick else ((25, 100), (250, 100), (2500, 500)):
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--num-tasks", tasks, "--iter-lim", 1, "--epochs", 1, "--output-size", outputs]
+            run_main(folder, data_root, device, *words, "--adaptor", "gt")
+            size = (Path(folder) / "run" / "checkpoint.pt").stat().st_size
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # the largest child so far
+        weights = sum(o * i for o, i in (*LENET, (outputs, 100)))
+        masks = tasks * (weights // 8)
+        note = "of the whole run, Python and torch included; tasks of one batch"
+        report.add("memory", f"peak memory, {tasks} tasks", peak / 1e6, tasks * weights * 8 / 1e6, "MB", note)
+        report.add("memory", f"checkpoint, {tasks} tasks", size / 1e6, None, "MB", f"masks {masks / 1e6:.1f} MB")
+
+
+def run_main(folder: str, data_root: str, device: torch.device, *words: object) -> None:
+    where = "cpu" if device.type == "cpu" else str(device.index or 0)
+    command = [sys.executable, PROJECT / "main.py", "--set", "MNISTPerm", "--data", data_root, "--log-dir", folder]
+    command += ["--name", "run", "--multigpu", where, "--threads", torch.get_num_threads(), *words]
+    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+
+
+# (d) growth
+
+
+def growth(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+    tasks, batches = (100, 20) if quick else (2500, 20)
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--num-tasks", tasks, "--iter-lim", batches, "--epochs", 1, "--output-size", 500, "--adaptor", "gt"]
+        run_main(folder, data_root, device, *words)
+        log = (Path(folder) / "run" / "log.txt").read_text().splitlines()
+    seconds = [float(line.rsplit(" ", 2)[1]) for line in log if ": accuracy" in line]
+    note = f"medians over 20 tasks of {batches} batches; ratio: last / first"
+    first, last = statistics.median(seconds[10:30]), statistics.median(seconds[-20:])
+    report.add("growth", f"a task, tasks 10-29 and the last 20 of {tasks}", first, last, note=note)
+
+
+# (e) ResNet-18
+
+
+def resnet(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+    from torchvision import transforms
+
+    batches = 3 if quick else 20
+    data = DATASETS["SplitCIFAR100"](data_root, device=device)
+    data.update_task(0)
+    builder = Builder(
+        RNG,
+        data.num_tasks,
+        conv_type="MultitaskMaskConv",
+        bn_type="MultitaskNonAffineBN",
+        sparsity=8,
+        er_sparsity=True,
+    )
+    model = get_model("GEMResNet18", builder, data.input_shape, 5).to(device)
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3), RNG)
+
+    def ours():
+        trainer.begin_task(0)
+        trainer.train(data.train_loader, epoch=0)
+
+    def sorted_top_k(scores: Tensor, dropped: int) -> Tensor:
+        mask = torch.ones_like(scores).flatten()
+        mask[scores.detach().abs().flatten().sort().indices[:dropped]] = 0
+        return mask.view_as(scores) - scores.detach() + scores  # straight through
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+        ]
+    )
+    rows = torch.isin(data.base.train_labels, data.base.train_labels.unique()[:5]).nonzero().flatten().cpu()
+    images = data.base.train_images[rows].permute(0, 2, 3, 1).cpu().numpy()
+    loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
+
+    def naive():
+        trainer.begin_task(0)
+        layers = [module for module in model.modules() if hasattr(module, "binarise")]
+        for layer in layers:
+            layer.binarise = partial(_call, sorted_top_k, layer)
+        for x, y in islice(loader, batches):
+            trainer.optimizer.zero_grad()
+            F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+            trainer.optimizer.step()
+        for layer in layers:
+            del layer.binarise
+
+    t = medians({"ours": ours, "naive": naive}, 3)
+    note = "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
+    report.add(
+        "resnet",
+        "SplitCIFAR100, GEMResNet18, 20 batches",
+        20 / batches * t["ours"],
+        20 / batches * t["naive"],
+        note=note,
+    )
+
+
+def _call(function, layer, scores):
+    return function(scores, layer.dropped)
+
+
+def draw(rows: list[dict[str, object]], path: Path) -> None:
+    """Bars of the ratios, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in rows if row["ratio"] is not None]
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.4 * len(shown)), layout="constrained")
+    bars = axes.barh([row["what"] for row in shown], [row["ratio"] for row in shown], color="#0072B2")
+    axes.bar_label(bars, fmt="%.3g×", padding=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("beside it / ours (times, or bytes)")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+PARTS = {"train": train, "infer": infer, "memory": memory, "growth": growth, "resnet": resnet}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="DIR", help="parent folder of the data sets")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
+    parser.add_argument("--quick", action="store_true", help="small versions of everything")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
+    parser.add_argument("--out", type=Path, default=PROJECT / "runs" / "benchmark", metavar="DIR")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    report = Report()
+    for part in options.only:
+        PARTS[part](report, options.data, torch.device(options.device), options.quick)
+    report.write(options.out)
+
+
+if __name__ == "__main__":
+    main()

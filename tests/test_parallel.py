@@ -1,0 +1,109 @@
+"""One run on several devices, and the options that make training faster: each gives what plain training gives."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+
+import main
+from utils.checkpoint import Checkpoint
+from utils.parallel import Group
+
+# All weights are trained, by SGD: what differs in a gradient shows in the weights, in proportion.
+WEIGHTS = "--conv-type StandardConv --train-weight-tasks -1 --optimizer sgd --train-weight-lr 0.01 --conv-init default"
+MASKS = "--conv-type MultitaskMaskConv --sparsity 0.3 --optimizer adam --lr 1e-3"
+SHORT = "--set DigitsPerm --num-tasks 2 --epochs 2 --adaptor gt --threads 1"
+
+
+def learned(tmp_path, name, *words):
+    """Every tensor in the checkpoint of a run, by task and name, and the accuracies."""
+    words = [*SHORT.split(), *words, "--log-dir", str(tmp_path / name), "--name", "run"]
+    assert main.main(words) == 0
+    records, damaged = Checkpoint(tmp_path / name / "run" / "checkpoint.pt").read()
+    assert damaged == 0
+    with open(tmp_path / name / "results.csv", newline="") as file:
+        accuracies = [float(row["Current Val"]) for row in csv.DictReader(file)]
+    tasks = [record for record in records if record.kind == "task"]
+    return {(r.values["task"], name): value for r in tasks for name, value in r.tensors.items()}, accuracies
+
+
+def test_two_processes_give_the_result_of_one_with_the_same_batch(tmp_path):
+    # 1,437 images in batches of 100: the last one has 37, so the shares are not equal.
+    words = [*WEIGHTS.split(), "--batch-size", "100"]
+    one, accuracies = learned(tmp_path, "one", *words, "--multigpu", "cpu")
+    two, again = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
+    assert one.keys() == two.keys() and len(one) == 6
+    for name, value in one.items():
+        # float32 sums in another order, grown over 60 steps.
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4)
+    assert again == pytest.approx(accuracies, abs=0.01)
+
+
+def test_two_processes_go_on_from_a_checkpoint_and_take_part_in_transfer(tmp_path):
+    words = [*MASKS.split(), *"--trainer reinit --reinit-adapt gradient --multigpu cpu,cpu --num-tasks 3".split()]
+    whole, _ = learned(tmp_path, "whole", *words)
+    records, _ = Checkpoint(tmp_path / "whole" / "run" / "checkpoint.pt").read()
+    (tmp_path / "cut" / "run").mkdir(parents=True)
+    cut = Checkpoint(tmp_path / "cut" / "run" / "checkpoint.pt")
+    for record in records[:2]:
+        cut.append(record)
+    again, _ = learned(tmp_path, "cut", *words, "--resume")
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_share_without_images_adds_nothing(tmp_path):
+    # 1,437 images in batches of 359: the last one has a single image, and the second process none of it.
+    words = [*WEIGHTS.split(), "--batch-size", "359", "--num-tasks", "1"]
+    one, _ = learned(tmp_path, "one", *words, "--multigpu", "cpu")
+    two, _ = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
+    assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-4) for name in one)
+
+
+def test_alone_a_group_changes_nothing():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.full((3,), 2.0)
+    Group().average_gradients([parameter], weight=5)
+    assert parameter.grad.tolist() == [2, 2, 2]
+    assert Group().from_first(torch.tensor(3)) == 3
+
+
+def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("while the others wait")
+
+    monkeypatch.setattr(main, "learn", fail)
+    words = [*SHORT.split(), *MASKS.split(), "--multigpu", "cpu,cpu", "--log-dir", str(tmp_path)]
+    with pytest.raises(RuntimeError, match="while the others wait"):
+        main.main(words)
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("devices", ["99", "0,99"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_written(devices, tmp_path, capsys):
+    log_dir = tmp_path / "runs"
+    assert main.main(["--multigpu", devices, "--log-dir", str(log_dir)]) == 2
+    error = capsys.readouterr().err
+    assert f"--multigpu {devices}" in error and error.count("\n") == 1 and not log_dir.exists()
+
+
+# Faster training
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return learned(tmp_path_factory.mktemp("plain"), "plain", *MASKS.split(), "--multigpu", "cpu", "--epochs", "4")
+
+
+@pytest.mark.parametrize("option", ["--amp=bf16", "--channels-last", "--compile"])
+def test_faster_training_keeps_the_accuracy(option, plain, tmp_path):
+    if option == "--compile" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler, and there is none")
+    words = [*MASKS.split(), "--multigpu", "cpu", "--epochs", "4", option]
+    state, accuracies = learned(tmp_path, "fast", *words)
+    assert min(plain[1]) > 0.8
+    assert accuracies == pytest.approx(plain[1], abs=0.03)
+    # Masks have the same counts whatever the arithmetic; only where scores nearly tie they may differ.
+    for name, value in plain[0].items():
+        differing = (state[name] ^ value).count_nonzero() / value.numel()
+        assert state[name].shape == value.shape and differing < 0.25
