@@ -169,6 +169,11 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
         module.superpose(tasks, alphas)
 
 
+def superposed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of the current superposition, under the names that ``superposition`` gives."""
+    return {f"{name}.effective": module.effective for name, module in _named(model, SuperposedModule)}
+
+
 def coefficient_gradients(model: nn.Module, tasks: Sequence[int], weight_gradients: dict[str, Tensor]) -> Tensor:
     """``∂L/∂alphas`` from ``∂L/∂W_eff``, summed over the layers (paper, equation 3; the form of a product).
 

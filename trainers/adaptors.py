@@ -78,7 +78,7 @@ def alpha_gradients(
         return objective(torch.func.functional_call(model, weights, (x,)))
 
     shared = alphas.ndim == 1
-    weights = multitask.superposition(model, tasks, alphas) if shared else None
+    weights = multitask.superposed_weights(model) if shared else None
     weight_gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None if shared else 0, 0))
     # A batch costs its weight gradient and that times W, and with coefficients of its own its weights too.
     batch_bytes = 4 * multitask.superposed_size(model) * (2 if shared else 4)
