@@ -346,11 +346,15 @@ class Memory:
         )
         self._write_task(task, row)
         self._write_tables()
-        self._results.add([row])
+        self._publish(row)
         if len(self.learned) == 1:
             self._write_settings()
             kept = self._kept_fractions()
             self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
+
+    def _publish(self, row: dict) -> None:
+        """Add a row to ``results.csv``; what a damaged checkpoint has lost may stand there already."""
+        (self._results.complete if self._damaged else self._results.add)([row])
 
     def _write_task(self, task: int, row: dict | None) -> None:
         known = self.trainer.tasks_known
@@ -407,7 +411,7 @@ class Memory:
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
         self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
-        self._results.add([row])
+        self._publish(row)
         self._write_evaluations()
         self._write_settings()
         for name, value in means.items():

@@ -16,7 +16,10 @@ PSP = "--conv-type PSPRotation --conv-init xavier_normal --train-weight-tasks -1
 PLAIN = (
     "--conv-type StandardConv --conv-init kaiming_normal --train-weight-tasks -1 --train-weight-lr 1e-3 --adaptor gt"
 )
+HOPFIELD = "--set SplitDigits --model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --optimizer sgd --lr 0.1 "
+HOPFIELD += "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery"
 RUNS = {
+    "HopSupSup": HOPFIELD,
     "BatchE, given": f"{BATCHE} --adaptor gt",
     "BatchE, one-shot": f"{BATCHE} --adaptor se_oneshot_entropy_minimization --unshared-labels",
     "BatchE, every task tried": f"{BATCHE} --adaptor se_be_adapt",

@@ -31,19 +31,6 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_only_the_latest_of_a_tensor_is_read(tmp_path):
-    journal = Checkpoint(tmp_path / "checkpoint.pt")
-    for task in range(3):
-        journal.append(record(task))
-    records, damaged = Checkpoint(journal.path).read()
-    assert damaged == 0 and [sorted(one.tensors) for one in records] == [
-        ["own.mask"],
-        ["own.mask"],
-        ["own.mask", "shared.weight"],
-    ]
-    assert [one.values["task"] for one in records] == [0, 1, 2]
-
-
 def test_the_file_is_written_again_when_the_dead_outweigh_the_living(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "DEAD_BYTES", 4 * KILOBYTES * 1024)
     small, large = Checkpoint(tmp_path / "small.pt"), Checkpoint(tmp_path / "large.pt")

@@ -78,7 +78,7 @@ class Checkpoint:
     def read(self) -> tuple[list[Record], int]:
         """Every whole record from the start, and how many bytes of the file after them are damaged (0: none).
 
-        Tensors of which a later record has the latest are not among the records any more.
+        Earlier records may lack tensors of which a later one has the latest.
 
         Raises:
             UserError: the file is missing, cannot be read, or is no checkpoint of this project.
@@ -88,13 +88,9 @@ class Checkpoint:
                 if file.read(len(MAGIC)) != MAGIC:
                     raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
                 self._latest, self._dead = {}, 0
-                records, holders = [], {}
+                records = []
                 for record in _records(file):
                     self._count(record)
-                    for name in record.latest:
-                        if name in holders:
-                            del holders[name].tensors[name]
-                        holders[name] = record
                     records.append(record)
                 return records, os.fstat(file.fileno()).st_size - file.tell()
         except OSError as error:

@@ -6,7 +6,8 @@ weights. The task is inferred as SupSup infers it, with the rank-one matrices in
 
 Command:  python experiments/GNu/MNISTPerm/FC-250-tasks/batche_oneshot.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: only plotted in the paper.
+Expected: only plotted in the paper. With --model LeNet, after 10 tasks (measured, seed 0): 88.7 % of the test images
+          right with the task given; the task of 28 % of the batches inferred right, of 70 % with se_be_adapt.
 """
 
 import sys

@@ -5,7 +5,8 @@ weights. The task is given.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-250-tasks/batche.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 95.2, 88.6 and 88.4 % of the test images right on the first three tasks (the authors' code).
+Expected: 88.7 % of the test images right after 10 tasks (measured, seed 0); 95.2, 88.6 and 88.4 % on the first three
+          (the authors' code).
 """
 
 import sys
