@@ -14,7 +14,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from args import PROJECT, parse_arguments
+from args import PROJECT, make_parser, parse_arguments
 from data import DATASETS
 from data.base import TaskDataset
 from models import Builder, get_model, multitask
@@ -523,6 +523,9 @@ def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Ten
 
 def _check_same(path: Path | str, theirs: Mapping, ours: Mapping, names: Iterable[str]) -> None:
     """Raises ``UserError`` if a file was made with other settings than those of this run."""
+    # A flag that came later than the file stood at its default when the file was made.
+    parser = make_parser()
+    theirs = {name: parser.get_default(name) for name in names} | dict(theirs)
     differing = [
         f"--{name.replace('_', '-')} {theirs.get(name)} there, {ours.get(name)} here"
         for name in sorted(names)
