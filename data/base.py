@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import Augment, BatchLoader, View
+from data.loader import Augment, BatchLoader, Loader, View
 from utils.errors import UserError
 
 
@@ -55,8 +55,8 @@ class TaskDataset:
     max_tasks: int | None = 1  # None: no limit
     augment: Augment | None = None  # for training batches; see BatchLoader
     num_classes: int  # labels lie in [0, num_classes)
-    train_loader: BatchLoader
-    val_loader: BatchLoader
+    train_loader: Loader
+    val_loader: Loader
 
     def __init__(
         self,

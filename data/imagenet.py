@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.base import SplitByClass
+from data.loader import Loader
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -65,7 +66,7 @@ def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return torch.empty(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
-class FolderLoader:
+class FolderLoader(Loader):
     """Serves (x float32 [B, 3, 224, 224], y int64 [B]) from image files, as ``BatchLoader`` does from tensors.
 
     Args:
@@ -106,14 +107,6 @@ class FolderLoader:
         """Serve ``images``, paths and labels, of ``task``."""
         self.task, self.images, self.num_images = task, images, len(images)
         self.set_epoch(0)
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return -(-self.num_images // self.batch_size)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch to iterate over, and its first batch: ``start`` batches are skipped at no cost."""
-        self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         key = (self.seed, "augment", self.task, self.epoch)

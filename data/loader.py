@@ -28,7 +28,22 @@ class View:
     new_labels: Tensor | None = None
 
 
-class BatchLoader:
+class Loader:
+    """What every loader can say and be told: how many batches an epoch has, and which epoch is next."""
+
+    num_images: int
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-self.num_images // self.batch_size)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch to iterate over, and its first batch: ``start`` batches are skipped at no cost."""
+        self.epoch, self.start = epoch, start
+
+
+class BatchLoader(Loader):
     """Serves (x float32 [B, C, H, W], y int64 [B]), normalised, in an order of its own.
 
     Args:
@@ -80,14 +95,6 @@ class BatchLoader:
             self.black = (pixels < 0).nonzero().squeeze(1)
         self.new_labels = None if view.new_labels is None else view.new_labels.to(device)
         self.set_epoch(0)
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return -(-self.num_images // self.batch_size)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch to iterate over, and its first batch: ``start`` batches are skipped at no cost."""
-        self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, order = self.epoch, self._order()
