@@ -193,10 +193,7 @@ def test_a_run_can_start_from_another_runs_task(kept_scores, tmp_path):
         (["--reinit-adapt", "n-1-imagenet", "--reinit-from", "nowhere"], "nowhere"),
         (["--reinit-adapt", "mean"], "invalid choice"),
         (["--reinit-most-recent-k", "0"], "'0' is not a whole number that is at least 1"),
-        (
-            ["--reinit-adapt", "binary", "--conv-type", "StandardConv", "--train-weight-tasks", "-1"],
-            "no masks to choose among",
-        ),
+        (["--reinit-adapt", "binary", "--individual-heads", "--adaptor", "gt"], "no masks to choose among"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(words, said, tmp_path, capsys):
