@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 128 * 2**20  # what layers see and give for a tile of batches, with the gradients
+TILE_BYTES = 256 * 2**20  # what layers see and give for a tile of batches, with the gradients
 QUEUE_BYTES = 128 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
 ALPHA_LR = 0.1  # of gradient descent on the coefficients
@@ -73,24 +73,36 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
-    shared = alphas.ndim == 1
-    multitask.superpose(model, tasks, alphas if shared else uniform(len(tasks), images.device))
+    rows, row_of = alphas.reshape(-1, len(tasks)).unique(dim=0, return_inverse=True)
+    if alphas.ndim == 1:
+        row_of = row_of.expand(len(images))
+    order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
+    gradients = torch.empty(len(images), len(tasks), device=images.device)
+    multitask.superpose(model, tasks, rows[0])
     with multitask.probes(model, images[0]) as probes:
 
         def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             logits = torch.func.functional_call(model, probes | weights, (x,))
             return objective(logits), multitask.seen(model)
 
-        backward = torch.func.vmap(torch.func.grad(loss, has_aux=True), in_dims=(None, None if shared else 0, 0))
+        backward = torch.func.vmap(torch.func.grad(loss, has_aux=True), in_dims=(None, None, 0))
         batch_bytes = 4 * multitask.probed_size(model)
-        if not shared:  # each batch has a superposition of its own, and what it is made of
-            batch_bytes += 3 * 4 * multitask.superposed_size(model)
-        gradients = []
+        if len(rows) > 1:  # in the worst case each batch has a superposition of its own
+            batch_bytes += 4 * multitask.superposed_size(model)
+        weights: dict[int, dict[str, Tensor]] = {}
         for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
-            weights = {} if shared else multitask.superposition(model, tasks, alphas[tile])
-            output_gradients, inputs = backward(probes, weights, images[tile])
-            gradients.append(multitask.coefficient_gradients(model, tasks, inputs, output_gradients))
-    return torch.cat(gradients)
+            members = order[tile]
+            here = row_of[members].unique_consecutive().tolist()
+            weights = {row: weights[row] for row in here if row in weights}
+            if missing := [row for row in here if row not in weights]:
+                made = multitask.superposition(model, tasks, rows[missing])
+                weights |= {row: {name: w[place] for name, w in made.items()} for place, row in enumerate(missing)}
+            parts = [backward(probes, weights[row], images[members[row_of[members] == row]]) for row in here]
+            output_gradients, inputs = (
+                {name: torch.cat([p[i][name] for p in parts]) for name in probes} for i in (0, 1)
+            )
+            gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
+    return gradients
 
 
 def one_shot(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective) -> Tensor:
@@ -119,15 +131,7 @@ def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Ob
     alive = torch.ones(len(images), len(tasks), dtype=torch.bool, device=images.device)
     left = len(tasks)
     while left > 1:
-        # Batches with the same masks alive share a superposition: all of them in the first round.
-        groups, group_of = alive.unique(dim=0, return_inverse=True)
-        gradients = torch.empty(alive.shape, device=images.device)
-        for group, members in enumerate(groups):
-            chosen = members.nonzero().flatten()
-            rows = (group_of == group).nonzero().flatten()
-            of_group = [tasks[index] for index in chosen.tolist()]
-            alphas = uniform(left, images.device)
-            gradients[rows[:, None], chosen] = alpha_gradients(model, of_group, alphas, images[rows], objective)
+        gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective)
         left = min(left - 1, math.ceil(left / log_base))  # always one fewer at least, so that it ends
         best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
         alive = torch.zeros_like(alive).scatter_(1, best, True)
