@@ -174,10 +174,10 @@ def test_a_baseline_with_shared_weights_resumes_with_them(tmp_path):
 @pytest.mark.realdata
 @pytest.mark.parametrize("objective", ["entropy", "g"])
 def test_permuted_mnist_reaches_the_accuracy_of_the_original(real_data, tmp_path, objective):
-    """The original code measured 0.934 to 0.941 a task after 1,000 batches; a third of that serves here."""
-    words = ["--set", "MNISTPerm", "--data", real_data, "--num-tasks", 3, "--epochs", 1, "--iter-lim", 333]
-    words += ["--lr", "3e-4", "--unshared-labels", "--adaptor", f"se_oneshot_{objective}_minimization"]
-    assert main.main([str(word) for word in [*words, "--log-dir", tmp_path, "--name", "run", "--threads", 2]]) == 0
+    """The original code measured 0.934 to 0.941 a task, and every task inferred right, after these 1,000 batches."""
+    words = ["--set", "MNISTPerm", "--data", real_data, "--num-tasks", 3, "--epochs", 3, "--iter-lim", 1000]
+    words += ["--lr", "1e-4", "--unshared-labels", "--adaptor", f"se_oneshot_{objective}_minimization"]
+    assert main.main([str(word) for word in [*words, "--log-dir", tmp_path, "--name", "run", "--threads", 1]]) == 0
     summary = rows(tmp_path / "results.csv")[-1]
-    assert float(summary["Accuracy Adapted"]) >= 0.92
-    assert summary["Share Inferred Right"] == "1.0" and summary["Accuracy Adapted"] == summary["Accuracy Given"]
+    assert float(summary["Accuracy Adapted"]) >= 0.93
+    assert float(summary["Share Inferred Right"]) >= 0.995  # at most one of the 237 batches, of one image each
