@@ -163,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--model", choices=MODELS, default="LeNet", help="network")
     add("--output-size", type=_number(int, 1, 10**6), default=100, help="outputs, superfluous ones included")
     add("--conv-type", choices=CONV_TYPES, default="FastMultitaskMaskConv", help="layer")
-    add("--bn-type", choices=BN_TYPES, default="StandardBN", help="batch norm")
+    add("--bn-type", choices=BN_TYPES, default="MultitaskNonAffineBN", help="batch norm")
     add("--conv-init", choices=INITIALISERS, default="signed_constant", help="how the weights start")
     add("--mode", choices=("fan_in", "fan_out"), default="fan_in", help="of the Kaiming initialisers")
     add(

@@ -134,8 +134,6 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         if "memory" not in str(error):
             raise
         raise UserError(f"--num-tasks {args.num_tasks}: memory has no room for a network with so many tasks") from None
-    if args.channels_last:
-        model.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(memory_format=torch.channels_last),))
     return data, model, TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
 
 
@@ -155,6 +153,12 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
+        )
+    depends = args.train_weight_tasks or (args.trainer == "reinit" and args.reinit_adapt != "n-1-imagenet")
+    if args.task_eval and depends:
+        raise UserError(
+            f"--task-eval {args.task_eval}: with trained weights or transfer a task depends on those before it, "
+            "so it cannot be learned alone"
         )
     trainer.check(tasks_to_learn(args))
 
@@ -255,7 +259,7 @@ class Memory:
         self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
         self._shared_changed: set[str] = set()
         self._shared_news: set[str] = set()  # changed and not written yet
-        self._storage, self._measured = Storage(), 0  # of the tasks' own state, and of how many tasks
+        self._storage: dict[int, Storage] = {}  # of each mask
         self._checkpoint: Checkpoint | None = None
 
     def restore(self, exported: Sequence[Record] = ()) -> None:
@@ -276,6 +280,7 @@ class Memory:
         if args.resume is None or not (args.resume or path.exists()):
             return
         self._checkpoint = Checkpoint(path)
+        self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
         if path.name != "checkpoint.pt":  # a run goes on in the file of that name
             raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
@@ -314,6 +319,8 @@ class Memory:
         self.folder = folder
         if self._checkpoint is None:
             self._checkpoint = Checkpoint(folder.checkpoint)
+        elif self._checkpoint.size() != self._size:
+            raise UserError(f"{folder.checkpoint} has grown since it was read: another process ran here; call again")
         self._results = Results(Path(self.args.log_dir) / "results.csv")
         if self._damaged:
             folder.log(
@@ -380,13 +387,13 @@ class Memory:
 
     def storage(self) -> Storage:
         """What must be kept of all that is learned."""
-        masks = self.trainer.candidates(self.learned)
-        for mask in masks[self._measured :]:
-            self._storage += task_storage(self.model, mask)
-        self._measured = len(masks)
+        masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
+        for mask in masks:
+            if mask in changed or mask not in self._storage:
+                self._storage[mask] = task_storage(self.model, mask)
         # Tasks that are scored as when they were just learned each need the weights of that time.
         copies = len(self.learned) if self.args.score_when_learned else 1
-        return sum([tensor_storage(self._shared())] * copies, self._storage)
+        return sum([tensor_storage(self._shared())] * copies, sum(self._storage.values(), Storage()))
 
     def export(self) -> None:
         """Write the file that ``--export`` names."""

@@ -41,7 +41,7 @@ RESERVED = {
     "import": "main.py --import FILE runs from it",
 }
 # Flags that leave what is learned as it is, so that a run is found again under another value of them.
-NOT_IN_NAME = {"data", "threads", "workers", "log-interval"}
+NOT_IN_NAME = {"data", "threads", "workers"}
 
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 

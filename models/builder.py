@@ -29,7 +29,7 @@ class Builder:
         rng: Rng,
         num_tasks: int,
         conv_type: str = "FastMultitaskMaskConv",
-        bn_type: str = "StandardBN",
+        bn_type: str = "MultitaskNonAffineBN",
         conv_init: str = "signed_constant",
         mode: str = "fan_in",
         nonlinearity: str = "relu",

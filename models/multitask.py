@@ -303,6 +303,11 @@ def has_tasks(model: nn.Module) -> bool:
     return any(module.trains for _, module in _named(model, MultitaskModule))
 
 
+def only_masks(model: nn.Module) -> bool:
+    """Whether masks are all that belongs to a task."""
+    return all(isinstance(module, SuperposedModule) and module.masked for _, module in _named(model, MultitaskModule))
+
+
 def can_superpose(model: nn.Module) -> bool:
     """Whether tasks can be superposed: some layer has masks or the like, and no layer stands in the way."""
     layers = [type(module) for _, module in _named(model, MultitaskModule)]
@@ -380,11 +385,6 @@ def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         if name not in places or value.shape != places[name].shape or value.dtype != places[name].dtype:
             raise ValueError(f"it has no place for {name}, {tuple(value.shape)}")
         places[name].copy_(value)
-
-
-def task_bytes(model: nn.Module, task: int) -> int:
-    """The bytes kept for ``task``, all layers together."""
-    return sum(value.nbytes for value in task_state(model, task).values())
 
 
 def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:

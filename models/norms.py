@@ -13,6 +13,16 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in ("mean", "variance", "running_mean", "running_var", "num_batches_tracked")
 
 
+def normalise(x: Tensor, eps: float) -> Tensor:
+    """Batch norm of x (batch, planes, height, width) by the statistics of x itself.
+
+    One value of each plane is its own mean, so it becomes 0; torch refuses to say so.
+    """
+    if x.numel() == x.shape[1]:
+        return x - x
+    return F.batch_norm(x, None, None, training=True, eps=eps)
+
+
 class StandardBN(nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
 
@@ -32,6 +42,10 @@ class NonAffineNoStatsBN(nn.BatchNorm2d):
 
     def __init__(self, planes: int, options: LayerOptions):
         super().__init__(planes, affine=False, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, planes, height, width), normalised."""
+        return normalise(x, self.eps)
 
 
 class MultitaskNonAffineBN(MultitaskModule):
@@ -55,7 +69,7 @@ class MultitaskNonAffineBN(MultitaskModule):
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
         if self.task is None:
-            return F.batch_norm(x, None, None, training=True, eps=self.eps)
+            return normalise(x, self.eps)
         mean, variance = self.means[self.task], self.variances[self.task]
         return F.batch_norm(
             x, mean, variance, training=self.training and self.learning, momentum=self.momentum, eps=self.eps

@@ -142,7 +142,7 @@ def test_experiment_names(script, name):
         ("--eval_ckpts=5,10 --num_tasks=10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
         ("--eval-ckpts 5 10", "seed=0,eval-ckpts=5,10"),
         ("--num-tasks 5 --num-tasks 10", "seed=0,num-tasks=10"),
-        ("--threads 1 --workers=0 --log_interval 5", "seed=0"),
+        ("--threads 1 --workers=0", "seed=0"),
         ("--lr -1", "seed=0,lr=-1"),
         ("--er-sparsity --lr 1", "seed=0,er-sparsity=true,lr=1"),
         ("--pretrained ../a/b=c", "seed=0,pretrained=..%2Fa%2Fb%3Dc"),

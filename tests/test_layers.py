@@ -287,7 +287,10 @@ def test_residual_networks_are_those_of_torchvision(name):
     with torch.device("meta"):
         theirs = getattr(torchvision.models, {"WideResNet50_2": "wide_resnet50_2"}.get(name, name.lower()))()
         ours = get_model(
-            name, Builder(lambda *key: None, 1, "StandardConv", conv_init="unsigned_constant"), (3, 1, 1), 1000
+            name,
+            Builder(lambda *key: None, 1, "StandardConv", "StandardBN", conv_init="unsigned_constant"),
+            (3, 1, 1),
+            1000,
         )
     shapes = [tuple(value.shape) for name, value in theirs.named_parameters() if name != "fc.bias"]
     assert [tuple(value.shape)[: len(shape)] for value, shape in zip(ours.parameters(), shapes, strict=True)] == shapes
@@ -296,7 +299,9 @@ def test_residual_networks_are_those_of_torchvision(name):
 def test_a_residual_network_computes_what_torchvisions_does():
     theirs = torchvision.models.resnet18(num_classes=7).eval()
     nn.init.zeros_(theirs.fc.bias)
-    ours = get_model("ResNet18", Builder(RNG, 1, "StandardConv", conv_init="default"), (3, 64, 64), 7).eval()
+    ours = get_model(
+        "ResNet18", Builder(RNG, 1, "StandardConv", "StandardBN", conv_init="default"), (3, 64, 64), 7
+    ).eval()
     values = [value for name, value in theirs.named_parameters() if name != "fc.bias"]
     with torch.no_grad():
         for ours_value, value in zip(ours.parameters(), values, strict=True):

@@ -14,7 +14,8 @@ import torch
 import yaml
 
 import main
-from utils.checkpoint import Checkpoint
+from args import parse_arguments
+from utils.checkpoint import MAGIC, Checkpoint
 
 PROJECT = Path(main.__file__).parent
 SMALL = ["--threads", "1", "--multigpu", "cpu", "--epochs", "3", "--num-tasks", "4", "--eval-ckpts", "2"]
@@ -120,6 +121,31 @@ def test_a_kill_between_checkpoint_and_results_loses_no_row(whole_run, tmp_path)
     assert main.main(arguments) == 0
     assert main.main(arguments) == 0
     assert undated(results) == undated(whole_run / "results.csv")
+
+
+@pytest.mark.parametrize("left", [0, 7])
+def test_a_run_killed_while_its_checkpoint_was_made_starts_again(left, tmp_path):
+    arguments = [*SMALL, "--task-eval", "0", "--epochs", "1", "--log-dir", str(tmp_path), "--name", "run", "--resume"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(MAGIC[:left])
+    assert main.main(arguments) == 0
+    assert list(masks(tmp_path / "run")) == [0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--conv-type", "VectorizedBatchEnsembles", "--train-weight-tasks", "1", "--adaptor", "gt"],
+        ["--trainer", "reinit"],
+    ],
+)
+def test_a_task_that_depends_on_earlier_ones_cannot_be_learned_alone(words, tmp_path, capsys):
+    assert main.main([*SMALL, *words, "--task-eval", "1", "--log-dir", str(tmp_path / "runs")]) == 2
+    assert "cannot be learned alone" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_batch_norm_has_statistics_for_each_task_unless_told_otherwise():
+    assert parse_arguments([]).bn_type == "MultitaskNonAffineBN"
 
 
 def test_a_damaged_checkpoint_goes_on_from_what_is_whole(whole_run, tmp_path, capsys):

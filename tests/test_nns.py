@@ -247,3 +247,9 @@ def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(call, tmp_pat
         assert (tmp_path / "runs" / "nns" / name).read_text() == (tmp_path / "whole" / "nns" / name).read_text()
     names = [row["Name"] for row in rows(tmp_path / "runs" / "results.csv")]
     assert len(names) == len(set(names)) == 5
+
+
+def test_state_of_a_task_that_is_no_mask_is_refused(tmp_path, capsys):
+    words = ["--trainer", "nns", "--model", "BNNet", "--bn-type", "MultitaskNonAffineBN", "--threads", "1"]
+    assert main.main([*words, "--log-dir", str(tmp_path / "runs")]) == 2
+    assert "keeps masks alone" in capsys.readouterr().err and not (tmp_path / "runs").exists()

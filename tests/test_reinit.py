@@ -165,11 +165,11 @@ def test_a_run_can_be_exported_imported_and_resumed(tmp_path):
 
 @pytest.mark.parametrize("kept_scores", [True, False])
 def test_a_run_can_start_from_another_runs_task(kept_scores, tmp_path):
-    first = [*FLAGS, "--log-dir", str(tmp_path), "--task-eval", "1", "--name", "first"]
+    first = [*FLAGS, "--log-dir", str(tmp_path), "--task-eval", "0", "--name", "first"]
     first += [] if kept_scores else ["--trainer", "default"]
     assert main.main(first) == 0
     path = tmp_path / "first" / "checkpoint.pt"
-    state = states(tmp_path / "first")[1]
+    state = states(tmp_path / "first")[0]
     trainer = make("n-1-imagenet", reinit_from=str(path))
     with pytest.raises(UserError, match="no mask for the layer"):
         trainer.check([2])  # of images of another size

@@ -32,6 +32,7 @@ class TrainingOptions:
         weight_decay: of the optimiser.
         warmup_length: epochs of linear warm-up.
         amp: ``bf16`` trains in mixed precision; tests always have full precision.
+        channels_last: whether images lie in memory with their channels last in training.
         compile: whether training runs through ``torch.compile``.
         reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
         num_tasks: for how many tasks there are masks.
@@ -50,6 +51,7 @@ class TrainingOptions:
     warmup_length: int = 0
     amp: str | None = None
     compile: bool = False
+    channels_last: bool = False
     reinit_adapt: str = "running_mean"
     reinit_most_recent_k: int | None = None
     reinit_from: str | None = None
@@ -145,6 +147,10 @@ class DefaultTrainer:
         """Which of the model's tasks inference chooses among once ``tasks`` are learned."""
         return list(tasks)
 
+    def changed(self) -> set[int]:
+        """Which of the model's tasks the last one changed that were there before it."""
+        return set()
+
     def tables(self) -> dict[str, str]:
         """Tables of this trainer's own for the run's folder: the text of each file by its name."""
         return {}
@@ -194,7 +200,9 @@ class DefaultTrainer:
         loss = torch.zeros((), device=y.device)
         if len(y):  # a process's share of a small batch may be nothing
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
-                logits = self.network(x)
+                logits = self.network(
+                    x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x
+                )
             loss = F.cross_entropy(logits.float(), y)
             loss.backward()
         self.group.average_gradients(self.parameters, weight=len(y))

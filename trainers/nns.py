@@ -84,6 +84,10 @@ class NNsTrainer(DefaultTrainer):
             raise UserError(
                 "--conv-type: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
             )
+        if not multitask.only_masks(self.model):
+            raise UserError(
+                "--conv-type, --bn-type: trainer nns keeps masks alone, so no other state may belong to a task"
+            )
         if o.train_weight_tasks:
             raise UserError(
                 f"--train-weight-tasks {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
@@ -100,6 +104,8 @@ class NNsTrainer(DefaultTrainer):
         self._trained[task] = Counter()
         if self._current is not None:
             self._open(self._current)
+        elif self.decisions:  # batches are being skipped: test with the mask that explained the last ones best
+            multitask.select_task(self.model, self.decisions[-1].mask)
 
     def end_task(self) -> None:
         if self._current is not None:
@@ -134,7 +140,7 @@ class NNsTrainer(DefaultTrainer):
             kind, mask = ALLOCATE, self._allocated
             self._allocated += 1
         else:
-            kind, mask = SKIP, int(nearest)
+            kind, mask = SKIP, int(gradient[: self._allocated].argmin())
         self._note(kind, mask, float(strength))
         if mask != before:
             self._optimizer_state = {}
@@ -188,7 +194,7 @@ class NNsTrainer(DefaultTrainer):
             "state": torch.tensor(
                 [-1 if self._current is None else self._current, self._allocated, self._batches_seen]
             ),
-            f"trained.{task}": torch.tensor(sorted(self._trained[task].items())).reshape(-1, 2),
+            f"trained.{task}": torch.tensor(list(self._trained[task].items())).reshape(-1, 2),
             f"decisions.{task}": torch.tensor(
                 [[d.batch, KINDS.index(d.decision), d.mask, d.strength, d.right] for d in decisions],
                 dtype=torch.float64,
@@ -234,6 +240,9 @@ class NNsTrainer(DefaultTrainer):
 
     def candidates(self, tasks: Sequence[int]) -> list[int]:
         return list(range(self._allocated))
+
+    def changed(self) -> set[int]:
+        return self._changed
 
     def tables(self) -> dict[str, str]:
         """``nns.csv``: every decision."""

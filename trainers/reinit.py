@@ -121,8 +121,9 @@ class ReinitTrainer(DefaultTrainer):
         scores = {}
         for name, parameter in multitask.task_parameters(self.model).items():
             layer, _, kind = name.rpartition(".")
-            if f"trainer.{name}" in self.foreign:
-                scores[name] = self.foreign[f"trainer.{name}"]
+            kept = self.foreign.get(f"trainer.{name}")
+            if kept is not None and kept.shape == parameter.shape:
+                scores[name] = kept
             elif kind == "scores":
                 scores[name] = masks.scores_of_mask(parameter, self.foreign[f"own.{layer}.mask"])
         return scores

@@ -85,7 +85,10 @@ class Checkpoint:
         """
         try:
             with open(self.path, "rb") as file:
-                if file.read(len(MAGIC)) != MAGIC:
+                head = file.read(len(MAGIC))
+                if MAGIC.startswith(head) and head != MAGIC:  # killed before its first line was whole
+                    return [], len(head)
+                if head != MAGIC:
                     raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
                 self._latest, self._dead = {}, 0
                 records = []
@@ -96,9 +99,13 @@ class Checkpoint:
         except OSError as error:
             raise UserError(f"checkpoint {self.path}: {error.strerror}") from None
 
+    def size(self) -> int:
+        """The bytes of the file; 0 if it is not there."""
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
     def has_records(self) -> bool:
         """Whether the file is there and holds more than its first line."""
-        return self.path.exists() and self.path.stat().st_size > len(MAGIC)
+        return self.size() > len(MAGIC)
 
     def cut(self, damaged: int) -> None:
         """Cut ``damaged`` bytes off the end, as ``read`` counted them."""
@@ -111,10 +118,9 @@ class Checkpoint:
         Raises:
             OSError: the disk is full or gone; what was written of the record fails its checksum later.
         """
+        data = record.to_bytes()
         with open(self.path, "ab") as file:
-            if file.tell() == 0:
-                file.write(MAGIC)
-            file.write(record.to_bytes())
+            file.write(data if file.tell() else MAGIC + data)
             file.flush()
             os.fsync(file.fileno())
         self._count(record)
