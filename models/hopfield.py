@@ -1,12 +1,12 @@
 """HopSupSup: masks on the outputs of batch norm, stored in a Hopfield network (paper, section 3.6)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import masks
 from models.layers import LayerOptions, load_into
 from models.multitask import RecoveringModule
+from models.norms import normalise
 
 
 class FastHopMaskBN(RecoveringModule):
@@ -33,11 +33,7 @@ class FastHopMaskBN(RecoveringModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised and masked."""
-        if x.numel() == self.planes:  # a single value a channel is its own mean; batch_norm refuses it
-            normalised = torch.zeros_like(x)
-        else:
-            normalised = F.batch_norm(x, None, None, training=True, eps=self.eps)
-        return normalised * self.mask_in_use()[:, None, None]
+        return normalise(x, self.eps) * self.mask_in_use()[:, None, None]
 
     def mask_in_use(self) -> Tensor:
         """The mask (planes,) of the selected task, or of the scores in training or recovery."""

@@ -12,6 +12,7 @@ from models.layers import LayerOptions
 from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
+from tests.batches import BatchList
 from trainers import DefaultTrainer, TrainingOptions
 from trainers.adaptors import alpha_gradients, entropy, one_shot
 from utils.seeding import generator
@@ -48,24 +49,17 @@ def network(num_tasks=4, bn_type="MultitaskNonAffineBN", **more):
     return Small(Builder(RNG, num_tasks, bn_type=bn_type, **more))
 
 
-class Batches:
+class Batches(BatchList):
     """Random images of a task, with the interface of a loader."""
 
     def __init__(self, task):
         keyed = generator("images", task)
-        self.batches = [
-            (torch.randn(16, *SHAPE, generator=keyed) + task, torch.randint(0, 5, (16,), generator=keyed))
-            for _ in range(4)
-        ]
-
-    def set_epoch(self, epoch):
-        pass
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+        super().__init__(
+            [
+                (torch.randn(16, *SHAPE, generator=keyed) + task, torch.randint(0, 5, (16,), generator=keyed))
+                for _ in range(4)
+            ]
+        )
 
 
 def learn(model, tasks, **options):

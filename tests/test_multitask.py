@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import Builder, get_model, multitask
+from tests.batches import BatchList
 from trainers import DefaultTrainer, TrainingOptions
 from utils.seeding import generator
 
@@ -17,25 +18,17 @@ def network(num_tasks: int = 4, name: str = "LeNet", conv_type: str = "FastMulti
     return get_model(name, Builder(RNG, num_tasks, conv_type), SHAPE, output_size=12)
 
 
-class Batches:
+class Batches(BatchList):
     """A few batches of random images, with the interface of a loader."""
 
     def __init__(self, task: int, count: int = 5):
         keyed = generator("data", task)
-        self.batches = [
-            (torch.randn(16, *SHAPE, generator=keyed), torch.randint(0, 10, (16,), generator=keyed))
-            for _ in range(count)
-        ]
-        self.num_images = 16 * count
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+        super().__init__(
+            [
+                (torch.randn(16, *SHAPE, generator=keyed), torch.randint(0, 10, (16,), generator=keyed))
+                for _ in range(count)
+            ]
+        )
 
 
 def learn(model, tasks):

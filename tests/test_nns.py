@@ -14,6 +14,7 @@ import torch
 
 import main
 from models import Builder, get_model, multitask
+from tests.batches import BatchList
 from trainers import NNsTrainer, TrainingOptions, nns
 from trainers.adaptors import entropy
 from utils.seeding import generator
@@ -30,21 +31,12 @@ def make(num_tasks=3, every=4, epsilon=0.125, **more):
     return NNsTrainer(model, options, partial(generator, 0))
 
 
-class Loader:
+class Loader(BatchList):
     """Random batches with labels that the first pixels tell."""
 
     def __init__(self, task: int, batches: int = 8):
         x = torch.randn(batches, 16, *SHAPE, generator=generator("x", task))
-        self.batches = [(images, images.flatten(1)[:, task : task + 5].argmax(dim=1)) for images in x]
-
-    def set_epoch(self, epoch):
-        pass
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+        super().__init__([(images, images.flatten(1)[:, task : task + 5].argmax(dim=1)) for images in x])
 
 
 def decide_as(trainer, monkeypatch, *choices):

@@ -1,13 +1,13 @@
 """Transfer: what the scores of a new task start from."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import main
 from models import Builder, get_model, masks, multitask
+from tests.batches import BatchList
 from trainers import ADAPTATIONS, ReinitTrainer, TrainingOptions
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
@@ -17,23 +17,14 @@ RNG = partial(generator, 2)
 SHAPE = (1, 5, 5)
 
 
-class Batches(SimpleNamespace):
+class Batches(BatchList):
     """Images around the mean that each class has in the task, with the interface of a loader."""
 
     def __init__(self, task):
         keyed = generator("images", task)
         means = torch.randn(3, *SHAPE, generator=keyed) * 2
         y = torch.randint(0, 3, (12, 32), generator=keyed)
-        super().__init__(batches=list(zip(means[y] + torch.randn(12, 32, *SHAPE, generator=keyed) / 2, y, strict=True)))
-
-    def set_epoch(self, epoch):
-        pass
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
+        super().__init__(list(zip(means[y] + torch.randn(12, 32, *SHAPE, generator=keyed) / 2, y, strict=True)))
 
 
 def make(adapt, most_recent_k=None, reinit_from=None):
