@@ -199,6 +199,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
     add("--epochs", type=_number(int, 1, 10**6), default=30, help="epochs of each task")
     add("--iter-lim", type=_number(int, 1), help="batches of each task at the most (default: no limit)")
+    add(
+        "--tasks-in-parallel",
+        type=_number(int, 1, 10**4),
+        default=1,
+        metavar="T",
+        help="train so many independent tasks at once; each comes out as alone, but for the order of sums",
+    )
     add("--optimizer", choices=OPTIMIZERS, default="rmsprop", help="optimiser")
     add("--lr", type=_number(float, 0, 1e30, low_allowed=False), default=1e-3, help="learning rate of masks")
     add(

@@ -18,6 +18,7 @@ from args import PROJECT, make_parser, parse_arguments
 from data import DATASETS
 from data.base import TaskDataset
 from models import Builder, get_model, multitask
+from models.norms import is_statistic
 from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
 from trainers.export import Storage, load_export, read_export, task_storage, tensor_storage, write_export
 from utils.checkpoint import Checkpoint, Record
@@ -30,7 +31,7 @@ from utils.seeding import generator, seed_everything
 # Where and how a run computes, and when it looks; a checkpoint may go on with other values of these.
 NEUTRAL_FLAGS = {
     *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
-    *("multigpu", "threads", "eval_ckpts"),
+    *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel"),
 }
 # What the tasks and the frozen network are made of; exported masks mean nothing under other values of these.
 NETWORK_FLAGS = {
@@ -161,6 +162,29 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
             "so it cannot be learned alone"
         )
     trainer.check(tasks_to_learn(args))
+    if args.tasks_in_parallel > 1:
+        check_parallel(args, data, model, trainer)
+
+
+def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
+    """See that tasks can be trained at once: none depends on another, and each batch has a part of every task.
+
+    Raises:
+        UserError: they cannot.
+    """
+    flag = f"--tasks-in-parallel {args.tasks_in_parallel}"
+    if not trainer.parallel:
+        raise UserError(f"{flag}: with --trainer {args.trainer} a task depends on those before it")
+    if args.train_weight_tasks:
+        raise UserError(f"{flag}: tasks that train the shared weights, --train-weight-tasks, depend on each other")
+    if any(map(is_statistic, multitask.shared_state(model))):
+        raise UserError(f"{flag}: --bn-type {args.bn_type} has statistics that all tasks share")
+    if "," in args.multigpu:
+        raise UserError(f"{flag}: needs one device, not --multigpu {args.multigpu}")
+    try:
+        data.loaders(tasks_to_learn(args))
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}, but those of {args.set} have not") from None
 
 
 def tasks_to_learn(args: Namespace) -> Sequence[int]:
@@ -196,25 +220,29 @@ def learn(
 
     evaluate_if_due()  # a run may have been cut short between learning and evaluation
     todo = [task for task in tasks if task not in memory.learned]
-    for task in progress(todo, description="tasks", unit="task"):
+    at_once = args.tasks_in_parallel
+    groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
+    for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
         started, accuracies = time.perf_counter(), []
-        data.update_task(task)
-        trainer.begin_task(task)
+        train_loader, val_loader = data.loaders(group)
+        trainer.begin_tasks(group)
         for epoch in range(args.epochs):
-            bar = partial(progress, description=f"task {task} epoch {epoch}")
-            loss = trainer.train(data.train_loader, epoch, bar)
-            accuracies.append(trainer.test(data.val_loader))
-            step = len(memory.learned) * args.epochs + epoch
-            folder.tensorboard.add_scalar("train/loss", loss, step)
-            folder.tensorboard.add_scalar("val/accuracy", accuracies[-1], step)
+            bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
+            losses = trainer.train(train_loader, epoch, bar)
+            accuracies.append(trainer.test(val_loader))
+            for place, values in enumerate(zip(losses, accuracies[-1], strict=True)):
+                step = (len(memory.learned) + place) * args.epochs + epoch
+                for name, value in zip(("train/loss", "val/accuracy"), values, strict=True):
+                    folder.tensorboard.add_scalar(name, value, step)
             if trainer.reached_limit:
                 break
-        trainer.end_task()
-        memory.keep_task(task, accuracies)
-        folder.log(f"task {task}: accuracy {accuracies[-1]:.4f}, {time.perf_counter() - started:.1f} s")
-        if note := trainer.note(task):
-            folder.log(note)
-        evaluate_if_due()
+        seconds = (time.perf_counter() - started) / len(group)
+        for task, measured in zip(trainer.end_tasks(), zip(*accuracies, strict=True), strict=True):
+            memory.keep_task(task, measured)
+            folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
+            if note := trainer.note(task):
+                folder.log(note)
+            evaluate_if_due()
 
 
 def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loader import Augment, BatchLoader, Loader, View
+from data.loader import Augment, BatchLoader, Loader, StackedLoader, View
 from utils.errors import UserError
 
 
@@ -113,6 +114,19 @@ class TaskDataset:
         if not 0 <= task < self.num_tasks:
             raise IndexError(f"task {task}: {type(self).__name__} has tasks 0 to {self.num_tasks - 1}")
         self.serve(task)
+
+    def loaders(self, tasks: Sequence[int]) -> tuple[Loader, Loader]:
+        """The training and the validation loader of one task, or of several at once.
+
+        Raises:
+            ValueError: several tasks have not equally many images.
+        """
+        pairs = []
+        for task in tasks:
+            self.update_task(task)
+            pairs.append((self.train_loader, self.val_loader))
+        train, val = zip(*pairs, strict=True)
+        return (train[0], val[0]) if len(tasks) == 1 else (StackedLoader(train), StackedLoader(val))
 
     def serve(self, task: int) -> None:
         """Make the loaders of ``task``."""

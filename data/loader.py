@@ -43,6 +43,32 @@ class Loader:
         self.epoch, self.start = epoch, start
 
 
+class StackedLoader(Loader):
+    """The batches of several tasks at once: x (tasks, batch, C, H, W), y (tasks, batch).
+
+    Args:
+        loaders: one a task, with equally many images each.
+
+    Raises:
+        ValueError: they have not.
+    """
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        self.loaders, (first, *others) = loaders, loaders
+        self.num_images, self.batch_size = first.num_images, first.batch_size
+        if any(other.num_images != self.num_images for other in others):
+            raise ValueError("tasks that are trained at once have equally many images")
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        for loader in self.loaders:
+            loader.set_epoch(epoch, start)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batches in zip(*self.loaders, strict=True):
+            x, y = zip(*batches, strict=True)
+            yield torch.stack(x), torch.stack(y)
+
+
 class BatchLoader(Loader):
     """Serves (x float32 [B, C, H, W], y int64 [B]), normalised, in an order of its own.
 
@@ -125,4 +151,4 @@ class BatchLoader(Loader):
         if self.pixels is None:
             return x
         moved = x.reshape(-1, len(self.pixels)).index_select(1, self.pixels)  # [B*C, H*W]
-        return moved.index_fill_(1, self.black, 0).view_as(x)
+        return (moved.index_fill_(1, self.black, 0) if len(self.black) else moved).view_as(x)

@@ -41,7 +41,7 @@ class FastHopMaskBN(RecoveringModule):
             return self.mask
         if self.scores is None:
             raise RuntimeError("a masked layer computes once a task is begun or selected")
-        return masks.Threshold.apply(self.scores)
+        return masks.StraightThrough.apply(self.scores, masks.threshold)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.mask = self.check_task(task), None

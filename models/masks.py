@@ -1,42 +1,86 @@
 """Masks: how scores become bits, how bits are kept, and how kept bits are used again."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-
-class Threshold(torch.autograd.Function):
-    """``M = [S >= 0]`` with the straight-through gradient ``dL/dS = dL/dM`` (paper, section 3.2)."""
-
-    @staticmethod
-    def forward(ctx, scores: Tensor) -> Tensor:
-        return torch.ge(scores, 0, out=torch.empty_like(scores))  # straight into the wanted type
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
+Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and ones
 
 
-class TopK(torch.autograd.Function):
-    """All but the ``dropped`` smallest of ``|S|``, with the straight-through gradient ``dL/d|S| = dL/dM``.
+def threshold(scores: Tensor) -> Tensor:
+    """``M = [S >= 0]`` (paper, section 3.2): zeros and ones of the scores' shape and type."""
+    return torch.ge(scores, 0, out=torch.empty_like(scores))  # straight into the wanted type
 
-    The gradient goes to the size, so that of a negative score is turned round: a weight whose absence hurts gets a
-    larger ``|S|`` on either side of 0 (Ramanujan et al., 2020). Exactly so many are dropped, also when scores are
-    equal. They are found by selection, in time linear in their number.
+
+def top_k(size: Tensor, dropped: int) -> Tensor:
+    """All but the ``dropped`` smallest of ``size``, ``|S|`` (..., out, in, height, width): zeros and ones.
+
+    Exactly so many are dropped of each weight, also when scores are equal. They are found by selection, in time linear
+    in their number.
+    """
+    smallest = size.flatten(-4).topk(dropped, dim=-1, largest=False, sorted=False).indices
+    mask = torch.ones_like(size, memory_format=torch.contiguous_format)
+    mask.flatten(-4).scatter_(-1, smallest, 0)
+    return mask
+
+
+class StraightThrough(torch.autograd.Function):
+    """The mask ``binarise(size)`` with the straight-through gradient ``dL/dsize = dL/dM`` (paper, section 3.2).
+
+    For ``threshold`` the ``size`` is the scores ``S`` themselves; for ``top_k`` it is ``|S|``, so that the gradient of
+    a negative score is turned round: a weight whose absence hurts gets a larger ``|S|`` on either side of 0
+    (Ramanujan et al., 2020).
     """
 
     @staticmethod
-    def forward(ctx, size: Tensor, dropped: int) -> Tensor:
-        """``size`` is ``|S|``, of any shape."""
-        mask = torch.ones_like(size, memory_format=torch.contiguous_format)
-        mask.view(-1)[size.flatten().topk(dropped, largest=False, sorted=False).indices] = 0
-        return mask
+    def forward(size: Tensor, binarise: Binarise) -> Tensor:
+        return binarise(size)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None: ...
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
+
+    @staticmethod
+    def vmap(info, in_dims, size: Tensor, binarise: Binarise) -> tuple[Tensor, int]:
+        return StraightThrough.apply(size.movedim(in_dims[0], 0), binarise), 0
+
+
+class MaskedProduct(torch.autograd.Function):
+    """``x (M ⊙ W)ᵀ`` with the mask ``M = binarise(size)``: ``StraightThrough`` and a fully connected layer in one.
+
+    Of x (..., batch, in), size (..., out, in, 1, 1) and a weight of the shape (out, in, 1, 1) that is not trained;
+    (..., batch, out), and beside it ``M ⊙ W``. Together they need no copies but the one of the mask.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, size: Tensor, weight: Tensor, binarise: Binarise) -> tuple[Tensor, Tensor]:
+        masked = binarise(size).mul_(weight).flatten(-3)
+        return x @ masked.mT, masked
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, _, weight, _ = inputs
+        y, masked = output
+        ctx.mark_non_differentiable(masked)
+        ctx.set_materialize_grads(False)  # no zeros for the gradient that ``masked`` has not
+        ctx.save_for_backward(x.to(y.dtype), masked.to(y.dtype), weight)  # mixed precision computes y in another type
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _) -> tuple[Tensor | None, Tensor, None, None]:
+        x, masked, weight = ctx.saved_tensors
+        of_x = gradient @ masked if ctx.needs_input_grad[0] else None
+        of_size = (gradient.mT @ x).to(weight.dtype)[..., None, None].mul_(weight)
+        return of_x, of_size, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, x: Tensor, size: Tensor, weight: Tensor, binarise: Binarise):
+        x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+        return MaskedProduct.apply(x, size.movedim(in_dims[1], 0), weight, binarise), (0, 0)
 
 
 def dropped_weights(shape: torch.Size | tuple[int, ...], sparsity: float, er_sparsity: bool) -> int:

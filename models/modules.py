@@ -81,25 +81,31 @@ class MaskedConv(SuperposedModule):
         """
         return self.check_task(task)
 
-    @abstractmethod
-    def binarise(self, scores: Tensor) -> Tensor:
-        """The mask of ``scores``, zeros and ones of their shape and type; the gradient passes straight through."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (batch, in, height, width) to (batch, out, height', width')."""
-        return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding))
-
-    def weight_in_use(self) -> Tensor:
-        """The weight of the current mode: of the task in training, of the selected task, or superposed.
+    def size(self) -> Tensor:
+        """What decides on the mask of the task in training: its scores, or a function of them with a gradient.
 
         Raises:
             RuntimeError: no task was begun or selected, and none superposed.
         """
-        if self.effective is not None:
-            return self.effective
         if self.scores is None:
             raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
-        return self.binarise(self.scores).mul_(self.weight)  # in place, for the mask itself is not needed again
+        return self.scores
+
+    @abstractmethod
+    def binarise(self, size: Tensor) -> Tensor:
+        """The mask of ``size`` (..., out, in, height, width), zeros and ones of its shape and type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, in, height, width) to (batch, out, height', width')."""
+        if self.effective is None and self.weight.shape[2:] == (1, 1) == x.shape[2:]:
+            return masks.MaskedProduct.apply(x.flatten(1), self.size(), self.weight, self.binarise)[0][:, :, None, None]
+        return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding))
+
+    def weight_in_use(self) -> Tensor:
+        """The weight of the current mode: of the task in training, of the selected task, or superposed."""
+        if self.effective is not None:
+            return self.effective
+        return masks.StraightThrough.apply(self.size(), self.binarise).mul_(self.weight)  # the mask itself has served
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task = self.check_task(task)
@@ -109,7 +115,7 @@ class MaskedConv(SuperposedModule):
 
     @torch.no_grad()
     def end_task(self) -> None:
-        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.scores).flatten())
+        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.size()).flatten())
         self.learned.add(self.task)
         self.scores = None
         self.select_task(self.task)
@@ -171,8 +177,8 @@ class MaskedConv(SuperposedModule):
 class FastMultitaskMaskConv(MaskedConv):
     """A masked convolution that keeps the weights whose score is not negative, ``M = [S >= 0]`` (GNs, GNu, NNs)."""
 
-    def binarise(self, scores: Tensor) -> Tensor:
-        return masks.Threshold.apply(scores)
+    def binarise(self, size: Tensor) -> Tensor:
+        return masks.threshold(size)
 
 
 class MultitaskMaskConv(MaskedConv):
@@ -185,8 +191,11 @@ class MultitaskMaskConv(MaskedConv):
         super().__init__(in_planes, out_planes, kernel_size, stride, options)
         self.dropped = masks.dropped_weights(self.weight.shape, options.sparsity, options.er_sparsity)
 
-    def binarise(self, scores: Tensor) -> Tensor:
-        return masks.TopK.apply(scores.abs(), self.dropped)
+    def size(self) -> Tensor:
+        return super().size().abs()
+
+    def binarise(self, size: Tensor) -> Tensor:
+        return masks.top_k(size, self.dropped)
 
 
 class MaskConv(MultitaskMaskConv):

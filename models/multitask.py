@@ -47,6 +47,10 @@ class MultitaskModule(nn.Module, ABC):
     def task_parameters(self) -> dict[str, nn.Parameter]:
         """What the task in training trains, by name; empty when none is in training."""
 
+    def task_buffers(self) -> dict[str, Tensor]:
+        """What else the task in training keeps, by name: buffers that the forward pass writes to."""
+        return {}
+
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can."""
         raise ValueError(f"{type(self).__name__} cannot be superposed")
@@ -164,6 +168,59 @@ def end_task(model: nn.Module) -> None:
     """Keep the task in training as learned, in every layer."""
     for _, module in _named(model, MultitaskModule):
         module.end_task()
+
+
+def training_state(model: nn.Module) -> dict[str, Tensor]:
+    """All that the task in training has of its own, ``{layer.name: tensor}``: parameters and buffers."""
+    buffers = {
+        f"{name}.{key}": buffer
+        for name, module in _named(model, MultitaskModule)
+        for key, buffer in module.task_buffers().items()
+    }
+    return task_parameters(model) | buffers
+
+
+@torch.no_grad()
+def load_training_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """The inverse of ``training_state``, for the task in training."""
+    for name, place in training_state(model).items():
+        place.copy_(state[name])
+
+
+def begin_tasks(model: nn.Module, tasks: Sequence[int], rng: Rng) -> dict[str, Tensor]:
+    """Start to train several tasks at once, each from the state that it would start from alone.
+
+    Returns:
+        Their ``training_state``, stacked: (tasks, *shape), what is trained as parameters. The model itself is left
+        with the last task in training.
+    """
+    states = []
+    for task in tasks:
+        begin_task(model, task, rng)
+        states.append({name: value.detach().clone() for name, value in training_state(model).items()})
+    trained = task_parameters(model)
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    return {name: nn.Parameter(value) if name in trained else value for name, value in stacked.items()}
+
+
+def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The network of every task of a stacked ``state`` on its own images.
+
+    Args:
+        state: as ``begin_tasks`` gives it; a task of the model is in training.
+        x: (tasks, batch, channels, height, width).
+
+    Returns:
+        Logits (tasks, batch, outputs).
+    """
+    return torch.func.vmap(lambda own, x: torch.func.functional_call(model, own, (x,)))(state, x)
+
+
+def end_one_of_tasks(model: nn.Module, task: int, rng: Rng, state: dict[str, Tensor], place: int) -> None:
+    """Keep ``task``, the one at ``place`` of a stacked ``state``, as learned, in every layer."""
+    begin_task(model, task, rng)
+    load_training_state(model, {name: value[place] for name, value in state.items()})
+    end_task(model)
 
 
 def select_task(model: nn.Module, task: int) -> None:

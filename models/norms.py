@@ -63,6 +63,9 @@ class MultitaskNonAffineBN(MultitaskModule):
         self.num_tasks = options.num_tasks
         self.register_buffer("means", torch.zeros(self.num_tasks, planes), persistent=False)
         self.register_buffer("variances", torch.ones(self.num_tasks, planes), persistent=False)
+        # Of the task in use, each (planes,): in training its own, else a view into those above.
+        self.register_buffer("mean", None, persistent=False)
+        self.register_buffer("variance", None, persistent=False)
         self.task: int | None = None  # None: superposed
         self.learning = False
 
@@ -70,27 +73,29 @@ class MultitaskNonAffineBN(MultitaskModule):
         """x (batch, planes, height, width), normalised."""
         if self.task is None:
             return normalise(x, self.eps)
-        mean, variance = self.means[self.task], self.variances[self.task]
-        return F.batch_norm(
-            x, mean, variance, training=self.training and self.learning, momentum=self.momentum, eps=self.eps
-        )
+        learning = self.training and self.learning
+        return F.batch_norm(x, self.mean, self.variance, training=learning, momentum=self.momentum, eps=self.eps)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.learning = self.check_task(task), True
-        self.means[task].fill_(0)
-        self.variances[task].fill_(1)
+        self.mean, self.variance = torch.zeros_like(self.means[task]), torch.ones_like(self.variances[task])
 
     def end_task(self) -> None:
-        self.learning = False
+        self.means[self.task], self.variances[self.task] = self.mean, self.variance
+        self.select_task(self.task)
 
     def select_task(self, task: int) -> None:
         self.task, self.learning = self.check_task(task), False
+        self.mean, self.variance = self.means[task], self.variances[task]
 
     def superpose(self, tasks, alphas: Tensor) -> None:
         self.task, self.learning = None, False
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         return {}
+
+    def task_buffers(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "variance": self.variance} if self.learning else {}
 
     def task_state(self, task: int) -> dict[str, Tensor]:
         return {"mean": self.means[self.check_task(task)], "variance": self.variances[task]}

@@ -150,17 +150,17 @@ def slow_mask(scores, dropped):
 
 @pytest.mark.parametrize("dropped", [0, 1, 37, 119, 120])
 def test_top_k_keeps_what_sorting_keeps_and_passes_the_gradient_straight_to_the_size(dropped):
-    scores = torch.randn(4, 5, 6, generator=generator("scores")).requires_grad_()
-    mask = masks.TopK.apply(scores.abs(), dropped)
+    scores = torch.randn(4, 5, 2, 3, generator=generator("scores")).requires_grad_()
+    mask = masks.StraightThrough.apply(scores.abs(), lambda size: masks.top_k(size, dropped))
     assert torch.equal(mask, slow_mask(scores, dropped))
-    gradient = torch.randn(4, 5, 6)
+    gradient = torch.randn(4, 5, 2, 3)
     mask.backward(gradient)
     assert torch.equal(scores.grad, gradient * scores.detach().sign())
 
 
 def test_of_equal_scores_exactly_as_many_are_dropped():
     scores = torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5, -1.0, 2.0])
-    mask = masks.TopK.apply(scores.abs(), 3)
+    mask = masks.top_k(scores.abs()[:, None, None, None], 3).flatten()
     assert mask.sum() == 4 and mask[4] == 0 and mask[6] == 1
 
 
@@ -192,7 +192,7 @@ def test_scores_made_of_a_mask_give_the_mask_and_keep_the_numbers():
     fresh = torch.randn(6, 5, generator=generator("fresh"))
     mask = slow_mask(torch.randn(6, 5, generator=generator("other")), 13)
     scores = masks.scores_of_mask(fresh, masks.pack(mask.flatten()))
-    assert torch.equal(masks.TopK.apply(scores.abs(), 13), mask)
+    assert torch.equal(masks.top_k(scores.abs()[:, :, None, None], 13)[:, :, 0, 0], mask)
     assert torch.equal(scores.flatten().sort().values, fresh.flatten().sort().values)
 
 

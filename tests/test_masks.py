@@ -28,7 +28,7 @@ def test_unpacking_the_wrong_number_of_bytes_is_refused():
 
 def test_threshold_keeps_scores_from_zero_up_and_passes_the_gradient_straight_through():
     scores = torch.tensor([-1.0, -0.0, 0.0, 1e-30, -1e-30, 2.0], requires_grad=True)
-    mask = masks.Threshold.apply(scores)
+    mask = masks.StraightThrough.apply(scores, masks.threshold)
     assert mask.tolist() == [0, 1, 1, 1, 0, 1]
     gradient = torch.randn(6, generator=generator("gradient"))
     mask.backward(gradient)

@@ -134,7 +134,7 @@ def test_batches_that_ask_for_more_than_the_budget_are_skipped_and_harm_nothing(
     learn(trainer, 0)
     before = {name: scores.clone() for name, scores in trainer._scores[0].items()}
     trainer.begin_task(1)
-    assert math.isnan(trainer.train(Loader(1), 0))
+    assert math.isnan(trainer.train(Loader(1), 0)[0])
     trainer.end_task()
     assert "8 batches skipped" in trainer.note(1) and "--num-tasks" in trainer.note(1)
     assert all(torch.equal(scores, before[name]) for name, scores in trainer._scores[0].items())

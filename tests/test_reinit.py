@@ -172,7 +172,7 @@ def test_a_run_can_start_from_another_runs_task(kept_scores, tmp_path):
         assert all(torch.equal(value, state[f"trainer.{name}"]) for name, value in started.items())
     for name, value in started.items():
         dropped = masks.dropped_weights(value.shape, 0.3, er_sparsity=False)
-        packed = masks.pack(masks.TopK.apply(value.abs(), dropped).flatten())
+        packed = masks.pack(masks.top_k(value.abs(), dropped).flatten())
         assert torch.equal(packed, state[f"own.{name.replace('scores', 'mask')}"])
 
 

@@ -1,8 +1,9 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.multitask import Rng
-from trainers.adaptors import accuracy
 from utils.errors import UserError
 from utils.optim import make_optimizer, make_schedule
 from utils.parallel import Group
@@ -61,7 +61,10 @@ class TrainingOptions:
 
 
 class DefaultTrainer:
-    """Trains and tests one task after the other.
+    """Trains and tests one task after the other, or several at once.
+
+    Tasks that are trained at once have their own scores, data and steps of the optimiser, stacked; each comes out as
+    if it were trained alone, but for the order of sums.
 
     Args:
         model: the network.
@@ -76,10 +79,12 @@ class DefaultTrainer:
     """
 
     tasks_known = True
+    parallel = True  # whether it can train several tasks at once
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
         self.group = Group()
+        self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
 
     def trains_weights(self, task: int) -> bool:
         """Whether ``task`` trains the weights that all tasks share."""
@@ -104,10 +109,32 @@ class DefaultTrainer:
         """For how many tasks the layers must have room, when ``num_tasks`` are to be learned."""
         return num_tasks
 
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        """Start to learn ``tasks``, all of them at once; with several, ``train`` and ``test`` take stacked batches."""
+        if len(tasks) == 1:
+            return self.begin_task(tasks[0])
+        self.tasks, self.batches_done = list(tasks), 0
+        self.state = multitask.begin_tasks(self.model, tasks, self.rng)
+        self._optimise([value for value in self.state.values() if value.requires_grad], self.options.lr)
+        self._compile(partial(multitask.call_tasks, self.model, self.state))
+
+    def end_tasks(self) -> Iterator[int]:
+        """Keep what was learned of the tasks in training, one after the other; gives each when it is kept."""
+        if self.state is None:
+            task = self.task
+            self.end_task()
+            yield task
+            return
+        state, self.state = self.state, None
+        self._forget()
+        for place, task in enumerate(self.tasks):
+            multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
+            yield task
+
     def begin_task(self, task: int) -> None:
         """Start to learn ``task``."""
         self.prepare(task)
-        self.batches_done = 0
+        self.task, self.batches_done = task, 0
 
     def prepare(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
@@ -118,18 +145,27 @@ class DefaultTrainer:
             parameter.requires_grad_(self.trains_weights(task))
         if self.trains_weights(task):
             parameters, lr = parameters + shared, self.options.train_weight_lr
+        self._optimise(parameters, lr)
+        self._compile(self.model)
+
+    def _optimise(self, parameters: list[nn.Parameter], lr: float) -> None:
         o = self.options
         self.parameters = parameters
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
-        self.network = self.model
-        if o.compile:
+
+    def _compile(self, network: Callable[[Tensor], Tensor]) -> None:
+        self.network = network
+        if self.options.compile:
             torch.compiler.reset()  # what was compiled for the last task holds its scores
-            self.network = torch.compile(self.model)
+            self.network = torch.compile(network)
 
     def end_task(self) -> None:
         """Keep what was learned as one bit a weight, and select the task."""
         multitask.end_task(self.model)
+        self._forget()
+
+    def _forget(self) -> None:
         del self.optimizer, self.schedule, self.parameters, self.network
 
     def task_record(self, task: int) -> dict[str, Tensor]:
@@ -168,47 +204,59 @@ class DefaultTrainer:
         """Whether the task has had all the batches it may have."""
         return self.batches_done == self.options.iter_lim
 
-    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> float:
-        """One pass over a task's data, or up to the limit of batches.
+    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> list[float]:
+        """One pass over the data of the tasks in training, or up to the limit of batches.
 
         Args:
             loader: batches (x, y); its order is that of ``epoch``.
             progress: called with the batches and their number, to show them.
 
         Returns:
-            The mean loss over the pass; not a number if no batch was learned from.
+            The mean loss of each task over the pass; not a number if no batch was learned from.
         """
         self.model.train()
         loader.set_epoch(epoch)
         count = len(loader)
         if self.options.iter_lim is not None:
             count = min(count, self.options.iter_lim - self.batches_done)
-        total, trained = 0.0, 0
+        total, trained = torch.zeros(()), 0
         for x, y in progress(islice(loader, count), count):
             if self.admits(x):
-                total += self.step(x, y)
+                total = total + self.step(x, y)
                 trained += 1
-        self.batches_done += count
+            self.batches_done += 1
         if not trained:
-            return math.nan
+            return [math.nan]
         self.schedule.step()
-        return float(total) / trained
+        return (total / trained).reshape(-1).tolist()
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Train on one batch, x (batch, channels, height, width) and labels y (batch,); its mean loss."""
-        self.optimizer.zero_grad()
-        loss = torch.zeros((), device=y.device)
-        if len(y):  # a process's share of a small batch may be nothing
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
-                logits = self.network(
-                    x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x
-                )
-            loss = F.cross_entropy(logits.float(), y)
-            loss.backward()
-        self.group.average_gradients(self.parameters, weight=len(y))
-        self.optimizer.step()
-        return loss.detach()
+        """Train on one batch.
 
-    def test(self, loader) -> float:
-        """The share of right answers over the whole of ``loader``, for the task in training or selected."""
-        return accuracy(self.model, loader)
+        Args:
+            x: images (batch, channels, height, width); (tasks, batch, ...) when several tasks are in training.
+            y: labels (batch,) or (tasks, batch).
+
+        Returns:
+            The mean loss of the batch, () or (tasks,).
+        """
+        self.optimizer.zero_grad()
+        losses = torch.zeros(y.shape[:-1], device=y.device)
+        if y.numel():  # a process's share of a small batch may be nothing
+            if self.options.channels_last:
+                x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+                logits = self.network(x)
+            losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y).mean(-1)
+            losses.sum().backward()
+        self.group.average_gradients(self.parameters, weight=y.shape[-1])
+        self.optimizer.step()
+        return losses.detach()
+
+    @torch.no_grad()
+    def test(self, loader) -> list[float]:
+        """The share of right answers over the whole of ``loader``, for each task in training."""
+        self.model.eval()
+        network = self.model if self.state is None else partial(multitask.call_tasks, self.model, self.state)
+        right = sum((network(x).argmax(dim=-1) == y).sum(dim=-1) for x, y in loader)
+        return [int(count) / loader.num_images for count in right.reshape(-1)]

@@ -60,6 +60,7 @@ class NNsTrainer(DefaultTrainer):
     """
 
     tasks_known = False
+    parallel = False
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
@@ -100,7 +101,8 @@ class NNsTrainer(DefaultTrainer):
             )
 
     def begin_task(self, task: int) -> None:
-        self._hidden, self._changed, self.batches_done = task, set(), 0
+        self.task = self._hidden = task
+        self._changed, self.batches_done = set(), 0
         self._trained[task] = Counter()
         if self._current is not None:
             self._open(self._current)

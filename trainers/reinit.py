@@ -39,6 +39,8 @@ class ReinitTrainer(DefaultTrainer):
     Final scores are kept in host memory and go into the checkpoint with their task.
     """
 
+    parallel = False  # a task starts from those before it
+
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
         self.learned: dict[int, Scores] = {}
@@ -63,7 +65,6 @@ class ReinitTrainer(DefaultTrainer):
 
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
-        self.task = task
         if self.options.reinit_adapt not in SIMILAR:
             self._start_from(self._adapted(task))
 
@@ -72,7 +73,7 @@ class ReinitTrainer(DefaultTrainer):
         self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
         super().end_task()
 
-    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> float:
+    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> list[float]:
         if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
             self._start_from(self._most_similar(loader))
         return super().train(loader, epoch, progress)

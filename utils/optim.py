@@ -7,10 +7,37 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+
+class RMSprop(torch.optim.RMSprop):
+    """torch's RMSprop; on the processor to the same bits without its temporary tensors and their cost."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay)
+        self._room = parameters[0].new_empty(max(parameter.numel() for parameter in parameters))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        if any(parameter.is_cuda for group in self.param_groups for parameter in group["params"]):
+            return super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, **group)
+
+    def _step_one(self, parameter: nn.Parameter, lr, alpha, eps, weight_decay, **others) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        if not state:
+            state["step"], state["square_avg"] = torch.zeros(()), torch.zeros_like(parameter)
+        state["step"] += 1
+        if weight_decay:
+            gradient = gradient.add(parameter, alpha=weight_decay)
+        average = state["square_avg"].mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        root = torch.sqrt(average, out=self._room[: average.numel()].view_as(average))
+        parameter.addcdiv_(gradient, root.add_(eps), value=-lr)
+
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "rmsprop": lambda parameters, lr, momentum, weight_decay: torch.optim.RMSprop(
-        parameters, lr=lr, weight_decay=weight_decay
-    ),
+    "rmsprop": lambda parameters, lr, momentum, weight_decay: RMSprop(parameters, lr=lr, weight_decay=weight_decay),
     "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(
         parameters, lr=lr, weight_decay=weight_decay
     ),

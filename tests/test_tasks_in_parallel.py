@@ -1,0 +1,121 @@
+"""Several tasks trained at once: each comes out as it would alone."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import main
+from data import DATASETS
+from models import Builder, get_model, multitask
+from tests.test_main import masks, rows, same_masks
+from trainers import DefaultTrainer, TrainingOptions
+from utils.seeding import generator
+
+RNG = partial(generator, 0)
+
+
+def learn(model_name, options, batches, together, tasks=range(3), **layers):
+    """The state of each task, and what training and testing said of it, learned one by one or at once."""
+    data = DATASETS["DigitsPerm"](num_tasks=len(tasks))
+    model = get_model(model_name, Builder(RNG, len(tasks), **layers), data.input_shape, 20)
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, **options), RNG)
+    said = {}
+    for group in [list(tasks)] if together else [[task] for task in tasks]:
+        train_loader, val_loader = data.loaders(group)
+        trainer.begin_tasks(group)
+        losses, shares = trainer.train(train_loader, 0), trainer.test(val_loader)
+        assert list(trainer.end_tasks()) == group
+        said |= dict(zip(group, zip(losses, shares, strict=True), strict=True))
+    return {task: multitask.task_state(model, task) for task in tasks}, said
+
+
+@pytest.mark.parametrize(
+    "model, layers, options",
+    [
+        ("LeNet", {}, {}),
+        ("FC1024", {"conv_type": "MultitaskMaskConv", "sparsity": 0.4}, {"optimizer": "adam"}),
+        ("LeNet", {"conv_type": "VectorizedBatchEnsembles"}, {"optimizer": "sgd", "lr": 0.1}),
+        ("LeNet", {"individual_heads": True}, {"lr": 1e-3}),
+        ("GEMResNet18", {"conv_type": "MultitaskMaskConv", "sparsity": 8, "er_sparsity": True}, {"optimizer": "adam"}),
+        ("GEMResNet18", {}, {"channels_last": True}),
+    ],
+)
+def test_a_task_comes_out_as_it_would_alone(model, layers, options):
+    batches = 1 if model == "GEMResNet18" else 8  # noise in the sums grows with the steps of a deep network
+    alone, said_alone = learn(model, options, batches, together=False, **layers)
+    together, said = learn(model, options, batches, together=True, **layers)
+    for task in alone:
+        assert torch.tensor(said[task]) == pytest.approx(torch.tensor(said_alone[task]), abs=5e-3)
+        for name, value in alone[task].items():
+            if value.dtype == torch.uint8:  # scores about 0 may fall on either side
+                differing = masks_bits(value) != masks_bits(together[task][name])
+                assert differing.float().mean() < 2e-3, name
+            else:
+                torch.testing.assert_close(together[task][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def masks_bits(packed):
+    return packed[:, None] >> torch.arange(8) & 1
+
+
+def test_mixed_precision_and_a_weight_decay_reach_every_task():
+    plain, _ = learn("LeNet", {}, 8, together=True)
+    mixed, said = learn("LeNet", {"amp": "bf16", "weight_decay": 1e-4}, 8, together=True)
+    for task, (loss, _) in said.items():
+        assert loss < 3
+        same = masks_bits(plain[task]["layers.0.mask"]) == masks_bits(mixed[task]["layers.0.mask"])
+        assert 0.97 < same.float().mean() < 1
+
+
+def test_eight_tasks_at_once_are_as_accurate_as_one_by_one(tmp_path):
+    def run(name, *more):
+        words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "8", "--epochs", "6", "--eval-ckpts", "3"]
+        assert main.main([*words, "--log-dir", str(tmp_path / name), "--name", "run", *more]) == 0
+        return {row["Task"]: float(row["Current Val"]) for row in rows(tmp_path / name / "results.csv")}
+
+    alone, at_once = run("alone"), run("at once", "--tasks-in-parallel", "5")
+    assert len(alone) == 9 and alone.keys() == at_once.keys()  # eight tasks, and means that share a name
+    assert all(abs(alone[task] - at_once[task]) <= 0.005 for task in alone)
+
+
+def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch):
+    words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "5", "--iter-lim", "4", "--tasks-in-parallel", "3"]
+    words += ["--log-dir", str(tmp_path / "log"), "--name", "run"]
+
+    kept, keep_task = [], main.Memory.keep_task
+
+    def keep_two(self, task, *rest):
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(task)
+        keep_task(self, task, *rest)
+
+    monkeypatch.setattr(main.Memory, "keep_task", keep_two)
+    with pytest.raises(KeyboardInterrupt):
+        main.main(words)
+    monkeypatch.undo()
+    assert main.main([*words, "--resume"]) == 0
+    whole = [*words[:-4], "--log-dir", str(tmp_path / "whole"), "--name", "run"]
+    assert main.main(whole) == 0
+    ours, others = masks(tmp_path / "log" / "run"), masks(tmp_path / "whole" / "run")
+    assert list(ours) == list(others) == [0, 1, 2, 3, 4]
+    for task in (0, 1):
+        assert same_masks(ours[task], others[task])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--trainer", "nns"], "--trainer nns a task depends on those before it"),
+        (["--trainer", "reinit"], "--trainer reinit a task depends on those before it"),
+        (["--train-weight-tasks", "1"], "--train-weight-tasks, depend on each other"),
+        (["--model", "GEMResNet18", "--bn-type", "StandardBN"], "StandardBN has statistics that all tasks share"),
+        (["--multigpu", "cpu,cpu"], "needs one device"),
+        (["--set", "SplitDigits"], "equally many images, but those of SplitDigits have not"),
+    ],
+)
+def test_tasks_that_cannot_be_trained_at_once_are_refused(words, said, tmp_path, capsys):
+    assert main.main([*words, "--tasks-in-parallel", "2", "--log-dir", str(tmp_path / "log"), "--threads", "1"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "log").exists()
