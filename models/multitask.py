@@ -187,8 +187,11 @@ def superposition(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dic
     }
 
 
-def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
+def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:
     """Compute with the weights ``Σ_i alphas_i W_i``, alphas (k,), in every layer (paper, equation 2).
+
+    Returns:
+        These weights, under the names of ``superposition``.
 
     Raises:
         ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
@@ -197,6 +200,7 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
         raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
     for _, module in _named(model, MultitaskModule):
         module.superpose(tasks, alphas)
+    return {f"{name}.effective": module.effective for name, module in _named(model, SuperposedModule)}
 
 
 @contextmanager

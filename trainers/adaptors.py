@@ -78,7 +78,7 @@ def alpha_gradients(
         row_of = row_of.expand(len(images))
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
     gradients = torch.empty(len(images), len(tasks), device=images.device)
-    multitask.superpose(model, tasks, rows[0])
+    weights = {0: multitask.superpose(model, tasks, rows[0])}  # by row
     with multitask.probes(model, images[0]) as probes:
 
         def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,7 +89,6 @@ def alpha_gradients(
         batch_bytes = 4 * multitask.probed_size(model)
         if len(rows) > 1:  # in the worst case each batch has a superposition of its own
             batch_bytes += 4 * multitask.superposed_size(model)
-        weights: dict[int, dict[str, Tensor]] = {}
         for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
             members = order[tile]
             here = row_of[members].unique_consecutive().tolist()
