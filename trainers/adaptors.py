@@ -9,7 +9,7 @@ whole in memory: it is the product of what a layer saw and of the gradient of wh
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,11 +73,24 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
+    gradients = torch.empty(len(images), len(tasks), device=images.device)
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
+        gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
+    return gradients
+
+
+def _backward(
+    model: nn.Module, tasks: Sequence[int], alphas: Tensor, images: Tensor, objective: Objective, tile_bytes: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """Forward and backward passes through the superposed network, some batches at a time.
+
+    Yields:
+        Which batches, int64 (b,), and for them what the layers saw and ``∂L/∂outputs``, by the names of the probes.
+    """
     rows, row_of = alphas.reshape(-1, len(tasks)).unique(dim=0, return_inverse=True)
     if alphas.ndim == 1:
         row_of = row_of.expand(len(images))
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
-    gradients = torch.empty(len(images), len(tasks), device=images.device)
     weights = {0: multitask.superpose(model, tasks, rows[0])}  # by row
     with multitask.probes(model, images[0]) as probes:
 
@@ -100,21 +113,26 @@ def alpha_gradients(
             output_gradients, inputs = (
                 {name: torch.cat([p[i][name] for p in parts]) for name in probes} for i in (0, 1)
             )
-            gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
-    return gradients
+            yield members, inputs, output_gradients
 
 
-def one_shot(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective) -> Tensor:
+def one_shot(
+    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, tile_bytes: int = TILE_BYTES
+) -> Tensor:
     """One-shot inference: the task whose coefficient has the smallest derivative (paper, equation 4).
 
     Args:
         images: (batches, images, channels, height, width).
+        tile_bytes: how much memory the batches under way may take, about.
 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
-    gradients = alpha_gradients(model, tasks, uniform(len(tasks), images.device), images, objective)
-    return torch.tensor(tasks, device=images.device)[gradients.argmin(dim=1)]
+    best = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    alphas = uniform(len(tasks), images.device)
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
+        best[members] = multitask.smallest_derivatives(model, tasks, inputs, output_gradients)
+    return torch.tensor(tasks, device=images.device)[best]
 
 
 def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, log_base: float = 2) -> Tensor:
