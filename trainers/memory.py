@@ -84,6 +84,7 @@ class Memory:
         self._shared_changed: set[str] = set()
         self._shared_news: set[str] = set()  # changed and not written yet
         self._storage: dict[int, Storage] = {}  # of each mask
+        self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
 
     def adopt(self, accuracies: Mapping[int, float]) -> None:
@@ -209,10 +210,12 @@ class Memory:
         masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
         for mask in masks:
             if mask in changed or mask not in self._storage:
-                self._storage[mask] = task_storage(self.model, mask)
+                storage = task_storage(self.model, mask)
+                self._masks_storage += storage - self._storage.get(mask, Storage())
+                self._storage[mask] = storage
         # Tasks that are scored as when they were just learned each need the weights of that time.
         copies = len(self.learned) if self.options.score_when_learned else 1
-        return sum([tensor_storage(self._shared())] * copies, sum(self._storage.values(), Storage()))
+        return sum([tensor_storage(self._shared())] * copies, self._masks_storage)
 
     def export(self, path: Path) -> None:
         """Write the file that ``--export`` names."""
