@@ -23,8 +23,8 @@ from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 256 * 2**20  # what layers see and give for a tile of batches, with the gradients
-QUEUE_BYTES = 128 * 2**20  # images of batches that wait for their inference
+TILE_BYTES = 128 * 2**20  # what layers see and give for a tile of batches, with the gradients
+QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
 ALPHA_LR = 0.1  # of gradient descent on the coefficients
 RECOVERY = "hopfield_recovery"
