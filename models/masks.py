@@ -105,7 +105,8 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 def coarse_products_pay(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices much faster than float32: a processor with AMX."""
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return device.type == "cpu" and capabilities.get("amx_bf16", False)
 
 
 @contextmanager

@@ -286,7 +286,7 @@ def smallest_derivatives(
     With ``P`` the numbers of ``∂L/∂W_eff ⊙ W``, rounding moves the difference of two masks' derivatives
     ``Σ (M^i - M^j) P`` by ``2⁻⁸ Σ|P|`` at the most. Sums in float32 are off by ``m 2⁻²⁴ Σ|P|`` at the most, for a chain
     of ``m`` additions; there are four of them, two masks' coarse ones and exact ones, and ``m`` is below ``2¹³``. So
-    what leads by ``1.5 · 2⁻⁸ Σ|P|`` leads in float32.
+    what leads by ``1.5 · 2⁻⁸ Σ|P|`` leads in float32. Beside that, bf16 units flush what is below ``2⁻¹²⁶`` to zero.
     """
     losses, device = len(next(iter(inputs.values()))), next(iter(inputs.values())).device
     best = torch.empty(losses, dtype=torch.int64, device=device)
@@ -297,7 +297,8 @@ def smallest_derivatives(
         best[some] = derivatives.argmin(dim=1)
         if coarse:
             first, second = derivatives.topk(2, dim=1, largest=False).values.unbind(1)
-            doubt = ~(second - first > 1.5 * 2**-8 * _products_size(model, x, gradients))  # also where one is no number
+            bound = 1.5 * 2**-8 * _products_size(model, x, gradients) + 1e-30
+            doubt = ~(second - first > bound)  # also where one is no number
             if doubt.any():
                 x, gradients = ({name: value[doubt] for name, value in part.items()} for part in (x, gradients))
                 best[some][doubt] = coefficient_gradients(model, tasks, x, gradients).argmin(dim=1)
