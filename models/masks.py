@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -144,6 +145,26 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     # Each byte picks its row of eight values from a table: one pass, and straight into the wanted type.
     bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
     return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
+
+
+def coarse_products_pay(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices much faster than float32: a processor with AMX."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return device.type == "cpu" and capabilities.get("amx_bf16", False)
+
+
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    """Products of float32 matrices on a processor round their factors to bf16; sums stay float32.
+
+    A mask is exact in bf16; another factor ``x`` is off by ``2⁻⁸ |x|`` at the most.
+    """
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:
