@@ -4,6 +4,7 @@ Reads what ``main.py`` writes (README, "What lands where") and nothing else of i
 that names the file for what cannot be read.
 """
 
+import csv
 import gzip
 import io
 import os
@@ -33,6 +34,7 @@ TABLES = {
 MEASURED = ("Accuracy Given", "Accuracy Adapted", "Share Inferred Right")
 SIZES = ("Bytes", "Bytes CSC-16", "Bytes Coded")
 COLUMNS = ("Name", "Save Directory", "Set", "Scenario", "Task", "Tasks Learned", "Seed", *MEASURED, *SIZES)
+WORDS = {"Name", "Save Directory", "Set", "Scenario", "decision", "right"}  # columns that hold no numbers
 GZIP_ABOVE = 256 * 1024  # bytes of a committed table
 
 
@@ -204,7 +206,24 @@ def _run(folder: Path, rows: pandas.DataFrame) -> Run:
 
 
 def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame | None:
-    """A CSV file, also one that is compressed, or that another process is writing; None if there is none."""
+    """A table of a run or an experiment; None if there is none."""
+    path, text = _text(folder, name)
+    if text is None:
+        return None
+    try:
+        table = pandas.read_csv(io.StringIO(text))
+    except ValueError as error:  # all those of pandas
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path}: has no column {missing[0]!r}")
+    for column in columns:
+        if column not in WORDS and len(table) and not pandas.api.types.is_numeric_dtype(table[column]):
+            raise ValueError(f"{path}: column {column!r} holds something that is no number")
+    return table
+
+
+def _text(folder: Path, name: str) -> tuple[Path, str | None]:
+    """The whole lines of a CSV file, also of one that is compressed; None if there is none."""
     path = folder / f"{name}.csv"
     try:
         if path.exists():
@@ -212,16 +231,10 @@ def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame 
         elif (path := folder / f"{name}.csv.gz").exists():
             text = gzip.decompress(path.read_bytes()).decode()
         else:
-            return None
-        table = pandas.read_csv(io.StringIO(text[: text.rfind("\n") + 1]), float_precision="round_trip")
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # those of pandas are ValueErrors
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: has no column {missing[0]!r}")
-    for column in set(columns).difference(("Name", "Save Directory", "Set", "Scenario", "decision", "right")):
-        if len(table) and not pandas.api.types.is_numeric_dtype(table[column]):
-            raise ValueError(f"{path}: column {column!r} holds something that is no number")
-    return table
+            return path, None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    return path, text[: text.rfind("\n") + 1]  # another process may be writing the last line
 
 
 def _last_part(path: object) -> str:
@@ -282,39 +295,39 @@ def collect(experiments: Iterable[Experiment], into: Path) -> None:
     for experiment in experiments:
         folder = into / experiment.name
         folder.mkdir(parents=True, exist_ok=True)
-        old = _table(folder, "results", COLUMNS)
-        parts = []
+        names = {run.name for run in experiment.runs}
+        old = csv.DictReader(io.StringIO(_text(folder, "results")[1] or ""))
+        rows = [row for row in old if _last_part(row["Save Directory"]) not in names]
         for run in experiment.runs:
-            rows = run.rows.assign(**{"Save Directory": f"runs/{experiment.name}/{run.name}"})
-            parts.append(rows)
-            _collect_run(run, folder / run.name, experiment.name)
-        if old is not None:
-            names = [run.name for run in experiment.runs]
-            parts.insert(0, old[~old["Save Directory"].map(_last_part).isin(names)])
-        rows = pandas.concat([part for part in parts if len(part)])
-        for column in ("Task", "Tasks Learned", "Seed"):
-            rows[column] = rows[column].astype("Int64")
-        _write_table(folder, "results", rows)
+            rows += _collect_run(run, folder / run.name, experiment.name)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_table(folder, "results", text.getvalue())
 
 
-def _collect_run(run: Run, folder: Path, experiment: str) -> None:
+def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
+    """Write a run's folder anew; gives its rows of ``results.csv``."""
+    every = list(csv.DictReader(io.StringIO(_text(run.folder.parent, "results")[1])))
+    tables = {name: _text(run.folder, name)[1] for name in run.tables}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name, table in run.tables.items():
-        _write_table(folder, name, table)
+    for name, text in tables.items():
+        _write_table(folder, name, text)
     about = without_paths(run.about, experiment) | {"finished": run.finished, "seconds": run.seconds}
     (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
+    return [every[place] | {"Save Directory": f"runs/{experiment}/{run.name}"} for place in run.rows.index]
 
 
-def _write_table(folder: Path, name: str, table: pandas.DataFrame) -> None:
-    text = table.to_csv(index=False, lineterminator="\n").encode()
+def _write_table(folder: Path, name: str, text: str) -> None:
     plain, packed = folder / f"{name}.csv", folder / f"{name}.csv.gz"
     for path in (plain, packed):
         path.unlink(missing_ok=True)
     if len(text) > GZIP_ABOVE:
-        packed.write_bytes(gzip.compress(text, mtime=0))  # the same bytes whenever it is written
+        packed.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes whenever it is written
     else:
-        plain.write_bytes(text)
+        plain.write_text(text)
 
 
 def without_paths(about: dict, experiment: str) -> dict:

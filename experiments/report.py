@@ -337,8 +337,13 @@ def told(run: Run) -> dict[str, object]:
 # The README's table
 
 
-def readme_table(experiments: Sequence[Experiment], paper: dict, folder: str) -> str:
-    """One row for each setting: its last evaluation, the published number, and how to get it again."""
+def readme_table(experiments: Sequence[Experiment], paper: dict, link_to: str) -> str:
+    """One row for each setting: its last evaluation, the published number, and how to get it again.
+
+    Args:
+        experiments: those that were collected.
+        link_to: their folder, as the README names it.
+    """
     header = ["figure", "what", "tasks", "given", "inferred", "batches inferred right", "paper, or original code"]
     header += ["seeds", "run time a seed", "machine", "command"]
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
@@ -346,8 +351,10 @@ def readme_table(experiments: Sequence[Experiment], paper: dict, folder: str) ->
         for experiment in members:
             for setting in experiment.settings:
                 final = setting.final
-                name = "results.csv" if (RESULTS / experiment.name / "results.csv").exists() else "results.csv.gz"
-                link = f"[{figures.name_of(experiment, setting, paper)}]({quote(f'{folder}/{experiment.name}/{name}')})"
+                name = next(experiment.runs[0].folder.parent.glob("results.csv*")).name
+                link = (
+                    f"[{figures.name_of(experiment, setting, paper)}]({quote(f'{link_to}/{experiment.name}/{name}')})"
+                )
                 cells = [figure if figure in paper["figures"] else "–", link, str(final["Tasks Learned"].iloc[0])]
                 cells += [spread(final[column]) for column in records.MEASURED]
                 cells += [printed(setting, paper), str(len(final)), duration(run_time(setting))]
