@@ -29,6 +29,7 @@ STYLE = {
     "grid.alpha": 0.3,
     "font.size": 10,
     "legend.fontsize": 8,
+    "legend.handlelength": 3,
     "lines.markersize": 5,
     "pdf.fonttype": 42,  # text stays text
     "savefig.dpi": 120,

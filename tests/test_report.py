@@ -138,16 +138,17 @@ def refused(capsys, *words: object) -> str:
 # Numbers
 
 
-@pytest.fixture
-def three_seeds(tmp_path):
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    """An experiment's folder with its report in it."""
+    folder = tmp_path_factory.mktemp("runs") / LENET
     for seed in range(3):
-        make_run(tmp_path / "runs" / LENET, f"seed={seed}", seed)
-    return tmp_path / "runs" / LENET
+        make_run(folder, f"seed={seed}", seed)
+    assert report.report([folder]) == (folder / "report.html", [])
+    return folder
 
 
-def test_numbers_are_those_of_the_runs(three_seeds, capsys):
-    assert report.main([str(three_seeds)]) == 0
-    assert capsys.readouterr().out == f"report: {three_seeds / 'report.html'}; figures beside it\n"
+def test_numbers_are_those_of_the_runs(three_seeds):
     for row in table_with(three_seeds / "report.md", "tasks learned"):
         count = int(row["tasks learned"])
         for how, column in (("given", "given"), ("adapted", "inferred")):
@@ -163,7 +164,6 @@ def test_numbers_are_those_of_the_runs(three_seeds, capsys):
 
 
 def test_the_fields_measures(three_seeds):
-    report.report([three_seeds])
     given, inferred = table_with(three_seeds / "report.md", "forgetting")
 
     def r(seed, count, task):
@@ -180,7 +180,6 @@ def test_the_fields_measures(three_seeds):
 
 
 def test_run_settings_versions_and_command_are_told(three_seeds):
-    report.report([three_seeds])
     page = three_seeds / "report.md"
     runs = table_with(page, "commit")
     assert [row["run"] for row in runs] == ["`seed=0`", "`seed=1`", "`seed=2`"]
@@ -194,7 +193,6 @@ def test_run_settings_versions_and_command_are_told(three_seeds):
 
 
 def test_the_web_page_says_the_same(three_seeds):
-    report.report([three_seeds])
     page = (three_seeds / "report.html").read_text()
     cells = [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", page)]
     expected = [cell.strip("`") for table in tables(three_seeds / "report.md") for row in table for cell in row]
@@ -272,8 +270,9 @@ def test_what_is_not_finished_is_shown_as_far_as_it_is(tmp_path, capsys):
         file.write("2026-01-01 00:00:00,a row that is just being wri")
     (tmp_path / "runs" / "empty").mkdir()
     assert report.main([str(folder), str(tmp_path / "runs" / "empty")]) == 0
-    left_out = capsys.readouterr().err.splitlines()
-    assert left_out == [
+    printed = capsys.readouterr()
+    assert printed.out == f"report: {tmp_path / 'runs' / 'report' / 'report.html'}; figures beside it\n"
+    assert printed.err.splitlines() == [
         f"left out: {folder / 'seed=1'}: no evaluation is finished",
         f"left out: {tmp_path / 'runs' / 'empty'}: holds no results.csv",
     ]
@@ -349,7 +348,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "a,b\n1,2,3\n4,5,6,7\n", "ragged"))
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "\xff\xfe\x00\n", "binary"))
     assert "no column 'Name'" in refused(capsys, broken("results.csv", "a,b\n1,2\n", "other"))
-    wordy = broken("results.csv", lambda text: text.replace(",0.9", ",very good"), "wordy")
+    wordy = broken("results.csv", lambda text: text.replace(",0.8", ",very good"), "wordy")
     assert "'Accuracy Given' holds something that is no number" in refused(capsys, wordy)
     assert "no evaluation is finished" in refused(capsys, make_run(tmp_path / "begun", "seed=0", evaluated=()).parent)
     assert "settings.yaml: cannot be read" in refused(capsys, broken("seed=0/settings.yaml", "a: [", "yaml"))
