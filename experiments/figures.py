@@ -66,10 +66,8 @@ def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper:
         "bytes": "Accuracy over what must be kept of all tasks.",
         "hamming": "How a mask is recovered from the Hopfield network.",
     }
-    named = f"Figure {figure}" if figure[0].isdigit() else figure.capitalize()
-    caption = (
-        f"{named}. {about['title']}. {captions[about['form']]} Bands and bars: ± one standard deviation over seeds."
-    )
+    named = f"Figure {figure}. " if figure[0].isdigit() else ""
+    caption = f"{named}{about['title']}. {captions[about['form']]} Bands and bars: ± one standard deviation over seeds."
 
     def draw(canvas: Figure) -> None:
         axes = canvas.add_subplot()
@@ -238,7 +236,7 @@ def _columns(axes: Axes, table: pandas.DataFrame, names: Sequence[str], setting:
             bars = axes.bar(
                 x, mean, width, yerr=spread, capsize=2, color=color, hatch=hatch, edgecolor="black", label=label
             )
-            if len(table) <= 8:
+            if len(table) * len(kinds) <= 10:
                 axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
         else:  # rings around dots, where both are the same
             face = "none" if column == "given" else color

@@ -189,7 +189,7 @@ def _run(folder: Path, rows: pandas.DataFrame) -> Run:
         about = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not (isinstance(about, dict) and isinstance(about.get("settings"), dict) and "seed" in about["settings"]):
+    if not _is_settings(about):
         raise ValueError(f"{path}: is not the settings.yaml of a run")
     tables = {name: _table(folder, name, columns) for name, columns in TABLES.items()}
     if tables["adapt_results"] is None:
@@ -203,6 +203,12 @@ def _run(folder: Path, rows: pandas.DataFrame) -> Run:
         about.get("finished") or (finished.read_text().strip() if finished.exists() else None),
         about.get("seconds") or (seconds_of(log.read_text(errors="replace")) if log.exists() else None),
     )
+
+
+def _is_settings(about: object) -> bool:
+    kinds = {"settings": dict, "command": list, "versions": dict, "machine": str, "commit": str}
+    fits = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
+    return fits and isinstance(about["settings"].get("seed"), int)
 
 
 def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame | None:
@@ -332,7 +338,7 @@ def _write_table(folder: Path, name: str, text: str) -> None:
 
 def without_paths(about: dict, experiment: str) -> dict:
     """``settings.yaml`` as it would read on any machine."""
-    command = [str(word) for word in about.get("command") or ["main.py"]]
+    command = [str(word) for word in about["command"]]
     project = os.path.dirname(command[0])
     data = about["settings"].get("data")
     log_dir = about["settings"].get("log_dir")

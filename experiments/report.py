@@ -130,13 +130,16 @@ def megabytes(final: pandas.DataFrame) -> str:
 
 def printed(setting: Setting, paper: dict) -> str:
     """The published numbers that stand beside a setting's."""
-    own = setting.runs[0].settings
     found = []
     for number in paper["numbers"]:
-        fits = all(own.get(name) == value for name, value in number.get("settings", {}).items())
-        if number.get("experiment") == setting.experiment and fits:
+        wanted = paper["figures"][number["figure"]].get("settings", {}) | number.get("settings", {})
+        if number.get("experiment") == setting.experiment and _has(setting, wanted):
             found.append(f"{number['accuracy']:.4f} after {number['tasks']} tasks ({number['source']})")
     return "; ".join(found) or "–"
+
+
+def _has(setting: Setting, wanted: dict) -> bool:
+    return all(run.settings.get(name, value) == value for run in setting.runs for name, value in wanted.items())
 
 
 def call_of(setting: Setting) -> str:
@@ -155,16 +158,8 @@ def call_of(setting: Setting) -> str:
         elif "=" not in word:
             next(passed, None)
     seeds = 1 + max(run.settings["seed"] for run in setting.runs)
-    return shlex.join(
-        [
-            "python",
-            f"{script[1]}/{script[2]}.py",
-            "--data",
-            "DIR",
-            *(["--seeds", str(seeds)] if seeds > 1 else []),
-            *kept,
-        ]
-    )
+    words = ["python", f"{script[1]}/{script[2]}.py", "--data", "DIR", *(["--seeds", str(seeds)] if seeds > 1 else [])]
+    return shlex.join([*words, *kept])
 
 
 def run_time(setting: Setting) -> float | None:
@@ -180,7 +175,7 @@ def run_time(setting: Setting) -> float | None:
 def machine(run: Run) -> str:
     """What a run computed on, without the name of the system."""
     threads = run.settings.get("threads")
-    where = str(run.about.get("machine", "")).partition(", ")[2]
+    where = run.about["machine"].partition(", ")[2]
     return ", ".join(filter(None, [where, f"{threads} thread{'s' * (threads != 1)}" if threads else ""])) or "–"
 
 
@@ -219,7 +214,7 @@ def page(experiments: Sequence[Experiment], paper: dict) -> tuple[list[Block], l
     for name, about, members in by_figure(experiments, paper):
         picture = figures.of_paper(name, about, members, paper)
         pictures.append(picture)
-        head = f"Figure {name}: {about['title']}" if name in paper["figures"] and name[0].isdigit() else about["title"]
+        head = f"Figure {name}: {about['title']}" if name[0].isdigit() else about["title"]
         blocks += [
             ("heading", 2, head),
             ("image", f"{picture.name}.png", picture.caption),
@@ -234,12 +229,14 @@ def page(experiments: Sequence[Experiment], paper: dict) -> tuple[list[Block], l
 
 
 def by_figure(experiments: Sequence[Experiment], paper: dict) -> list[tuple[str, dict, list[Experiment]]]:
-    """The experiments by figure in the order of the paper's; one that it does not have is a figure of its own."""
+    """The experiments by figure in the order of the paper's; one that fits into none is a figure of its own."""
     known = {name: index for index, name in enumerate(paper["experiments"])}
     found: dict[str, tuple[dict, list[Experiment]]] = {}
     for experiment in sorted(experiments, key=lambda e: (known.get(e.name, len(known)), e.name)):
-        name = paper["experiments"].get(experiment.name, {}).get("figure", f"curve of {experiment.name}")
-        about = paper["figures"].get(name, {"title": experiment.name, "form": "tasks"})
+        name = paper["experiments"].get(experiment.name, {}).get("figure")
+        about = paper["figures"].get(name, {})
+        if not about or not all(_has(setting, about.get("settings", {})) for setting in experiment.settings):
+            name, about = f"curve of {experiment.name}", {"title": experiment.name, "form": "tasks"}
         if about["form"] == "hamming" and not any("hopfield" in run.tables for run in experiment.runs):
             about = about | {"form": "tasks"}
         found.setdefault(name, (about, []))[1].append(experiment)
@@ -290,10 +287,10 @@ def _about(experiment: Experiment, paper: dict) -> list[Block]:
     blocks.append(("code", "\n".join(dict.fromkeys(map(call_of, experiment.settings)))))
     rows = []
     for run in experiment.runs:
-        versions = ", ".join(f"{name} {version}" for name, version in (run.about.get("versions") or {}).items())
+        versions = ", ".join(f"{name} {version}" for name, version in run.about["versions"].items())
         rows.append(
             [Code(run.name), run.finished or "not finished", duration(run.seconds), machine(run)]
-            + [str(run.about.get("commit", "unknown"))[:12], versions]
+            + [run.about["commit"][:12], versions]
         )
     return [*blocks, ("table", ["run", "finished", "run time", "machine", "commit", "versions"], rows)]
 
@@ -326,7 +323,7 @@ def _of_recovery(experiment: Experiment) -> list[Block]:
 
 def told(run: Run) -> dict[str, object]:
     """The settings that the configuration file or the command line named."""
-    names = {word[2:].partition("=")[0].replace("-", "_") for word in run.about.get("command", []) if word[:2] == "--"}
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in run.about["command"] if word[:2] == "--"}
     inside = re.search(r"experiments/.+", str(run.settings.get("config")))
     if inside and (ROOT / inside[0]).is_file():
         names |= {name.replace("-", "_") for name in yaml.safe_load((ROOT / inside[0]).read_text())}
@@ -417,6 +414,7 @@ def collect(folders: Sequence[Path], into: Path = RESULTS, readme: Path = README
     experiments, skipped = records.read(folders)
     if folders and not experiments:
         raise ValueError("; ".join(skipped))
+    with_table(readme.read_text(), "")  # a README without a place for the table is found before anything is written
     records.collect(experiments, into)
     kept = committed(into)
     made = write(kept, into, ("png",), ("md",))

@@ -353,6 +353,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     assert "no evaluation is finished" in refused(capsys, make_run(tmp_path / "begun", "seed=0", evaluated=()).parent)
     assert "settings.yaml: cannot be read" in refused(capsys, broken("seed=0/settings.yaml", "a: [", "yaml"))
     assert "is not the settings.yaml" in refused(capsys, broken("seed=0/settings.yaml", "a: 1", "other yaml"))
+    seedless = broken("seed=0/settings.yaml", lambda text: text.replace("seed: 0", "seed: one"), "seedless")
+    assert "is not the settings.yaml" in refused(capsys, seedless)
     scores = broken("seed=0/adapt_results.csv", "task\n1\n", "scores")
     assert "adapt_results.csv: has no column 'tasks_learned'" in refused(capsys, scores)
     (scores / "seed=0" / "adapt_results.csv").unlink()
@@ -445,8 +447,8 @@ def test_the_launcher_reports_real_runs(call, tmp_path):
         }
         assert [cells[name] for name in names] == [f"{float(row[column]):.4f}" for column in names.values()]
         assert cells["tasks learned"] == row["Tasks Learned"]
-    drawn(folder / "report.html")
-    assert "DigitsPerm" in (folder / "report.md").read_text()
+    assert drawn(folder / "report.html") == {f"curve-of-{LENET}", LENET}, "digits stand in no figure of the paper"
+    assert table_with(folder / "report.md", "method")[0]["published"] == "–"
 
 
 def test_no_report_is_no_failed_run(tmp_path, capsys):
