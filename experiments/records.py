@@ -13,7 +13,8 @@ import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pandas
@@ -248,21 +249,21 @@ def _last_part(path: object) -> str:
 
 
 def seconds_of(log: str) -> float | None:
-    """How long a run ran, from its ``log.txt``: the times between its lines, not those in which it lay still.
+    """How long a run ran, from its ``log.txt``: the times between its lines, but for those in which it lay still.
 
-    The first line is written when the first task is learned, so the time of that task, which its line says, is added.
+    The first task, or several that were learned at once, are over when their lines are written, which say how long
+    they took.
     """
-    stamps, total = [], None
-    for line in log.splitlines():
-        found = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)", line)
-        if not found:
-            continue
-        stamp, text = datetime.fromisoformat(found[1]), found[2]
-        if total is None and (first := re.match(r"task \d+: accuracy \S+, (\S+) s$", text)):
-            total = float(first[1])
-        elif stamps and total is not None and not text.startswith("going on after"):
-            total += (stamp - stamps[-1]).total_seconds()
-        stamps.append(stamp)
+    lines = [found.groups() for line in log.splitlines() if (found := re.match(r"(\d{4}-\S+ \S+) (.*)", line))]
+    stamped = [(datetime.fromisoformat(stamp), text) for stamp, text in lines]
+    tasks = [(stamp, float(took[1])) for stamp, text in stamped if (took := re.match(r"task \d+: .*, (\S+) s$", text))]
+    if not tasks:
+        return None
+    begun = tasks[0][0] + timedelta(seconds=1)
+    total = sum(seconds for stamp, seconds in tasks if stamp <= begun)
+    for (before, _), (stamp, text) in pairwise(stamped):
+        if before >= tasks[0][0] and not re.match("going on after|warning: .* damaged", text):
+            total += max(0, (stamp - max(before, begun)).total_seconds())
     return total
 
 

@@ -48,10 +48,10 @@ class RunFolder:
             raise UserError(f"{self.path}: another process is running in this folder") from None
         except OSError as error:
             raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
+        self._started = datetime.now().isoformat(timespec="seconds")
         self.checkpoint = self.path / "checkpoint.pt"
         self.finished = self.path / "finished"
         self.tensorboard = SummaryWriter(str(self.path))
-        self._started = datetime.now().isoformat(timespec="seconds")
 
     def log(self, text: str) -> None:
         """Print ``text``, without disturbing a progress bar, and keep it in ``log.txt`` with the time."""
