@@ -259,11 +259,11 @@ def seconds_of(log: str) -> float | None:
     tasks = [(stamp, float(took[1])) for stamp, text in stamped if (took := re.match(r"task \d+: .*, (\S+) s$", text))]
     if not tasks:
         return None
-    begun = tasks[0][0] + timedelta(seconds=1)
-    total = sum(seconds for stamp, seconds in tasks if stamp <= begun)
+    first = max(stamp for stamp, _ in tasks if stamp <= tasks[0][0] + timedelta(seconds=1))
+    total = sum(seconds for stamp, seconds in tasks if stamp <= first)
     for (before, _), (stamp, text) in pairwise(stamped):
-        if before >= tasks[0][0] and not re.match("going on after|warning: .* damaged", text):
-            total += max(0, (stamp - max(before, begun)).total_seconds())
+        if before >= first and not re.match("going on after|warning: .* damaged", text):
+            total += (stamp - before).total_seconds()
     return total
 
 

@@ -90,16 +90,6 @@ class RunFolder:
         self._lock.release()
 
 
-def _machine(multigpu: str) -> str:
-    """The system, the processor and its cores, and the GPUs that the run uses."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError, IndexError):  # on Linux, where the platform does not say more than the architecture
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][0]
-    gpus = [torch.cuda.get_device_name(int(gpu)) for gpu in multigpu.split(",") if gpu != "cpu"]
-    return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])
-
-
 def _commit(project: Path) -> str:
     """The commit of the code that runs, ``+`` behind it if files were changed since, or ``unknown``."""
     try:
@@ -110,6 +100,16 @@ def _commit(project: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answers[0].strip() + ("+" if answers[1].strip() else "")
+
+
+def _machine(multigpu: str) -> str:
+    """The system, the processor and its cores, and the GPUs that the run uses."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError, IndexError):  # on Linux, where the platform does not say more than the architecture
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][0]
+    gpus = [torch.cuda.get_device_name(int(gpu)) for gpu in multigpu.split(",") if gpu != "cpu"]
+    return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])
 
 
 def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterable:
