@@ -1,6 +1,7 @@
 """Task inference against its slow, obvious form: autograd through the weighted sum of float masks."""
 
 import math
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -176,6 +177,7 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
     any_wrong = False
     for task in range(3):
         right = given = hits = 0
+        taken = Counter()
         for x, y in zip(data.images[task].split(3), data.labels[task].split(3), strict=True):
             inferred = adaptors.one_shot(model, range(3), x[None, :data_to_repeat], adaptors.entropy).item()
             answers = {}
@@ -183,11 +185,13 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
                 multitask.select_task(model, mask)
                 answers[mask] = (model(x).argmax(1) == y).sum().item()
             hits += inferred == task
+            taken[inferred] += 1
             given += answers[task]
             any_wrong |= inferred != task
             right += 0 if unshared_labels and inferred != task else answers[inferred]
         assert (scores[task].given, scores[task].adapted) == (given / 7, right / 7)
         assert scores[task].inferred_right == pytest.approx(hits / 3)
+        assert scores[task].inferred == [{"inferred": other, "batches": taken[other]} for other in sorted(taken)]
     assert any_wrong  # or this test would say nothing
 
 

@@ -279,6 +279,7 @@ class TaskScore:
         adapted: accuracy when it was inferred, or its mask recovered; None without inference.
         inferred_right: the share of batches whose task was inferred right. A mask is recovered right that differs
             from the task's own in fewer places than from any other.
+        inferred: for each task (mask, where tasks are hidden) that batches were taken for, how many were.
         steps: what recovery went through, a mapping a step.
     """
 
@@ -286,6 +287,7 @@ class TaskScore:
     given: float | None
     adapted: float | None = None
     inferred_right: float | None = None
+    inferred: list[dict[str, int]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -387,6 +389,8 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     score = TaskScore(batches.task, given=None if batches.mask is None else int(right.sum()) / total)
     if batches.inferred is None:
         return score
+    taken = zip(*(part.tolist() for part in batches.inferred.unique(return_counts=True)), strict=True)
+    score.inferred = [{"inferred": task, "batches": count} for task, count in taken]
     known = torch.tensor(-1 if batches.mask is None else batches.mask)
     wrong = (batches.inferred != known).nonzero().flatten().tolist()
     if batches.mask is not None:
@@ -423,6 +427,7 @@ def _recover(model: nn.Module, data, task: int, tasks: Sequence[int], options: I
     score.adapted = accuracy(model, data.val_loader)
     distances = {other: multitask.hamming_distance(model, other) for other in tasks}
     score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
+    score.inferred = [{"inferred": min(distances, key=distances.get), "batches": 1}]
     return score
 
 

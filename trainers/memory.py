@@ -275,15 +275,17 @@ class Memory:
         }
 
     def _write_evaluations(self) -> None:
-        """``adapt_results.csv``, a row a task; and ``hopfield.csv``, a row a step of recovery."""
-        rows, steps = [], []
+        """``adapt_results.csv``, a row a task; ``confusion.csv``, a row for each task that it was taken for; and
+        ``hopfield.csv``, a row a step of recovery."""
+        rows, taken, steps = [], [], []
         for count, scores in sorted(self.evaluations.items()):
             for score in scores:
                 row = {"tasks_learned": count, **asdict(score)}
                 about = {name: row[name] for name in ("tasks_learned", "task")}
+                taken += [about | other for other in row.pop("inferred")]
                 steps += [about | step for step in row.pop("steps")]
                 rows.append(row)
-        for name, table in (("adapt_results.csv", rows), ("hopfield.csv", steps)):
+        for name, table in (("adapt_results.csv", rows), ("confusion.csv", taken), ("hopfield.csv", steps)):
             if table:
                 write_whole(self.folder.path / name, to_csv(list(table[0]), table))
 
