@@ -30,8 +30,9 @@ class TopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx, size: Tensor, dropped: int) -> Tensor:
         """``size`` is ``|S|``, of any shape."""
-        mask = torch.ones_like(size, memory_format=torch.contiguous_format)
-        mask.view(-1)[size.flatten().topk(dropped, largest=False, sorted=False).indices] = 0
+        kept = size.numel() - dropped
+        mask = torch.zeros_like(size, memory_format=torch.contiguous_format)
+        mask.view(-1)[size.flatten().topk(kept, sorted=False).indices] = 1  # the fewer ones, as a rule
         return mask
 
     @staticmethod

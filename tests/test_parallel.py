@@ -1,12 +1,19 @@
 """One run on several devices, and the options that make training faster: each gives what plain training gives."""
 
 import csv
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import main
+from args import PROJECT
 from utils.checkpoint import Checkpoint
 from utils.parallel import Group
 
@@ -60,12 +67,24 @@ def test_a_share_without_images_adds_nothing(tmp_path):
     assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-4) for name in one)
 
 
+@pytest.mark.parametrize("bn_type", ["StandardBN", "NonAffineBN", "NonAffineNoStatsBN", "MultitaskNonAffineBN"])
+def test_batch_norm_sees_the_whole_batch(bn_type, tmp_path, monkeypatch):
+    # 1,437 images in batches of 359: the last one has a single image, and the second process none of it.
+    words = [*WEIGHTS.split(), "--model", "GEMResNet18", "--bn-type", bn_type, "--batch-size", "359"]
+    words += ["--num-tasks", "1", "--epochs", "1"]
+    one, accuracies = learned(tmp_path, "one", *words, "--multigpu", "cpu")
+    two, again = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
+    assert one.keys() == two.keys() and len(one) > 20
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4)
+    assert again == pytest.approx(accuracies, abs=1e-4)
+
+
 def test_alone_a_group_changes_nothing():
     parameter = torch.nn.Parameter(torch.ones(3))
-    parameter.grad = torch.full((3,), 2.0)
-    Group().average_gradients([parameter], weight=5)
+    Group().backward((parameter * 2).sum(), [parameter], images=5)
     assert parameter.grad.tolist() == [2, 2, 2]
-    assert Group().from_first(torch.tensor(3)) == 3
+    assert Group().from_first(torch.tensor(3)) == 3 and Group().total(torch.tensor(3)) == 3
 
 
 def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
@@ -77,6 +96,47 @@ def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="while the others wait"):
         main.main(words)
     assert not torch.distributed.is_initialized()
+
+
+@pytest.fixture
+def two_processes(tmp_path):
+    """A run of two processes that has learned its first task: the first, and the id of the second."""
+    words = [*SHORT.split(), *MASKS.split(), *"--num-tasks 200 --multigpu cpu,cpu --name run --log-dir".split()]
+    first = subprocess.Popen(
+        [sys.executable, PROJECT / "main.py", *words, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline().startswith("task 0: ")
+    about = [
+        Path(f"/proc/{pid}/cmdline") for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    ]
+    yield first, next(int(path.parent.name) for path in about if b"spawn_main" in path.read_bytes())
+    first.kill()
+    first.communicate()
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+
+
+@needs_proc
+def test_a_run_ends_at_once_when_its_second_process_dies(two_processes):
+    first, second = two_processes
+    os.kill(second, signal.SIGKILL)
+    _, error = first.communicate(timeout=20)
+    assert first.returncode == 1
+    assert error.splitlines()[-1].startswith("main.py: error: --multigpu: process 2 of 2 has ended with status -9")
+
+
+@needs_proc
+def test_no_process_outlives_the_first(two_processes):
+    first, second = two_processes
+    first.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{second}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{second}").exists()
 
 
 @pytest.mark.parametrize("devices", ["99", "0,99"])

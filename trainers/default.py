@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.multitask import Rng
+from models.norms import share_statistics
 from trainers.adaptors import accuracy
 from utils.errors import UserError
 from utils.optim import make_optimizer, make_schedule
@@ -69,7 +70,7 @@ class DefaultTrainer:
         rng: a key to a generator, for the fresh scores of a task.
 
     Attributes:
-        group: the processes that train together; whoever makes several of them says so.
+        group: the processes that train together; see ``join``.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
             that its ``task_record`` gives under one name only the latest counts.
@@ -80,6 +81,12 @@ class DefaultTrainer:
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
         self.group = Group()
+
+    def join(self, group: Group) -> None:
+        """Train together with the other processes of ``group``, as one process with all their images would."""
+        self.group = group
+        if group.size > 1:
+            share_statistics(self.model, group.total)
 
     def trains_weights(self, task: int) -> bool:
         """Whether ``task`` trains the weights that all tasks share."""
@@ -197,15 +204,10 @@ class DefaultTrainer:
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch, x (batch, channels, height, width) and labels y (batch,); its mean loss."""
         self.optimizer.zero_grad()
-        loss = torch.zeros((), device=y.device)
-        if len(y):  # a process's share of a small batch may be nothing
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
-                logits = self.network(
-                    x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x
-                )
-            loss = F.cross_entropy(logits.float(), y)
-            loss.backward()
-        self.group.average_gradients(self.parameters, weight=len(y))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+            logits = self.network(x.contiguous(memory_format=torch.channels_last) if self.options.channels_last else x)
+        loss = F.cross_entropy(logits.float(), y)
+        self.group.backward(loss, self.parameters, images=len(y))
         self.optimizer.step()
         return loss.detach()
 
