@@ -17,11 +17,24 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
 WATCH_SECONDS = 0.2  # between two looks at whether the others are alive
 PARTING_SECONDS = 3  # from the end of a process's connections to its own
+
+
+class _Total(torch.autograd.Function):
+    """A sum over the processes. Every term has the same gradient: the sum of what the processes make of the total."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient)
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Group:
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of ``value`` over the processes, all of which must ask for it; its gradient is that of all."""
-        return all_reduce(value) if self.size > 1 else value
+        return _Total.apply(value) if self.size > 1 else value
 
     def backward(self, loss: Tensor, parameters: Iterable[nn.Parameter], images: int) -> None:
         """Give ``parameters`` the gradient of the mean loss over all images of all processes.
