@@ -73,7 +73,8 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
         memory.open(folder)
-        with group_of(devices, follow, args, exported) as trainer.group:
+        with group_of(devices, follow, args, exported) as group:
+            trainer.join(group)
             learn(args, data, model, trainer, memory, folder)
         report(args, memory, folder)
         folder.finish()
@@ -271,7 +272,7 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     trainer.check(tasks_to_learn(args))
     memory = recall(args, model, trainer, exported)
-    trainer.group = group
+    trainer.join(group)
     for task in tasks_to_learn(args):
         if task not in memory.learned:
             data.update_task(task)

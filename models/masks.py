@@ -18,12 +18,13 @@ def threshold(scores: Tensor) -> Tensor:
 def top_k(size: Tensor, dropped: int) -> Tensor:
     """All but the ``dropped`` smallest of ``size``, ``|S|`` (..., out, in, height, width): zeros and ones.
 
-    Exactly so many are dropped of each weight, also when scores are equal. They are found by selection, in time linear
-    in their number.
+    Exactly so many are dropped of each weight, also when scores are equal. The others, the fewer ones as a rule, are
+    found by selection, in time linear in their number.
     """
-    smallest = size.flatten(-4).topk(dropped, dim=-1, largest=False, sorted=False).indices
-    mask = torch.ones_like(size, memory_format=torch.contiguous_format)
-    mask.flatten(-4).scatter_(-1, smallest, 0)
+    flat = size.flatten(-4)
+    kept = flat.topk(flat.shape[-1] - dropped, dim=-1, sorted=False).indices
+    mask = torch.zeros_like(size, memory_format=torch.contiguous_format)
+    mask.flatten(-4).scatter_(-1, kept, 1)
     return mask
 
 
