@@ -5,11 +5,9 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
-from datetime import datetime
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import nn
@@ -20,11 +18,12 @@ from data.base import TaskDataset
 from models import Builder, get_model, multitask
 from models.norms import is_statistic
 from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
-from trainers.export import Storage, load_export, read_export, task_storage, tensor_storage, write_export
-from utils.checkpoint import Checkpoint, Record
+from trainers.export import load_export, read_export
+from trainers.memory import Memory, RowOptions, mean
+from utils.checkpoint import Record
 from utils.errors import UserError
 from utils.parallel import Group, group_of
-from utils.results import Results, to_csv, write_whole
+from utils.results import Results
 from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
 
@@ -69,8 +68,7 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
     devices = set_up(args)
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
-    memory = Memory(args, model, trainer)
-    memory.restore(exported)
+    memory = recall(args, model, trainer, exported)
     Results(Path(args.log_dir) / "results.csv").check()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
@@ -187,6 +185,29 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
         raise UserError(f"{flag}: {error}, but those of {args.set} have not") from None
 
 
+def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported: Sequence[Record]) -> Memory:
+    """The memory of a run, with what ``--resume`` or ``--import`` brings of it.
+
+    Raises:
+        UserError: what they name is damaged beyond use, or of other settings.
+    """
+    lasting = {name: value for name, value in vars(args).items() if name not in NEUTRAL_FLAGS}
+
+    def check_same(path: Path, theirs: Mapping) -> None:
+        _check_same(path, theirs, lasting, theirs | lasting)
+
+    memory = Memory(model, trainer, _pick(RowOptions, args), vars(args), lasting, check_same, PROJECT)
+    if exported:
+        memory.adopt(load_export(Path(args.import_file), model, exported))
+    if args.resume:  # a checkpoint goes on where it lies
+        folder = Path(os.path.abspath(args.resume)).parent
+        args.log_dir, args.name = str(folder.parent), folder.name
+    path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
+    if args.resume or (args.resume is not None and path.exists()):
+        memory.restore(path)
+    return memory
+
+
 def tasks_to_learn(args: Namespace) -> Sequence[int]:
     """The tasks of this run, in their order."""
     return range(args.stream_tasks or args.num_tasks) if args.task_eval is None else [args.task_eval]
@@ -197,7 +218,7 @@ def learn(
     data: TaskDataset,
     model: nn.Module,
     trainer: DefaultTrainer,
-    memory: "Memory",
+    memory: Memory,
     folder: RunFolder,
 ) -> None:
     """Learn every task that is not learned yet, and evaluate when so many are learned as was asked for."""
@@ -249,8 +270,7 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     """Train in step with the first process of the group, which alone tests, evaluates and writes."""
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     trainer.check(tasks_to_learn(args))
-    memory = Memory(args, model, trainer)
-    memory.restore(exported)
+    memory = recall(args, model, trainer, exported)
     trainer.group = group
     for task in tasks_to_learn(args):
         if task not in memory.learned:
@@ -261,258 +281,6 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
                 if trainer.reached_limit:
                     break
             trainer.end_task()
-
-
-class Memory:
-    """What a run has learned and measured so far, and its one way to the disk.
-
-    The checkpoint is written first and is the truth; ``results.csv`` and ``adapt_results.csv`` follow it, and a run
-    that goes on brings them up to it.
-
-    Attributes:
-        learned: the tasks, in the order they were learned in.
-        accuracies: of each task when it was just learned.
-        evaluations: the scores of the tasks, by the number of tasks learned.
-    """
-
-    def __init__(self, args: Namespace, model: nn.Module, trainer: DefaultTrainer):
-        self.args, self.model, self.trainer = args, model, trainer
-        self.learned: list[int] = []
-        self.accuracies: dict[int, float] = {}
-        self.evaluations: dict[int, list[TaskScore]] = {}
-        self._rows: list[dict] = []
-        self._settings = {name: value for name, value in vars(args).items() if name not in NEUTRAL_FLAGS}
-        self._damaged = 0
-        # What tasks share is kept once it differs from what the seed makes, and again when it has changed.
-        self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
-        self._shared_changed: set[str] = set()
-        self._shared_news: set[str] = set()  # changed and not written yet
-        self._storage: dict[int, Storage] = {}  # of each mask
-        self._checkpoint: Checkpoint | None = None
-
-    def restore(self, exported: Sequence[Record] = ()) -> None:
-        """Load the checkpoint that ``--resume`` names, or what ``--import`` read; without either, nothing.
-
-        Raises:
-            UserError: it cannot be read, is damaged beyond use, or is of other settings.
-        """
-        args = self.args
-        if exported:
-            self.accuracies |= load_export(Path(args.import_file), self.model, exported)
-            self.learned += self.accuracies
-            self._note_shared()
-        if args.resume:
-            folder = Path(os.path.abspath(args.resume)).parent
-            args.log_dir, args.name = str(folder.parent), folder.name
-        path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
-        if args.resume is None or not (args.resume or path.exists()):
-            return
-        self._checkpoint = Checkpoint(path)
-        self._size = self._checkpoint.size()
-        records, self._damaged = self._checkpoint.read()
-        if path.name != "checkpoint.pt":  # a run goes on in the file of that name
-            raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
-        for record in records:
-            try:
-                self._recall(record, path)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
-
-    def _recall(self, record: Record, path: Path) -> None:
-        values = record.values
-        if record.kind == "run":
-            _check_same(path, values["settings"], self._settings, values["settings"] | self._settings)
-        elif record.kind == "task":
-            own, shared, of_trainer = (_named(record.tensors, part) for part in ("own.", "shared.", "trainer."))
-            try:
-                if self.trainer.tasks_known:
-                    multitask.load_task_state(self.model, values["task"], own)
-                multitask.load_shared_state(self.model, shared)
-                self.trainer.load_task_record(values["task"], of_trainer)
-            except (ValueError, IndexError) as error:
-                raise UserError(f"{path} does not fit this network: {error}") from None
-            self.learned.append(values["task"])
-            self.accuracies[values["task"]] = values["accuracy"]
-            if values["row"] is not None:
-                self._rows.append(values["row"])
-            self._shared_saved |= shared
-            self._shared_changed |= set(shared)
-        elif record.kind == "evaluation":
-            scores = [TaskScore(**score) for score in values["scores"]]
-            self.evaluations[len(scores)] = scores
-            self._rows.append(values["row"])
-
-    def open(self, folder: RunFolder) -> None:
-        """Begin to write in the run's folder, and bring what lies there up to the checkpoint."""
-        self.folder = folder
-        if self._checkpoint is None:
-            self._checkpoint = Checkpoint(folder.checkpoint)
-        elif self._checkpoint.size() != self._size:
-            raise UserError(f"{folder.checkpoint} has grown since it was read: another process ran here; call again")
-        self._results = Results(Path(self.args.log_dir) / "results.csv")
-        if self._damaged:
-            folder.log(
-                f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
-                f"going on from what is whole before them: {len(self.learned)} tasks"
-            )
-            self._checkpoint.cut(self._damaged)
-        if self._rows:
-            folder.log(f"going on after {len(self.learned)} learned tasks")
-            self._results.complete(self._rows)
-            self._write_evaluations()
-            self._write_tables()
-        self._write_settings()
-        if not self._checkpoint.has_records():
-            self._checkpoint.append(Record("run", {"settings": self._settings}))
-            for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
-                self._write_task(task, None)
-
-    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
-        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
-        self.learned.append(task)
-        self.accuracies[task] = accuracies[-1]
-        self._note_shared()
-        row = self._row(
-            f"task {task} when just learned",
-            accuracies[-1],
-            max(accuracies),
-            Task=task,
-            **{"Accuracy Given": accuracies[-1]},
-        )
-        self._write_task(task, row)
-        self._write_tables()
-        self._publish(row)
-        if len(self.learned) == 1:
-            self._write_settings()
-            kept = self._kept_fractions()
-            self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
-
-    def _publish(self, row: dict) -> None:
-        """Add a row to ``results.csv``; what a damaged checkpoint has lost may stand there already."""
-        (self._results.complete if self._damaged else self._results.add)([row])
-
-    def _write_task(self, task: int, row: dict | None) -> None:
-        known = self.trainer.tasks_known
-        parts = {
-            "own": multitask.task_state(self.model, task) if known else {},
-            "shared": {name: self._shared_saved[name] for name in self._shared_news},
-            "trainer": self.trainer.task_record(task),
-        }
-        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
-        latest = [name for name in tensors if name.startswith("shared.") or not known]
-        values = {"task": task, "accuracy": self.accuracies[task], "row": row}
-        self._checkpoint.append(Record("task", values, tensors, latest))
-        self._shared_news = set()
-
-    def _note_shared(self) -> None:
-        """Take note of what the tasks share and has changed since it was last written."""
-        state = multitask.shared_state(self.model)
-        self._shared_news = {
-            name for name, value in state.items() if not torch.equal(value.cpu(), self._shared_saved[name])
-        }
-        self._shared_saved |= {name: state[name].detach().cpu().clone() for name in self._shared_news}
-        self._shared_changed |= self._shared_news
-
-    def storage(self) -> Storage:
-        """What must be kept of all that is learned."""
-        masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
-        for mask in masks:
-            if mask in changed or mask not in self._storage:
-                self._storage[mask] = task_storage(self.model, mask)
-        # Tasks that are scored as when they were just learned each need the weights of that time.
-        copies = len(self.learned) if self.args.score_when_learned else 1
-        return sum([tensor_storage(self._shared())] * copies, sum(self._storage.values(), Storage()))
-
-    def export(self) -> None:
-        """Write the file that ``--export`` names."""
-        write_export(Path(self.args.export), self._settings, self.model, self.accuracies, self._shared())
-
-    def _shared(self) -> dict[str, torch.Tensor]:
-        """What the tasks share and no seed makes."""
-        return {name: self._shared_saved[name] for name in sorted(self._shared_changed)}
-
-    def keep_evaluation(self, scores: list[TaskScore]) -> None:
-        """Keep how all tasks learned so far were answered."""
-        count = len(scores)
-        columns = {
-            "Accuracy Given": mean(score.given for score in scores),
-            "Accuracy Adapted": mean(score.adapted for score in scores),
-            "Share Inferred Right": mean(score.inferred_right for score in scores),
-        }
-        means = {name: value for name, value in columns.items() if value is not None}
-        value = means.get("Accuracy Adapted", columns["Accuracy Given"])
-        how = "task given" if self.args.adaptor == "gt" else "task inferred"
-        how += ", each when just learned" if self.args.score_when_learned else ""
-        row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
-        self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
-        self.evaluations[count] = scores
-        self._publish(row)
-        self._write_evaluations()
-        self._write_settings()
-        for name, value in means.items():
-            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", value, count)
-        for score in scores:
-            for step in score.steps:
-                self.folder.tensorboard.add_scalar(
-                    f"recovery after {count}/hamming distance of task {score.task}", step["hamming"], step["step"]
-                )
-        self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
-
-    def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
-        args, path, storage = self.args, self.folder.path.resolve(), self.storage()
-        rest = storage.batch_norm + storage.other
-        return {
-            "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
-            "Name": f"{Path(args.log_dir).name} {self.folder.path.name}: {what}",
-            "Current Val": current,
-            "Best Val": best,
-            "Save Directory": str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path),
-            "Set": args.set,
-            "Scenario": scenario(args),
-            "Tasks Learned": len(self.learned),
-            "Seed": args.seed,
-            "Sparsity": args.sparsity if args.conv_type in ("MaskConv", "MultitaskMaskConv") else None,
-            "Bytes": storage.packed + rest,
-            "Bytes CSC-16": storage.csc16 + rest,
-            "Bytes Coded": storage.coded + rest,
-            "Bytes Bound": round(storage.bound + rest),
-            "Bytes Batch Norm": storage.batch_norm,
-            **more,
-        }
-
-    def _write_evaluations(self) -> None:
-        """``adapt_results.csv``, a row a task; and ``hopfield.csv``, a row a step of recovery."""
-        rows, steps = [], []
-        for count, scores in sorted(self.evaluations.items()):
-            for score in scores:
-                row = {"tasks_learned": count, **asdict(score)}
-                about = {name: row[name] for name in ("tasks_learned", "task")}
-                steps += [about | step for step in row.pop("steps")]
-                rows.append(row)
-        for name, table in (("adapt_results.csv", rows), ("hopfield.csv", steps)):
-            if table:
-                write_whole(self.folder.path / name, to_csv(list(table[0]), table))
-
-    def _write_settings(self) -> None:
-        storage = {name: round(size) for name, size in asdict(self.storage()).items()}
-        self.folder.write_settings(vars(self.args), PROJECT, kept_fraction=self._kept_fractions(), bytes=storage)
-
-    def _kept_fractions(self) -> dict[str, float]:
-        mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
-        return {} if mask is None else multitask.kept_fractions(self.model, mask)
-
-    def _write_tables(self) -> None:
-        for name, text in self.trainer.tables().items():
-            write_whole(self.folder.path / name, text)
-
-
-def scenario(args: Namespace) -> str:
-    """The three letters of the paper: is the task given in training, at inference; are labels shared."""
-    if args.trainer == "nns":
-        return "NNs"
-    if args.adaptor == "gt":
-        return "GG"
-    return "GNu" if args.unshared_labels else "GNs"
 
 
 def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
@@ -540,20 +308,9 @@ def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
         f"{storage.bound:,.0f} at the least; beside them {storage.batch_norm:,} of batch norm, {storage.other:,} other"
     )
     if args.export is not None:
-        memory.export()
+        memory.export(Path(args.export))
         folder.log(f"exported: {args.export}")
     folder.log(f"results: {Path(args.log_dir) / 'results.csv'}; this run: {folder.path}")
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are there; None if there is none."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
-
-
-def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _check_same(path: Path | str, theirs: Mapping, ours: Mapping, names: Iterable[str]) -> None:

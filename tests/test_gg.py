@@ -15,6 +15,7 @@ import yaml
 import main
 from args import parse_arguments
 from experiments import launcher
+from utils.checkpoint import Checkpoint
 
 GG = launcher.ROOT / "experiments" / "GG"
 SCRIPTS = sorted(GG.glob("*/*.py"), key=lambda path: path.stem)
@@ -124,10 +125,10 @@ def test_earlier_tasks_score_what_they_scored_when_learned_also_after_a_fresh_lo
     assert [row["given"] for row in rows(tmp_path / "run" / "adapt_results.csv")] == when_learned
     assert [row["Tasks Learned"] for row in table] == ["1", "2", "3", "3"]
     # From the checkpoint: only the evaluation is done again, by a network that has just been made.
-    whole = main.Checkpoint(tmp_path / "run" / "checkpoint.pt").read()[0]
+    whole = Checkpoint(tmp_path / "run" / "checkpoint.pt").read()[0]
     (tmp_path / "again").mkdir()
     for record in whole[:-1]:
-        main.Checkpoint(tmp_path / "again" / "checkpoint.pt").append(record)
+        Checkpoint(tmp_path / "again" / "checkpoint.pt").append(record)
     assert main.main([*words[:-1], "again", "--resume"]) == 0
     assert [row["given"] for row in rows(tmp_path / "again" / "adapt_results.csv")] == when_learned
     about = yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())

@@ -1,0 +1,310 @@
+"""What a run has learned and measured so far: kept in a checkpoint, told in tables."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import nn
+
+from models import multitask
+from trainers.adaptors import TaskScore
+from trainers.default import DefaultTrainer
+from trainers.export import Storage, task_storage, tensor_storage, write_export
+from utils.checkpoint import Checkpoint, Record
+from utils.errors import UserError
+from utils.results import Results, to_csv, write_whole
+from utils.run import RunFolder
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """The flags that rows of results tell of."""
+
+    set: str
+    seed: int
+    conv_type: str
+    sparsity: float
+    trainer: str
+    adaptor: str
+    unshared_labels: bool
+    score_when_learned: bool
+
+    @property
+    def scenario(self) -> str:
+        """The three letters of the paper: is the task given in training, at inference; are labels shared."""
+        if self.trainer == "nns":
+            return "NNs"
+        if self.adaptor == "gt":
+            return "GG"
+        return "GNu" if self.unshared_labels else "GNs"
+
+
+class Memory:
+    """What a run has learned and measured so far, and its one way to the disk.
+
+    The checkpoint is written first and is the truth; ``results.csv`` and ``adapt_results.csv`` follow it, and a run
+    that goes on brings them up to it.
+
+    Args:
+        options: what rows of results tell of.
+        settings: all settings of the run as they are resolved, for ``settings.yaml``.
+        lasting: those of them that must stay the same when the run goes on.
+        check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
+            ``lasting``.
+        project: the folder of the code, for its commit, and for paths below it.
+
+    Attributes:
+        learned: the tasks, in the order they were learned in.
+        accuracies: of each task when it was just learned.
+        evaluations: the scores of the tasks, by the number of tasks learned.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trainer: DefaultTrainer,
+        options: RowOptions,
+        settings: Mapping[str, object],
+        lasting: Mapping[str, object],
+        check_same: Callable[[Path, Mapping], None],
+        project: Path,
+    ):
+        self.model, self.trainer, self.options = model, trainer, options
+        self.settings, self.lasting, self.check_same, self.project = settings, dict(lasting), check_same, project
+        self.learned: list[int] = []
+        self.accuracies: dict[int, float] = {}
+        self.evaluations: dict[int, list[TaskScore]] = {}
+        self._rows: list[dict] = []
+        self._damaged = 0
+        # What tasks share is kept once it differs from what the seed makes, and again when it has changed.
+        self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
+        self._shared_changed: set[str] = set()
+        self._shared_news: set[str] = set()  # changed and not written yet
+        self._storage: dict[int, Storage] = {}  # of each mask
+        self._checkpoint: Checkpoint | None = None
+
+    def adopt(self, accuracies: Mapping[int, float]) -> None:
+        """Take tasks that lie in the model for learned: those that were imported, with their accuracies."""
+        self.accuracies |= accuracies
+        self.learned += accuracies
+        self._note_shared()
+
+    def restore(self, path: Path) -> None:
+        """Load a checkpoint, to go on from.
+
+        Raises:
+            UserError: it cannot be read, is damaged beyond use, or is of other settings.
+        """
+        self._checkpoint = Checkpoint(path)
+        self._size = self._checkpoint.size()
+        records, self._damaged = self._checkpoint.read()
+        if path.name != "checkpoint.pt":  # a run goes on in the file of that name
+            raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
+        for record in records:
+            try:
+                self._recall(record, path)
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+
+    def _recall(self, record: Record, path: Path) -> None:
+        values = record.values
+        if record.kind == "run":
+            self.check_same(path, values["settings"])
+        elif record.kind == "task":
+            own, shared, of_trainer = (_named(record.tensors, part) for part in ("own.", "shared.", "trainer."))
+            try:
+                if self.trainer.tasks_known:
+                    multitask.load_task_state(self.model, values["task"], own)
+                multitask.load_shared_state(self.model, shared)
+                self.trainer.load_task_record(values["task"], of_trainer)
+            except (ValueError, IndexError) as error:
+                raise UserError(f"{path} does not fit this network: {error}") from None
+            self.learned.append(values["task"])
+            self.accuracies[values["task"]] = values["accuracy"]
+            if values["row"] is not None:
+                self._rows.append(values["row"])
+            self._shared_saved |= shared
+            self._shared_changed |= set(shared)
+        elif record.kind == "evaluation":
+            scores = [TaskScore(**score) for score in values["scores"]]
+            self.evaluations[len(scores)] = scores
+            self._rows.append(values["row"])
+
+    def open(self, folder: RunFolder) -> None:
+        """Begin to write in the run's folder, and bring what lies there up to the checkpoint."""
+        self.folder = folder
+        if self._checkpoint is None:
+            self._checkpoint = Checkpoint(folder.checkpoint)
+        elif self._checkpoint.size() != self._size:
+            raise UserError(f"{folder.checkpoint} has grown since it was read: another process ran here; call again")
+        self._results = Results(folder.path.parent / "results.csv")
+        if self._damaged:
+            folder.log(
+                f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
+                f"going on from what is whole before them: {len(self.learned)} tasks"
+            )
+            self._checkpoint.cut(self._damaged)
+        if self._rows:
+            folder.log(f"going on after {len(self.learned)} learned tasks")
+            self._results.complete(self._rows)
+            self._write_evaluations()
+            self._write_tables()
+        self._write_settings()
+        if not self._checkpoint.has_records():
+            self._checkpoint.append(Record("run", {"settings": self.lasting}))
+            for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
+                self._write_task(task, None)
+
+    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
+        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
+        self.learned.append(task)
+        self.accuracies[task] = accuracies[-1]
+        self._note_shared()
+        row = self._row(
+            f"task {task} when just learned",
+            accuracies[-1],
+            max(accuracies),
+            Task=task,
+            **{"Accuracy Given": accuracies[-1]},
+        )
+        self._write_task(task, row)
+        self._write_tables()
+        self._publish(row)
+        if len(self.learned) == 1:
+            self._write_settings()
+            kept = self._kept_fractions()
+            self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
+
+    def _publish(self, row: dict) -> None:
+        """Add a row to ``results.csv``; what a damaged checkpoint has lost may stand there already."""
+        (self._results.complete if self._damaged else self._results.add)([row])
+
+    def _write_task(self, task: int, row: dict | None) -> None:
+        known = self.trainer.tasks_known
+        parts = {
+            "own": multitask.task_state(self.model, task) if known else {},
+            "shared": {name: self._shared_saved[name] for name in self._shared_news},
+            "trainer": self.trainer.task_record(task),
+        }
+        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+        latest = [name for name in tensors if name.startswith("shared.") or not known]
+        values = {"task": task, "accuracy": self.accuracies[task], "row": row}
+        self._checkpoint.append(Record("task", values, tensors, latest))
+        self._shared_news = set()
+
+    def _note_shared(self) -> None:
+        """Take note of what the tasks share and has changed since it was last written."""
+        state = multitask.shared_state(self.model)
+        self._shared_news = {
+            name for name, value in state.items() if not torch.equal(value.cpu(), self._shared_saved[name])
+        }
+        self._shared_saved |= {name: state[name].detach().cpu().clone() for name in self._shared_news}
+        self._shared_changed |= self._shared_news
+
+    def storage(self) -> Storage:
+        """What must be kept of all that is learned."""
+        masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
+        for mask in masks:
+            if mask in changed or mask not in self._storage:
+                self._storage[mask] = task_storage(self.model, mask)
+        # Tasks that are scored as when they were just learned each need the weights of that time.
+        copies = len(self.learned) if self.options.score_when_learned else 1
+        return sum([tensor_storage(self._shared())] * copies, sum(self._storage.values(), Storage()))
+
+    def export(self, path: Path) -> None:
+        """Write the file that ``--export`` names."""
+        write_export(path, self.lasting, self.model, self.accuracies, self._shared())
+
+    def _shared(self) -> dict[str, torch.Tensor]:
+        """What the tasks share and no seed makes."""
+        return {name: self._shared_saved[name] for name in sorted(self._shared_changed)}
+
+    def keep_evaluation(self, scores: list[TaskScore]) -> None:
+        """Keep how all tasks learned so far were answered."""
+        count = len(scores)
+        columns = {
+            "Accuracy Given": mean(score.given for score in scores),
+            "Accuracy Adapted": mean(score.adapted for score in scores),
+            "Share Inferred Right": mean(score.inferred_right for score in scores),
+        }
+        means = {name: value for name, value in columns.items() if value is not None}
+        value = means.get("Accuracy Adapted", columns["Accuracy Given"])
+        how = "task given" if self.options.adaptor == "gt" else "task inferred"
+        how += ", each when just learned" if self.options.score_when_learned else ""
+        row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
+        self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
+        self.evaluations[count] = scores
+        self._publish(row)
+        self._write_evaluations()
+        self._write_settings()
+        for name, value in means.items():
+            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", value, count)
+        for score in scores:
+            for step in score.steps:
+                self.folder.tensorboard.add_scalar(
+                    f"recovery after {count}/hamming distance of task {score.task}", step["hamming"], step["step"]
+                )
+        self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
+
+    def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
+        options, path, storage = self.options, self.folder.path.resolve(), self.storage()
+        rest = storage.batch_norm + storage.other
+        return {
+            "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
+            "Name": f"{self.folder.path.parent.name} {self.folder.path.name}: {what}",
+            "Current Val": current,
+            "Best Val": best,
+            "Save Directory": str(path.relative_to(self.project) if path.is_relative_to(self.project) else path),
+            "Set": options.set,
+            "Scenario": options.scenario,
+            "Tasks Learned": len(self.learned),
+            "Seed": options.seed,
+            "Sparsity": options.sparsity if options.conv_type in ("MaskConv", "MultitaskMaskConv") else None,
+            "Bytes": storage.packed + rest,
+            "Bytes CSC-16": storage.csc16 + rest,
+            "Bytes Coded": storage.coded + rest,
+            "Bytes Bound": round(storage.bound + rest),
+            "Bytes Batch Norm": storage.batch_norm,
+            **more,
+        }
+
+    def _write_evaluations(self) -> None:
+        """``adapt_results.csv``, a row a task; and ``hopfield.csv``, a row a step of recovery."""
+        rows, steps = [], []
+        for count, scores in sorted(self.evaluations.items()):
+            for score in scores:
+                row = {"tasks_learned": count, **asdict(score)}
+                about = {name: row[name] for name in ("tasks_learned", "task")}
+                steps += [about | step for step in row.pop("steps")]
+                rows.append(row)
+        for name, table in (("adapt_results.csv", rows), ("hopfield.csv", steps)):
+            if table:
+                write_whole(self.folder.path / name, to_csv(list(table[0]), table))
+
+    def _write_settings(self) -> None:
+        storage = {name: round(size) for name, size in asdict(self.storage()).items()}
+        self.folder.write_settings(
+            dict(self.settings), self.project, kept_fraction=self._kept_fractions(), bytes=storage
+        )
+
+    def _kept_fractions(self) -> dict[str, float]:
+        mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
+        return {} if mask is None else multitask.kept_fractions(self.model, mask)
+
+    def _write_tables(self) -> None:
+        for name, text in self.trainer.tables().items():
+            write_whole(self.folder.path / name, text)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are there; None if there is none."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None
+
+
+def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
