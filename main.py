@@ -21,7 +21,7 @@ from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, Trai
 from trainers.export import load_export, read_export
 from trainers.memory import Memory, RowOptions, mean
 from utils.checkpoint import Record
-from utils.errors import UserError
+from utils.errors import Stopped, UserError, no_memory, stopping
 from utils.parallel import Group, group_of
 from utils.results import Results
 from utils.run import RunFolder, progress
@@ -40,7 +40,11 @@ NETWORK_FLAGS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
+    """Run what the command line asks for.
+
+    Returns:
+        The exit status: 0; 2, with one line, for bad input; 1, with one line, when the run could not go on.
+    """
     try:
         args, exported = parse_arguments(argv), []
         if args.import_file is not None:
@@ -48,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = parse_arguments(argv, settings)
             _check_same(args.import_file, settings, vars(args), NETWORK_FLAGS)
         run(args, exported)
-    except UserError as error:
+    except (UserError, Stopped) as error:
         # One line, whatever stands in a path or flag that the message names.
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-        print(f"main.py: error: {line}", file=sys.stderr)
-        return 2
+        print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {line}", file=sys.stderr)
+        return error.status if isinstance(error, Stopped) else 2
     return 0
 
 
@@ -63,7 +67,8 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
         exported: the records of ``--import``, if it was given.
 
     Raises:
-        UserError: the input is wrong; before anything is written, where that can be known.
+        UserError: the input is wrong; before anything is written.
+        Stopped: the run could not go on.
     """
     devices = set_up(args)
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
@@ -72,11 +77,16 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
     Results(Path(args.log_dir) / "results.csv").check()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
-        memory.open(folder)
-        with group_of(devices, follow, args, exported) as trainer.group:
-            learn(args, data, model, trainer, memory, folder)
-        report(args, memory, folder)
-        folder.finish()
+        with stopping():
+            memory.open(folder)
+            with group_of(devices, follow, args, exported) as trainer.group:
+                learn(args, data, model, trainer, memory, folder)
+            report(args, memory, folder)
+            folder.finish()
+    except Stopped as error:
+        error.args = (f"{error}; {memory.saved()}",)
+        folder.keep(f"stopped: {error}")
+        raise
     finally:
         folder.close()
 
@@ -129,8 +139,8 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
     )
     try:
         model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
-    except RuntimeError as error:  # torch says so when memory is refused
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
             raise
         raise UserError(f"--num-tasks {args.num_tasks}: memory has no room for a network with so many tasks") from None
     return data, model, TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
@@ -244,6 +254,12 @@ def learn(
     at_once = args.tasks_in_parallel
     groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
+        for task in group:
+            if memory.recover(task):
+                evaluate_if_due()
+        group = [task for task in group if task not in memory.learned]
+        if not group:
+            continue
         started, accuracies = time.perf_counter(), []
         train_loader, val_loader = data.loaders(group)
         trainer.begin_tasks(group)
@@ -273,7 +289,7 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     memory = recall(args, model, trainer, exported)
     trainer.group = group
     for task in tasks_to_learn(args):
-        if task not in memory.learned:
+        if task not in memory.learned and task not in memory.spare:
             data.update_task(task)
             trainer.begin_task(task)
             for epoch in range(args.epochs):

@@ -1,5 +1,6 @@
 """What a run has learned and measured so far: kept in a checkpoint, told in tables."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -60,6 +61,8 @@ class Memory:
         learned: the tasks, in the order they were learned in.
         accuracies: of each task when it was just learned.
         evaluations: the scores of the tasks, by the number of tasks learned.
+        spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
+            each other; ``recover`` takes one back when its turn comes.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Memory:
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
         self.evaluations: dict[int, list[TaskScore]] = {}
+        self.spare: dict[int, Record] = {}
         self._rows: list[dict] = []
         self._damaged = 0
+        self._saved = 0  # tasks in the checkpoint
         # What tasks share is kept once it differs from what the seed makes, and again when it has changed.
         self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
         self._shared_changed: set[str] = set()
@@ -96,18 +101,49 @@ class Memory:
         """Load a checkpoint, to go on from.
 
         Raises:
-            UserError: it cannot be read, is damaged beyond use, or is of other settings.
+            UserError: it cannot be read or written, is damaged beyond use, or is of other settings.
         """
         self._checkpoint = Checkpoint(path)
         self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
         if path.name != "checkpoint.pt":  # a run goes on in the file of that name
             raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--resume {path}: cannot be written, and what is learned next goes there")
         for record in records:
             try:
                 self._recall(record, path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+        self._saved = len(self.learned)
+        for journal in (self._checkpoint, Checkpoint(self._checkpoint.aside)):
+            self._find_spare(journal)
+
+    def _find_spare(self, journal: Checkpoint) -> None:
+        """See which learned tasks stand behind damage, now or in a file that was kept aside."""
+        try:
+            records, damaged = journal.read() if journal.has_records() else ([], 0)
+        except UserError:
+            return
+        if not damaged or not records or records[0].values.get("settings") != self.lasting:
+            return
+        tasks = [record for record in journal.behind_damage() if record.kind == "task"]
+        alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
+        if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
+            found = {record.values["task"]: record for record in tasks}
+            self.spare |= {task: record for task, record in found.items() if task not in self.learned}
+
+    def recover(self, task: int) -> bool:
+        """Take ``task`` back from behind damage; whether it was there."""
+        if task not in self.spare:
+            return False
+        record = self.spare.pop(task)
+        self._recall(record, self._checkpoint.aside)
+        self._append(record)
+        self.folder.log(f"task {task}: taken from behind the damage in {self._checkpoint.aside}")
+        if record.values["row"] is not None:
+            self._results.complete([record.values["row"]])
+        return True
 
     def _recall(self, record: Record, path: Path) -> None:
         values = record.values
@@ -145,6 +181,7 @@ class Memory:
             folder.log(
                 f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
                 f"going on from what is whole before them: {len(self.learned)} tasks"
+                + (f"; and of what is whole behind damage: {len(self.spare)} tasks" if self.spare else "")
             )
             self._checkpoint.cut(self._damaged)
         if self._rows:
@@ -192,8 +229,20 @@ class Memory:
         tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
         latest = [name for name in tensors if name.startswith("shared.") or not known]
         values = {"task": task, "accuracy": self.accuracies[task], "row": row}
-        self._checkpoint.append(Record("task", values, tensors, latest))
+        self._append(Record("task", values, tensors, latest))
         self._shared_news = set()
+
+    def _append(self, record: Record) -> None:
+        """Write the record of a learned task."""
+        self._checkpoint.append(record)
+        self._saved += 1
+
+    def saved(self) -> str:
+        """What of the run is safe, and how to go on."""
+        if self._checkpoint is None or not self._checkpoint.has_records():
+            return "nothing is saved; call again"
+        tasks = f"{self._saved} learned task{'s are' if self._saved != 1 else ' is'} saved"
+        return f"{tasks}; to go on, call again with --resume {self._checkpoint.path}"
 
     def _note_shared(self) -> None:
         """Take note of what the tasks share and has changed since it was last written."""
