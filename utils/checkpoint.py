@@ -222,6 +222,16 @@ class Checkpoint:
         self._dead, self._end = 0, self.size()
 
 
+def write_record(path: Path, record: Record) -> None:
+    """Write a checkpoint that holds one record in the place of the one that is there, which stays until it is proved.
+
+    Raises:
+        OSError: there is no room, or what was written does not read back.
+    """
+    data = MAGIC + record.to_bytes()
+    replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
+
+
 def replace_with(
     path: Path, write: Callable[[BinaryIO], object], whole: Callable[[BinaryIO], bool] = lambda file: True
 ) -> None:

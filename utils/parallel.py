@@ -1,5 +1,6 @@
 """One run on several devices: a process each, and the gradients averaged between them."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from utils.errors import Stopped, stopping
+from utils.signals import blocked
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
 
@@ -41,6 +45,13 @@ class Group:
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of ``value`` over the processes."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
     def from_first(self, value: Tensor) -> Tensor:
         """The first process's ``value``, in all of them; every process must give one of the same shape and type."""
         if self.size > 1:
@@ -52,10 +63,14 @@ class Group:
 def group_of(devices: list[torch.device], follow: Callable[..., None], *args: object) -> Iterator[Group]:
     """Be the first process of a group with one for each device; the others call ``follow(group, *args)``.
 
-    Leaving waits for the others to return, or ends them after an error here.
+    Leaving waits for the others to return, or ends them after an error here. Signals that ask the run to end are for
+    the first process alone.
 
     Args:
         follow: a function of a module, with arguments that can be pickled.
+
+    Raises:
+        Stopped: one of the others has ended.
     """
     if len(devices) == 1:
         yield Group()
@@ -67,16 +82,24 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], follow, args))
         for rank in range(1, len(devices))
     ]
-    for process in others:
-        process.start()
+    with blocked():
+        for process in others:
+            process.start()
     try:
         _join(backend, store, Group(0, len(devices)), devices[0])
         yield Group(0, len(devices))
         for process in others:
             process.join()
+    except RuntimeError as error:
+        for process, device in zip(others, devices[1:], strict=True):
+            process.join(timeout=5)  # a connection is lost a moment before its process has ended
+            if process.exitcode:
+                raise Stopped(f"the process on {device} ended with status {process.exitcode}") from error
+        raise
     finally:
         for process in others:
-            process.terminate()
+            process.kill()
+            process.join()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -84,7 +107,12 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)
-    follow(group, *args)
+    try:
+        with stopping():
+            follow(group, *args)
+    except Stopped as error:
+        print(f"process on {device}: {error}", file=sys.stderr)
+        sys.exit(error.status)
     dist.destroy_process_group()
 
 
