@@ -326,7 +326,7 @@ def train(
         memory.keep_training(accuracies)
         raise
     if not trainer.given_up:
-        trainer.check_progress(accuracies[-1], val_loader)
+        trainer.check_progress(accuracies[-1])
     if trainer.failed and args.on_nan == "stop":
         raise Stopped(f"{next(iter(trainer.failed.values()))}; --on-nan skip would leave it out")
     return accuracies

@@ -217,6 +217,25 @@ def test_the_program_ends_with_the_status_of_the_signal_and_leaves_no_process(de
     assert not any(map(runs, below))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+def test_when_another_process_of_the_run_ends_the_run_stops_with_one_line_of_its_own(tmp_path):
+    words = "--num-tasks 1 --epochs 100000 --threads 1 --checkpoint-minutes 0 --multigpu cpu,cpu --name run".split()
+    process = subprocess.Popen(
+        [sys.executable, main.__file__, *words, "--log-dir", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "training.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in processes_below(process.pid):
+        os.kill(pid, signal.SIGKILL)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in error
+    assert "main.py: stopped: the process on cpu ended with status -9; 0 learned tasks and " in error
+
+
 # What is kept inside a task
 
 
@@ -425,6 +444,7 @@ def test_where_no_task_can_be_learned_the_run_says_so(tmp_path, spoil, capsys):
     "words, fails",
     [
         ("--lr 1e-12", True),  # no score ever changes its sign
+        ("--conv-type MultitaskMaskConv --sparsity 1e-5", True),  # no way through the network is kept
         ("--lr 1e-3", False),
         ("--lr 1e-12 --iter-lim 199", False),  # too early to say
     ],

@@ -366,27 +366,30 @@ class DefaultTrainer:
         self.optimizer.step()
         return losses.detach()
 
-    def check_progress(self, accuracies: Sequence[float], loader) -> None:
+    def check_progress(self, accuracies: Sequence[float]) -> None:
         """See that each task in training has learned something; those that have not go into ``failed``.
 
-        A task has not if after 200 batches or more its loss is still that of the first ones, within a hundredth, and
-        its accuracy no better than that of the one answer that is right most often, within two standard deviations.
+        A task has not if after 200 batches or more two things hold. Its loss is still that of the first batches or
+        that of a constant answer, the entropy of the labels, within three hundredths. And its accuracy is no better
+        than that of a constant answer, by two standard deviations.
 
         Args:
-            accuracies: of each task, on ``loader``.
+            accuracies: of each task in the last ``test``.
         """
-        stuck = [last > 0.99 * first for first, last in zip(self._first, self._last, strict=True)]
-        if self.batches_done < 2 * LOOK or not any(stuck):
+        if self.batches_done < 2 * LOOK:
             return
-        labels = torch.cat([y for _, y in loader], dim=-1).reshape(len(self.tasks), -1)
-        for place, task in enumerate(self.tasks):
-            share = float(labels[place].bincount().max()) / labels.shape[1]
-            if stuck[place] and accuracies[place] < share + 2 * math.sqrt(share * (1 - share) / labels.shape[1]):
+        for task, accuracy, labels, first, last in zip(
+            self.tasks, accuracies, self._labels, self._first, self._last, strict=True
+        ):
+            shares = labels.bincount() / len(labels)
+            largest, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
+            constant = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
+            if last > 0.97 * min(first, entropy) and accuracy < constant < 1:
                 self.failed.setdefault(
                     task,
-                    f"task {task}: after {self.batches_done} batches its loss is {self._last[place]:.4g}, as it was in "
-                    f"the first ones, and its accuracy {accuracies[place]:.4f} that of a constant answer; likely --lr "
-                    f"{self.options.lr} is too small, or the masks leave nothing that answers",
+                    f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, which is no better than at "
+                    f"first or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely --lr "
+                    f"{self.options.lr} is too small or too large, or the masks leave nothing that answers",
                 )
 
     @torch.no_grad()
@@ -394,5 +397,9 @@ class DefaultTrainer:
         """The share of right answers over the whole of ``loader``, for each task in training."""
         self.model.eval()
         network = self.model if self.state is None else partial(multitask.call_tasks, self.model, self.state)
-        right = sum((network(x).argmax(dim=-1) == y).sum(dim=-1) for x, y in loader)
+        right, labels = torch.zeros((), dtype=torch.int64), []
+        for x, y in loader:
+            right = right + (network(x).argmax(dim=-1) == y).sum(dim=-1)
+            labels.append(y)
+        self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
         return [int(count) / loader.num_images for count in right.reshape(-1)]

@@ -230,7 +230,7 @@ class NNsTrainer(DefaultTrainer):
     def end_epoch(self) -> None:
         """Nothing: the learning rate is constant."""
 
-    def check_progress(self, accuracies: Sequence[float], loader) -> None:
+    def check_progress(self, accuracies: Sequence[float]) -> None:
         """Nothing: which mask a hidden task trains is the learner's own choice."""
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
