@@ -127,6 +127,19 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="start from what --export wrote, with its settings, and learn the tasks it lacks",
     )
+    add(
+        "--checkpoint-minutes",
+        type=_number(float, 0, 1e9),
+        default=10.0,
+        metavar="M",
+        help="also write a checkpoint every so many minutes inside a task; 0: after every batch",
+    )
+    add(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with a task whose loss is no number or does not fall: stop the run, or leave the task out",
+    )
     add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
     add("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="lay images out pixel by pixel")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="train through torch.compile")
@@ -393,6 +406,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--sparsity {args.sparsity}: is a fraction, at most 1, unless --er-sparsity makes it a multiplier"
         )
+    if args.on_nan == "skip" and (args.trainer == "nns" or "," in (args.multigpu or "")):
+        why = "--trainer nns meets" if args.trainer == "nns" else "a run on several devices learns"
+        raise UserError(f"--on-nan skip: {why} every task; say stop")
     if args.import_file is not None and args.resume is not None:
         raise UserError("--import and --resume: a run starts from one of them")
     if args.score_when_learned and args.adaptor != "gt":

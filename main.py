@@ -19,18 +19,20 @@ from models import Builder, get_model, multitask
 from models.norms import is_statistic
 from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
 from trainers.export import load_export, read_export
-from trainers.memory import Memory, RowOptions, mean
+from trainers.memory import Memory, MemoryOptions, mean
 from utils.checkpoint import Record
-from utils.errors import UserError
+from utils.errors import Stopped, UserError, no_memory, stopping
 from utils.parallel import Group, group_of
 from utils.results import Results
 from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
+from utils.signals import Signals
 
 # Where and how a run computes, and when it looks; a checkpoint may go on with other values of these.
 NEUTRAL_FLAGS = {
     *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
     *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel"),
+    *("checkpoint_minutes", "on_nan"),
 }
 # What the tasks and the frozen network are made of; exported masks mean nothing under other values of these.
 NETWORK_FLAGS = {
@@ -40,30 +42,42 @@ NETWORK_FLAGS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
+    """Run what the command line asks for.
+
+    Returns:
+        The exit status: 0; 2, with one line, for bad input; 1, with one line, when the run could not go on; 130 or
+        143, with one line, after SIGINT or SIGTERM.
+    """
+    with Signals() as signals:
+        return _main(argv, signals)
+
+
+def _main(argv: Sequence[str] | None, signals: Signals) -> int:
     try:
         args, exported = parse_arguments(argv), []
         if args.import_file is not None:
             settings, exported = read_export(Path(args.import_file))
             args = parse_arguments(argv, settings)
             _check_same(args.import_file, settings, vars(args), NETWORK_FLAGS)
-        run(args, exported)
-    except UserError as error:
+        run(args, signals, exported)
+    except (UserError, Stopped) as error:
         # One line, whatever stands in a path or flag that the message names.
         line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-        print(f"main.py: error: {line}", file=sys.stderr)
-        return 2
+        print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {line}", file=sys.stderr)
+        return error.status if isinstance(error, Stopped) else 2
     return 0
 
 
-def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
+def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> None:
     """Learn the tasks and evaluate.
 
     Args:
+        signals: what may ask the run to stop.
         exported: the records of ``--import``, if it was given.
 
     Raises:
-        UserError: the input is wrong; before anything is written, where that can be known.
+        UserError: the input is wrong; before anything is written.
+        Stopped: the run could not go on.
     """
     devices = set_up(args)
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
@@ -72,12 +86,17 @@ def run(args: Namespace, exported: Sequence[Record] = ()) -> None:
     Results(Path(args.log_dir) / "results.csv").check()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
-        memory.open(folder)
-        with group_of(devices, follow, args, exported) as group:
-            trainer.join(group)
-            learn(args, data, model, trainer, memory, folder)
-        report(args, memory, folder)
-        folder.finish()
+        with stopping(), signals.waiting():
+            memory.open(folder)
+            with group_of(devices, follow, args, exported) as group:
+                trainer.join(group)
+                learn(args, data, model, trainer, memory, folder, signals)
+            report(args, memory, folder)
+            folder.finish()
+    except Stopped as error:
+        error.args = (f"{error}; {memory.saved()}",)
+        folder.keep(f"stopped: {error}")
+        raise
     finally:
         folder.close()
 
@@ -130,8 +149,8 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
     )
     try:
         model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
-    except RuntimeError as error:  # torch says so when memory is refused
-        if "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
             raise
         raise UserError(f"--num-tasks {args.num_tasks}: memory has no room for a network with so many tasks") from None
     return data, model, TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
@@ -197,7 +216,7 @@ def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported:
     def check_same(path: Path, theirs: Mapping) -> None:
         _check_same(path, theirs, lasting, theirs | lasting)
 
-    memory = Memory(model, trainer, _pick(RowOptions, args), vars(args), lasting, check_same, PROJECT)
+    memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT)
     if exported:
         memory.adopt(load_export(Path(args.import_file), model, exported))
     if args.resume:  # a checkpoint goes on where it lies
@@ -221,50 +240,97 @@ def learn(
     trainer: DefaultTrainer,
     memory: Memory,
     folder: RunFolder,
+    signals: Signals,
 ) -> None:
     """Learn every task that is not learned yet, and evaluate when so many are learned as was asked for."""
     tasks = tasks_to_learn(args)
-    due = {count for count in args.eval_ckpts or () if count < len(tasks)} | {len(tasks)}
 
     def evaluate_if_due() -> None:
         count = len(memory.learned)
-        if count not in due or count in memory.evaluations:
+        due = count in (args.eval_ckpts or ()) or count + len(memory.left_out) == len(tasks)
+        if not due or count in memory.evaluations:
             return
+        if count == 0:
+            raise Stopped("no task could be learned")
         if args.score_when_learned:
             memory.keep_evaluation([TaskScore(task, memory.accuracies[task]) for task in memory.learned])
         else:
             bar = partial(progress, description=f"evaluation after {count}", unit="task")
             options = _pick(InferenceOptions, args)
             masks = trainer.candidates(memory.learned)
-            memory.keep_evaluation(
-                evaluate(model, data, memory.learned, args.adaptor, options, bar, trainer.mask_of, masks)
-            )
+            with signals.waiting(False):
+                scores = evaluate(model, data, memory.learned, args.adaptor, options, bar, trainer.mask_of, masks)
+            memory.keep_evaluation(scores)
 
     evaluate_if_due()  # a run may have been cut short between learning and evaluation
     todo = [task for task in tasks if task not in memory.learned]
     at_once = args.tasks_in_parallel
     groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
-        started, accuracies = time.perf_counter(), []
-        train_loader, val_loader = data.loaders(group)
-        trainer.begin_tasks(group)
-        for epoch in range(args.epochs):
+        for task in group:
+            if memory.recover(task):
+                evaluate_if_due()
+        group = [task for task in group if task not in memory.learned]
+        if not group:
+            continue
+        started = time.perf_counter()
+        accuracies = train(args, data, trainer, memory, folder, signals, group)
+        seconds = (time.perf_counter() - started) / len(group)
+        for task in trainer.end_tasks():
+            memory.keep_task(task, [measured[group.index(task)] for measured in accuracies])
+            folder.log(f"task {task}: accuracy {memory.accuracies[task]:.4f}, {seconds:.1f} s")
+            if note := trainer.note(task):
+                folder.log(note)
+            evaluate_if_due()
+        for task, why in trainer.failed.items():
+            memory.leave_out(task, why)
+            evaluate_if_due()
+
+
+def train(
+    args: Namespace,
+    data: TaskDataset,
+    trainer: DefaultTrainer,
+    memory: Memory,
+    folder: RunFolder,
+    signals: Signals,
+    group: Sequence[int],
+) -> list[list[float]]:
+    """Train tasks at once; their accuracies after each epoch. A signal leaves them where a later run can go on.
+
+    Raises:
+        Stopped: there was a signal, or a task failed.
+    """
+    train_loader, val_loader = data.loaders(group)
+    trainer.begin_tasks(group)
+    accuracies = memory.resume_training(group)
+
+    def after_batch() -> None:
+        memory.keep_training_if_due(accuracies)
+        signals.check()
+
+    try:
+        for epoch in range(len(accuracies), args.epochs):
             bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
-            losses = trainer.train(train_loader, epoch, bar)
-            accuracies.append(trainer.test(val_loader))
+            losses = trainer.train(train_loader, epoch, bar, after_batch)
+            if trainer.given_up:
+                break
+            with signals.waiting(False):
+                accuracies.append(trainer.test(val_loader))
             for place, values in enumerate(zip(losses, accuracies[-1], strict=True)):
                 step = (len(memory.learned) + place) * args.epochs + epoch
                 for name, value in zip(("train/loss", "val/accuracy"), values, strict=True):
                     folder.tensorboard.add_scalar(name, value, step)
             if trainer.reached_limit:
                 break
-        seconds = (time.perf_counter() - started) / len(group)
-        for task, measured in zip(trainer.end_tasks(), zip(*accuracies, strict=True), strict=True):
-            memory.keep_task(task, measured)
-            folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
-            if note := trainer.note(task):
-                folder.log(note)
-            evaluate_if_due()
+    except Stopped:
+        memory.keep_training(accuracies)
+        raise
+    if not trainer.given_up:
+        trainer.check_progress(accuracies[-1])
+    if trainer.failed and args.on_nan == "stop":
+        raise Stopped(f"{next(iter(trainer.failed.values()))}; --on-nan skip would leave it out")
+    return accuracies
 
 
 def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
@@ -274,12 +340,12 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     memory = recall(args, model, trainer, exported)
     trainer.join(group)
     for task in tasks_to_learn(args):
-        if task not in memory.learned:
+        if task not in memory.learned and task not in memory.spare:
             data.update_task(task)
             trainer.begin_task(task)
-            for epoch in range(args.epochs):
+            for epoch in range(len(memory.resume_training([task])), args.epochs):
                 trainer.train(data.train_loader, epoch)
-                if trainer.reached_limit:
+                if trainer.reached_limit or trainer.given_up:
                     break
             trainer.end_task()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class _Batches(Sampler[list[Item]]):
         return iter(self.batches)
 
 
+def _ignore_signals(_: int) -> None:
+    """A worker ends when its run does, which first finishes its batch."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     if items:
         return default_collate(items)
@@ -100,6 +107,7 @@ class FolderLoader(Loader):
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             collate_fn=_collate,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # nothing is drawn from it, and the global one is left alone
         )
 

@@ -7,12 +7,13 @@ class BatchList:
     def __init__(self, batches: list):
         self.batches = batches
         self.num_images = sum(len(y) for _, y in batches)
+        self.start = 0
 
-    def set_epoch(self, epoch):
-        pass
+    def set_epoch(self, epoch, start=0):
+        self.start = start
 
     def __len__(self):
         return len(self.batches)
 
     def __iter__(self):
-        return iter(self.batches)
+        return iter(self.batches[self.start :])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,10 @@ from models import multitask
 from models.multitask import Rng
 from models.norms import share_statistics
 from utils.errors import UserError
-from utils.optim import make_optimizer, make_schedule
+from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
+
+LOOK = 100  # batches whose losses are looked at together
 
 
 @dataclass
@@ -38,6 +40,7 @@ class TrainingOptions:
         reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
         num_tasks: for how many tasks there are masks.
         nns_every, nns_epsilon: see ``NNsTrainer``.
+        on_nan: ``stop`` gives all tasks in training up when one fails; ``skip`` goes on with the others.
     """
 
     epochs: int = 1
@@ -59,6 +62,7 @@ class TrainingOptions:
     num_tasks: int = 1
     nns_every: int = 100
     nns_epsilon: float = 0.125
+    on_nan: str = "stop"
 
 
 class DefaultTrainer:
@@ -73,6 +77,8 @@ class DefaultTrainer:
         rng: a key to a generator, for the fresh scores of a task.
 
     Attributes:
+        tasks: those in training.
+        failed: those of them that cannot be learned, and why.
         group: the processes that train together; see ``join``.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
@@ -86,6 +92,7 @@ class DefaultTrainer:
         self.model, self.options, self.rng = model, options, rng
         self.group = Group()
         self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
+        self.failed: dict[int, str] = {}
 
     def join(self, group: Group) -> None:
         """Train together with the other processes of ``group``, as one process with all their images would."""
@@ -120,7 +127,7 @@ class DefaultTrainer:
         """Start to learn ``tasks``, all of them at once; with several, ``train`` and ``test`` take stacked batches."""
         if len(tasks) == 1:
             return self.begin_task(tasks[0])
-        self.tasks, self.batches_done = list(tasks), 0
+        self._begin(tasks)
         self.state = multitask.begin_tasks(self.model, tasks, self.rng)
         self._optimise([value for value in self.state.values() if value.requires_grad], self.options.lr)
         self._compile(partial(multitask.call_tasks, self.model, self.state))
@@ -129,19 +136,41 @@ class DefaultTrainer:
         """Keep what was learned of the tasks in training, one after the other; gives each when it is kept."""
         if self.state is None:
             task = self.task
+            if task in self.failed:
+                return self._forget()
             self.end_task()
             yield task
             return
         state, self.state = self.state, None
         self._forget()
         for place, task in enumerate(self.tasks):
+            if task in self.failed:
+                continue
             multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
             yield task
 
     def begin_task(self, task: int) -> None:
         """Start to learn ``task``."""
         self.prepare(task)
-        self.task, self.batches_done = task, 0
+        self.task = task
+        self._begin([task])
+
+    def _begin(self, tasks: Sequence[int]) -> None:
+        """Start to count."""
+        self.tasks, self.failed = list(tasks), {}
+        self.batches_done = 0
+        self._begin_epoch(0)
+        self._recent: list[Tensor] = []  # losses of batches that nobody has looked at yet
+        self._first: list[float] = []  # mean losses of each task when they were looked at first, and last
+        self._last: list[float] = []
+
+    def _begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.epoch_batches, self.epoch_trained, self.epoch_loss = epoch, 0, 0, torch.zeros(())
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing is left to train, for tasks have failed."""
+        return bool(self.failed) and (self.options.on_nan == "stop" or len(self.failed) == len(self.tasks))
 
     def prepare(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
@@ -179,6 +208,54 @@ class DefaultTrainer:
         """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
         return {}
 
+    def training_record(self) -> dict[str, Tensor]:
+        """All that the tasks in training need to go on from the last batch, by name; called between two batches."""
+        own = multitask.training_state(self.model) if self.state is None else self.state
+        parts = {
+            "own": own,
+            "shared": multitask.shared_state(self.model),
+            "optimizer": state_tensors(self.optimizer),
+            "epochs": {"stepped": torch.tensor(self.schedule.last_epoch)},
+        }
+        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+        return tensors | self._position()
+
+    def load_training_record(self, record: dict[str, Tensor]) -> None:
+        """The inverse of ``training_record``; called when these tasks were just begun.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: the record is not one of this network and trainer.
+        """
+        parts: dict[str, dict[str, Tensor]] = {"own": {}, "shared": {}, "optimizer": {}, "epochs": {}}
+        for key, value in record.items():
+            part, _, name = key.partition(".")
+            if part in parts:
+                parts[part][name] = value
+        multitask.load_training_state(self.model, parts["own"], self.state)
+        multitask.load_shared_state(self.model, parts["shared"])
+        load_state_tensors(self.optimizer, parts["optimizer"])
+        set_epoch(self.schedule, int(parts["epochs"]["stepped"]))
+        self._load_position(record)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the state of the tasks in training is worth going on from."""
+        return not self.failed and not (self._recent and not torch.stack(self._recent).isfinite().all())
+
+    def _position(self) -> dict[str, Tensor]:
+        return {
+            "batches": torch.tensor([self.batches_done, self.epoch, self.epoch_batches, self.epoch_trained]),
+            "loss": self.epoch_loss,
+            "recent": torch.stack(self._recent) if self._recent else torch.zeros(0),
+            "looks": torch.tensor([self._first, self._last], dtype=torch.float64),
+        }
+
+    def _load_position(self, record: dict[str, Tensor]) -> None:
+        self.batches_done, self.epoch, self.epoch_batches, self.epoch_trained = record["batches"].tolist()
+        device = next(chain(self.model.parameters(), self.model.buffers())).device
+        self.epoch_loss, self._recent = record["loss"].to(device), list(record["recent"].to(device))
+        self._first, self._last = record["looks"].tolist()
+
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
         """The inverse of ``task_record``; called for each learned task, in the order of learning."""
 
@@ -211,31 +288,67 @@ class DefaultTrainer:
         """Whether the task has had all the batches it may have."""
         return self.batches_done == self.options.iter_lim
 
-    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> list[float]:
-        """One pass over the data of the tasks in training, or up to the limit of batches.
+    def train(
+        self,
+        loader,
+        epoch: int,
+        progress: Callable[[Iterable, int], Iterable] = islice,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> list[float]:
+        """One pass over the data of the tasks in training, or what is left of it, or up to the limit of batches.
 
         Args:
             loader: batches (x, y); its order is that of ``epoch``.
             progress: called with the batches and their number, to show them.
+            after_batch: called after each batch; what it raises leaves the trainer where it can go on.
 
         Returns:
             The mean loss of each task over the pass; not a number if no batch was learned from.
         """
         self.model.train()
-        loader.set_epoch(epoch)
-        count = len(loader)
+        if epoch != self.epoch:
+            self._begin_epoch(epoch)
+        loader.set_epoch(epoch, self.epoch_batches)
+        count = len(loader) - self.epoch_batches
         if self.options.iter_lim is not None:
             count = min(count, self.options.iter_lim - self.batches_done)
-        total, trained = torch.zeros(()), 0
-        for x, y in progress(islice(loader, count), count):
+        for left, (x, y) in zip(range(count - 1, -1, -1), progress(islice(loader, count), count), strict=True):
             if self.admits(x):
-                total = total + self.step(x, y)
-                trained += 1
+                self._recent.append(self.step(x, y))
+                self.epoch_loss = self.epoch_loss + self._recent[-1]
+                self.epoch_trained += 1
             self.batches_done += 1
-        if not trained:
-            return [math.nan]
+            self.epoch_batches += 1
+            if not left and self.epoch_trained:
+                self.end_epoch()
+            if not left or len(self._recent) == LOOK:
+                self.look()
+                if self.given_up:
+                    break
+            after_batch()
+        if not self.epoch_trained:
+            return [math.nan] * len(self.tasks)
+        return (self.epoch_loss / self.epoch_trained).reshape(-1).tolist()
+
+    def end_epoch(self) -> None:
+        """Change the learning rate as the schedule says."""
         self.schedule.step()
-        return (total / trained).reshape(-1).tolist()
+
+    def look(self) -> None:
+        """See that the losses of the last batches are numbers. Not after each batch, for a GPU would wait for it."""
+        if not self._recent:
+            return
+        losses = torch.stack(self._recent).reshape(len(self._recent), -1)  # (batches, tasks)
+        self._recent = []
+        self._last = self.group.mean(losses.mean(dim=0)).tolist()
+        self._first = self._first or self._last
+        for place, (task, loss) in enumerate(zip(self.tasks, self._last, strict=True)):
+            if not math.isfinite(loss) and task not in self.failed:
+                bad = (~losses[:, place].isfinite()).int()
+                batch = self.batches_done - len(losses) + 1 + int(bad.argmax())
+                self.failed[task] = f"task {task}: the loss of batch {batch} is not a finite number; likely " + (
+                    f"--lr {self.options.lr} is too large" if batch > 1 else "the images or the weights are not"
+                )
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch.
@@ -257,10 +370,40 @@ class DefaultTrainer:
         self.optimizer.step()
         return losses.detach()
 
+    def check_progress(self, accuracies: Sequence[float]) -> None:
+        """See that each task in training has learned something; those that have not go into ``failed``.
+
+        A task has not if after 200 batches or more two things hold. Its loss is still that of the first batches or
+        that of a constant answer, the entropy of the labels, within three hundredths. And its accuracy is no better
+        than that of a constant answer, by two standard deviations.
+
+        Args:
+            accuracies: of each task in the last ``test``.
+        """
+        if self.batches_done < 2 * LOOK:
+            return
+        for task, accuracy, labels, first, last in zip(
+            self.tasks, accuracies, self._labels, self._first, self._last, strict=True
+        ):
+            shares = labels.bincount() / len(labels)
+            largest, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
+            constant = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
+            if last > 0.97 * min(first, entropy) and accuracy < constant < 1:
+                self.failed.setdefault(
+                    task,
+                    f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, which is no better than "
+                    f"at first or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely "
+                    f"--lr {self.options.lr} is too small or too large, or the masks leave nothing that answers",
+                )
+
     @torch.no_grad()
     def test(self, loader) -> list[float]:
         """The share of right answers over the whole of ``loader``, for each task in training."""
         self.model.eval()
         network = self.model if self.state is None else partial(multitask.call_tasks, self.model, self.state)
-        right = sum((network(x).argmax(dim=-1) == y).sum(dim=-1) for x, y in loader)
+        right, labels = torch.zeros((), dtype=torch.int64), []
+        for x, y in loader:
+            right = right + (network(x).argmax(dim=-1) == y).sum(dim=-1)
+            labels.append(y)
+        self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
         return [int(count) / loader.num_images for count in right.reshape(-1)]

@@ -1,5 +1,7 @@
 """What a run has learned and measured so far: kept in a checkpoint, told in tables."""
 
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -13,15 +15,17 @@ from models import multitask
 from trainers.adaptors import TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, task_storage, tensor_storage, write_export
-from utils.checkpoint import Checkpoint, Record
+from utils.checkpoint import Checkpoint, Record, write_record
 from utils.errors import UserError
 from utils.results import Results, to_csv, write_whole
 from utils.run import RunFolder
 
+TRAINING = "training.pt"  # what is kept of the tasks in training, beside the checkpoint
+
 
 @dataclass(frozen=True)
-class RowOptions:
-    """The flags that rows of results tell of."""
+class MemoryOptions:
+    """The flags that rows of results tell of, and how many minutes lie between checkpoints inside a task."""
 
     set: str
     seed: int
@@ -31,6 +35,7 @@ class RowOptions:
     adaptor: str
     unshared_labels: bool
     score_when_learned: bool
+    checkpoint_minutes: float
 
     @property
     def scenario(self) -> str:
@@ -49,7 +54,7 @@ class Memory:
     that goes on brings them up to it.
 
     Args:
-        options: what rows of results tell of.
+        options: what it must know of the flags.
         settings: all settings of the run as they are resolved, for ``settings.yaml``.
         lasting: those of them that must stay the same when the run goes on.
         check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
@@ -60,13 +65,16 @@ class Memory:
         learned: the tasks, in the order they were learned in.
         accuracies: of each task when it was just learned.
         evaluations: the scores of the tasks, by the number of tasks learned.
+        left_out: tasks that could not be learned.
+        spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
+            each other; ``recover`` takes one back when its turn comes.
     """
 
     def __init__(
         self,
         model: nn.Module,
         trainer: DefaultTrainer,
-        options: RowOptions,
+        options: MemoryOptions,
         settings: Mapping[str, object],
         lasting: Mapping[str, object],
         check_same: Callable[[Path, Mapping], None],
@@ -77,8 +85,12 @@ class Memory:
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
         self.evaluations: dict[int, list[TaskScore]] = {}
+        self.left_out: list[int] = []
+        self.spare: dict[int, Record] = {}
         self._rows: list[dict] = []
-        self._damaged = 0
+        self._damaged, self._training_damaged = 0, False
+        self._due = 0.0  # when the tasks in training are kept again
+        self._saved = 0  # tasks in the checkpoint
         # What tasks share is kept once it differs from what the seed makes, and again when it has changed.
         self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
         self._shared_changed: set[str] = set()
@@ -86,6 +98,8 @@ class Memory:
         self._storage: dict[int, Storage] = {}  # of each mask
         self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
+        self._training: Record | None = None  # of tasks in the middle of which a run ended
+        self._batches = ""  # what is saved of the tasks in training, in words
 
     def adopt(self, accuracies: Mapping[int, float]) -> None:
         """Take tasks that lie in the model for learned: those that were imported, with their accuracies."""
@@ -97,18 +111,124 @@ class Memory:
         """Load a checkpoint, to go on from.
 
         Raises:
-            UserError: it cannot be read, is damaged beyond use, or is of other settings.
+            UserError: it cannot be read or written, is damaged beyond use, or is of other settings.
         """
         self._checkpoint = Checkpoint(path)
         self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
         if path.name != "checkpoint.pt":  # a run goes on in the file of that name
             raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--resume {path}: cannot be written, and what is learned next goes there")
         for record in records:
             try:
                 self._recall(record, path)
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+        self._saved = len(self.learned)
+        for journal in (self._checkpoint, Checkpoint(self._checkpoint.aside)):
+            self._find_spare(journal)
+        self._training, self._training_damaged = self._read_training()
+
+    def _read_training(self) -> tuple[Record | None, bool]:
+        """What was kept of the tasks in training, if the run can go on from it; and whether it is damaged."""
+        journal = Checkpoint(self._checkpoint.path.with_name(TRAINING))
+        if not journal.size():
+            return None, False
+        try:
+            records, damaged = journal.read()
+        except UserError:
+            records, damaged = [], 1
+        if damaged or [record.kind for record in records] != ["training"]:
+            return None, True
+        values = records[0].values
+        # One that was left behind when its tasks had been learned is of no use.
+        fits = values.get("learned") == self.learned and values.get("settings") == self.lasting
+        return (records[0] if fits else None), False
+
+    def resume_training(self, tasks: Sequence[int]) -> list[list[float]]:
+        """Bring the trainer, which has just begun ``tasks``, to where a run ended in the middle of them.
+
+        Returns:
+            The accuracies of the tasks after each epoch that is done; none if there is nothing to go on from.
+
+        Raises:
+            UserError: what was kept does not fit.
+        """
+        self._due = time.monotonic() + 60 * self.options.checkpoint_minutes
+        record, self._training = self._training, None
+        if record is None or record.values["tasks"] != list(tasks):
+            return []
+        try:
+            self.trainer.load_training_record(record.tensors)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self._checkpoint.path.with_name(TRAINING)} does not fit this run: {error!r}; without it "
+                "the task starts anew"
+            ) from None
+        self._count_batches()
+        return record.values["accuracies"]
+
+    def keep_training(self, accuracies: Sequence[Sequence[float]]) -> None:
+        """Keep all that the tasks in training need to go on, beside the checkpoint.
+
+        Args:
+            accuracies: of these tasks after each epoch that is done.
+        """
+        self._due = time.monotonic() + 60 * self.options.checkpoint_minutes
+        if not self.trainer.healthy:
+            return
+        tasks = self.trainer.tasks
+        values = {"settings": self.lasting, "learned": self.learned, "tasks": tasks, "accuracies": list(accuracies)}
+        write_record(self.folder.path / TRAINING, Record("training", values, self.trainer.training_record()))
+        self._count_batches()
+
+    def keep_training_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:
+        """Keep the tasks in training every ``checkpoint_minutes``."""
+        if time.monotonic() >= self._due:
+            self.keep_training(accuracies)
+
+    def _count_batches(self) -> None:
+        tasks = ", ".join(map(str, self.trainer.tasks))
+        self._batches = f" and {self.trainer.batches_done} batches of task {tasks}"
+
+    def leave_out(self, task: int, why: str) -> None:
+        """Go on without ``task``, which failed, and without what it did to the weights that tasks share."""
+        self.folder.log(f"warning: {why}; it is left out")
+        self.left_out.append(task)
+        multitask.load_shared_state(self.model, self._shared_saved)
+        self._drop_training()
+
+    def _drop_training(self) -> None:
+        """A task in training is learned or given up: what was kept of it is of no use any more."""
+        self._batches = ""
+        (self.folder.path / TRAINING).unlink(missing_ok=True)
+
+    def _find_spare(self, journal: Checkpoint) -> None:
+        """See which learned tasks stand behind damage, now or in a file that was kept aside."""
+        try:
+            records, damaged = journal.read() if journal.has_records() else ([], 0)
+        except UserError:
+            return
+        if not damaged or not records or records[0].values.get("settings") != self.lasting:
+            return
+        tasks = [record for record in journal.behind_damage() if record.kind == "task"]
+        alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
+        if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
+            found = {record.values["task"]: record for record in tasks}
+            self.spare |= {task: record for task, record in found.items() if task not in self.learned}
+
+    def recover(self, task: int) -> bool:
+        """Take ``task`` back from behind damage; whether it was there."""
+        if task not in self.spare:
+            return False
+        record = self.spare.pop(task)
+        self._recall(record, self._checkpoint.aside)
+        self._append(record)
+        self.folder.log(f"task {task}: taken from behind the damage in {self._checkpoint.aside}")
+        if record.values["row"] is not None:
+            self._results.complete([record.values["row"]])
+        return True
 
     def _recall(self, record: Record, path: Path) -> None:
         values = record.values
@@ -146,8 +266,13 @@ class Memory:
             folder.log(
                 f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
                 f"going on from what is whole before them: {len(self.learned)} tasks"
+                + (f"; and of what is whole behind damage: {len(self.spare)} tasks" if self.spare else "")
             )
             self._checkpoint.cut(self._damaged)
+        if self._training_damaged:
+            folder.log(f"warning: {folder.path / TRAINING} is damaged; its task starts anew")
+        if self._training is None:
+            self._drop_training()
         if self._rows:
             folder.log(f"going on after {len(self.learned)} learned tasks")
             self._results.complete(self._rows)
@@ -172,6 +297,7 @@ class Memory:
             **{"Accuracy Given": accuracies[-1]},
         )
         self._write_task(task, row)
+        self._drop_training()
         self._write_tables()
         self._publish(row)
         if len(self.learned) == 1:
@@ -193,8 +319,20 @@ class Memory:
         tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
         latest = [name for name in tensors if name.startswith("shared.") or not known]
         values = {"task": task, "accuracy": self.accuracies[task], "row": row}
-        self._checkpoint.append(Record("task", values, tensors, latest))
+        self._append(Record("task", values, tensors, latest))
         self._shared_news = set()
+
+    def _append(self, record: Record) -> None:
+        """Write the record of a learned task."""
+        self._checkpoint.append(record)
+        self._saved += 1
+
+    def saved(self) -> str:
+        """What of the run is safe, and how to go on."""
+        if self._checkpoint is None or not self._checkpoint.has_records():
+            return "nothing is saved; call again"
+        tasks = f"{self._saved} learned tasks{self._batches} are saved"
+        return f"{tasks}; to go on, call again with --resume {self._checkpoint.path}"
 
     def _note_shared(self) -> None:
         """Take note of what the tasks share and has changed since it was last written."""

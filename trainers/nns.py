@@ -16,6 +16,7 @@ from models.multitask import Rng
 from trainers.adaptors import alpha_gradients, entropy, uniform
 from trainers.default import DefaultTrainer, TrainingOptions
 from utils.errors import UserError
+from utils.optim import load_state_tensors, state_tensors
 from utils.results import to_csv
 
 FEWEST = 5  # masks that a decision compares, unallocated ones among them while there are fewer
@@ -69,7 +70,7 @@ class NNsTrainer(DefaultTrainer):
         self._current: int | None = None  # the mask that the last decision chose; None: batches are skipped
         self._batches_seen = 0
         self._scores: dict[int, dict[str, Tensor]] = {}
-        self._optimizer_state: dict[int, dict[str, Tensor]] = {}  # of the current mask, when it is not in training
+        self._optimizer_state: dict[str, Tensor] = {}  # of the current mask, when it is not in training
         self._changed: set[int] = set()
         self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
         self._own: dict[int, int] = {}  # the first mask that was allocated for a hidden task
@@ -102,8 +103,13 @@ class NNsTrainer(DefaultTrainer):
 
     def begin_task(self, task: int) -> None:
         self.task = self._hidden = task
-        self._changed, self.batches_done = set(), 0
+        self._changed = set()
+        self._begin([task])
         self._trained[task] = Counter()
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on with the mask that was in training."""
         if self._current is not None:
             self._open(self._current)
         elif self.decisions:  # batches are being skipped: test with the mask that explained the last ones best
@@ -169,7 +175,7 @@ class NNsTrainer(DefaultTrainer):
         self.prepare(mask)
         self._load_scores(mask)
         if self._optimizer_state:
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": self._optimizer_state})
+            load_state_tensors(self.optimizer, self._optimizer_state)
         self._current = mask
         self._changed.add(mask)
 
@@ -184,10 +190,7 @@ class NNsTrainer(DefaultTrainer):
         self._scores[self._current] = {
             name: scores.detach().cpu().clone() for name, scores in multitask.task_parameters(self.model).items()
         }
-        self._optimizer_state = {
-            index: {key: value.cpu().clone() for key, value in state.items() if isinstance(value, Tensor)}
-            for index, state in self.optimizer.state_dict()["state"].items()
-        }
+        self._optimizer_state = state_tensors(self.optimizer)
         multitask.end_task(self.model)
 
     def task_record(self, task: int) -> dict[str, Tensor]:
@@ -204,9 +207,31 @@ class NNsTrainer(DefaultTrainer):
         }
         for mask in self._changed:
             tensors |= {f"scores.{mask}.{name}": scores for name, scores in self._scores[mask].items()}
-        for index, state in self._optimizer_state.items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        return tensors
+        return tensors | {f"optimizer.{name}": value for name, value in self._optimizer_state.items()}
+
+    def training_record(self) -> dict[str, Tensor]:
+        """As if the hidden task ended here, for to the learner it is nothing when one ends."""
+        current = self._current
+        if current is not None:
+            self._close()
+        record = {f"task.{name}": value for name, value in self.task_record(self._hidden).items()}
+        if current is not None:
+            self._open(current)
+            self.model.train()
+        return record | self._position()
+
+    def load_training_record(self, record: dict[str, Tensor]) -> None:
+        task = {name.removeprefix("task."): value for name, value in record.items() if name.startswith("task.")}
+        self.load_task_record(self._hidden, task)
+        self._changed = {int(name.split(".")[1]) for name in task if name.startswith("scores.")}
+        self._resume()
+        self._load_position(record)
+
+    def end_epoch(self) -> None:
+        """Nothing: the learning rate is constant."""
+
+    def check_progress(self, accuracies: Sequence[float]) -> None:
+        """Nothing: which mask a hidden task trains is the learner's own choice."""
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
         self._optimizer_state, loaded = {}, {}
@@ -216,8 +241,7 @@ class NNsTrainer(DefaultTrainer):
                 mask, _, parameter = rest.partition(".")
                 loaded.setdefault(int(mask), {})[parameter] = tensor
             elif kind == "optimizer":
-                index, _, key = rest.partition(".")
-                self._optimizer_state.setdefault(int(index), {})[key] = tensor
+                self._optimizer_state[rest] = tensor
             elif kind == "trained":
                 self._trained[task] = Counter(dict(tensor.tolist()))
             elif kind == "decisions":

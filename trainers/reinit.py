@@ -73,10 +73,16 @@ class ReinitTrainer(DefaultTrainer):
         self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
         super().end_task()
 
-    def train(self, loader, epoch: int, progress: Callable[[Iterable, int], Iterable] = islice) -> list[float]:
+    def train(
+        self,
+        loader,
+        epoch: int,
+        progress: Callable[[Iterable, int], Iterable] = islice,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> list[float]:
         if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
             self._start_from(self._most_similar(loader))
-        return super().train(loader, epoch, progress)
+        return super().train(loader, epoch, progress, after_batch)
 
     def task_record(self, task: int) -> Scores:
         return self.learned.get(task, {})

@@ -3,18 +3,24 @@
 A run of 2,500 tasks saves after every task. Writing the whole state again each time would write a thousand times its
 size, so the file is appended to: one record a learned task, one an evaluation. A record is its length, its SHA-256
 and a safetensors block, which holds tensors and JSON and can run no code. What a crash leaves half written at the end
-fails its checksum and is cut off when the journal is opened again.
+fails its checksum and is cut off when the journal is opened again. Where bytes in the middle were damaged the records
+behind them are still found, for each tells by itself whether it is whole.
 
 Of some tensors only the latest counts, as of weights that every task trains. Earlier ones lie dead in the file; when
 they outweigh the rest, the file is written again without them.
 """
 
+import errno
 import hashlib
 import json
+import mmap
 import os
+import shutil
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -74,6 +80,7 @@ class Checkpoint:
         self.path = Path(path)
         self._latest: dict[str, int] = {}  # bytes of the tensors of which only the latest counts
         self._dead = 0  # bytes of those before them
+        self._end: int | None = None  # bytes of the file when this object last read or wrote it
 
     def read(self) -> tuple[list[Record], int]:
         """Every whole record from the start, and how many bytes of the file after them are damaged (0: none).
@@ -87,6 +94,7 @@ class Checkpoint:
             with open(self.path, "rb") as file:
                 head = file.read(len(MAGIC))
                 if MAGIC.startswith(head) and head != MAGIC:  # killed before its first line was whole
+                    self._end = len(head)
                     return [], len(head)
                 if head != MAGIC:
                     raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
@@ -95,9 +103,15 @@ class Checkpoint:
                 for record in _records(file):
                     self._count(record)
                     records.append(record)
-                return records, os.fstat(file.fileno()).st_size - file.tell()
+                self._end = os.fstat(file.fileno()).st_size
+                return records, self._end - file.tell()
         except OSError as error:
             raise UserError(f"checkpoint {self.path}: {error.strerror}") from None
+
+    @property
+    def aside(self) -> Path:
+        """Where ``cut`` keeps a damaged file."""
+        return self.path.with_name(f"{self.path.name}.damaged")
 
     def size(self) -> int:
         """The bytes of the file; 0 if it is not there."""
@@ -107,24 +121,74 @@ class Checkpoint:
         """Whether the file is there and holds more than its first line."""
         return self.size() > len(MAGIC)
 
+    def behind_damage(self) -> Iterator[Record]:
+        """The whole records that stand behind the first damaged byte; none if the file is missing or whole."""
+        with suppress(OSError), open(self.path, "rb") as file:
+            file.seek(len(MAGIC))
+            for _ in _records(file):
+                pass
+            damage, size = file.tell(), os.fstat(file.fileno()).st_size
+            if damage >= size:
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                # A block is 8 bytes and a JSON object: wherever one might begin, see whether the rest is a record.
+                place = damage
+                while (place := content.find(b'{"', place + 1)) >= 0:
+                    begin = place - 8 - _FRAME.size
+                    if begin > damage:
+                        file.seek(begin)
+                        yield from _records(file)
+                        if file.tell() > begin:
+                            place = damage = file.tell()
+
     def cut(self, damaged: int) -> None:
-        """Cut ``damaged`` bytes off the end, as ``read`` counted them."""
+        """Cut ``damaged`` bytes off the end, as ``read`` counted them.
+
+        The whole file is kept aside as ``<name>.damaged``, unless a crash just left its last record unfinished.
+        """
+        end = self.path.stat().st_size - damaged
+        if not self._unfinished(end):
+            with open(self.path, "rb") as old:
+                replace_with(self.aside, partial(shutil.copyfileobj, old))
         with open(self.path, "r+b") as file:
-            file.truncate(self.path.stat().st_size - damaged)
+            file.truncate(end)
+            os.fsync(file.fileno())
+        self._end = end
+
+    def _unfinished(self, begin: int) -> bool:
+        """Whether the file ends in the middle of what begins there, so far as it can tell."""
+        with open(self.path, "rb") as file:
+            file.seek(begin)
+            frame = file.read(_FRAME.size)
+            short = len(frame) < _FRAME.size or _FRAME.unpack(frame)[0] > self.path.stat().st_size - file.tell()
+        return short and next(self.behind_damage(), None) is None
 
     def append(self, record: Record) -> None:
         """Add a record; when this returns it is on the disk.
 
         Raises:
-            OSError: the disk is full or gone; what was written of the record fails its checksum later.
+            OSError: the disk is full or gone, or the file is not what it was; the records before this one stay.
         """
         data = record.to_bytes()
+        if self._end not in (None, self.size()):
+            raise OSError(errno.ESTALE, "was changed or removed by another process", str(self.path))
         with open(self.path, "ab") as file:
-            file.write(data if file.tell() else MAGIC + data)
-            file.flush()
-            os.fsync(file.fileno())
+            begin = file.tell()
+            try:
+                file.write(data if begin else MAGIC + data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                with suppress(OSError):
+                    file.close()  # what it still holds goes the same way
+                with suppress(OSError):
+                    os.truncate(self.path, begin)
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+            self._end = file.tell()
+        if not begin:
+            _sync_folder(self.path.parent)
         self._count(record)
-        if self._dead > DEAD_BYTES and self._dead > self.path.stat().st_size / 2:
+        if self._dead > DEAD_BYTES and self._dead > self._end / 2:
             self._compact()
 
     def _count(self, record: Record) -> None:
@@ -134,21 +198,82 @@ class Checkpoint:
 
     def _compact(self) -> None:
         """Write the file again without what is dead: all of it, or the file stays as it was."""
-        part = self.path.with_name(f".{self.path.name}.part")
-        with open(self.path, "rb") as old, open(part, "wb") as new:
+
+        def write(new: BinaryIO) -> None:
+            nonlocal count
             old.seek(len(MAGIC))
             # One record in memory at a time: the first pass finds where the latest are.
             last = {name: index for index, record in enumerate(_records(old)) for name in record.latest}
             old.seek(len(MAGIC))
             new.write(MAGIC)
-            for index, record in enumerate(_records(old)):
+            for count, record in enumerate(_records(old), start=1):
+                index = count - 1
                 record.latest = [name for name in record.latest if last[name] == index]
                 record.tensors = {name: t for name, t in record.tensors.items() if last.get(name, index) == index}
                 new.write(record.to_bytes())
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(part, self.path)
-        self._dead = 0
+
+        def whole(new: BinaryIO) -> bool:
+            new.seek(len(MAGIC))
+            return sum(1 for _ in _records(new)) == count and not new.read(1)
+
+        count = 0
+        with open(self.path, "rb") as old:
+            replace_with(self.path, write, whole)
+        self._dead, self._end = 0, self.size()
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a checkpoint that holds one record in the place of the one that is there, which stays until it is proved.
+
+    Raises:
+        OSError: there is no room, or what was written does not read back.
+    """
+    data = MAGIC + record.to_bytes()
+    replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
+
+
+def replace_with(
+    path: Path, write: Callable[[BinaryIO], object], whole: Callable[[BinaryIO], bool] = lambda file: True
+) -> None:
+    """Write a file anew so that at any moment the old one or the new one is there, whole.
+
+    Args:
+        write: writes the content.
+        whole: whether the new file, read again, is what it should be; only then it takes the place of the old one.
+
+    Raises:
+        OSError: it could not be written, or does not read back; the old file is as it was.
+    """
+    part = part_of(path)
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with open(part, "rb") as file:
+            if not whole(file):
+                raise OSError(errno.EIO, "does not read back what was written", str(path))
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    _sync_folder(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _sync_folder(folder: Path) -> None:
+    """See that a name that was made or changed in ``folder`` is on the disk."""
+    with suppress(OSError):  # some file systems cannot, and some systems do not open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _records(file: BinaryIO) -> Iterator[Record]:

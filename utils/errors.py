@@ -1,9 +1,46 @@
-"""The error that a user can mend."""
+"""The errors that end a run with one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Bad input: a flag, a file or a machine that is not what it should be.
 
     The message is one line that names the flag or file, its value and what would be right.
-    ``main.py`` prints it and exits with status 2; anything else that escapes is a bug.
+    ``main.py`` prints it and exits with status 2; anything else that escapes, but ``Stopped``, is a bug.
     """
+
+
+class Stopped(Exception):
+    """A run that cannot go on, though nothing is wrong with it: a full disk, no memory left, a signal.
+
+    The message is one line that says what happened. ``main.py`` adds what is saved and how to go on.
+
+    Attributes:
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Make ``Stopped`` of the errors of a machine that has no room left or has lost a file."""
+    try:
+        yield
+    except (OSError, UserError) as error:
+        name = "" if getattr(error, "filename", None) is None else f"{error.filename}: "
+        raise Stopped(f"{name}{getattr(error, 'strerror', None) or error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+        raise Stopped(f"out of memory: {str(error).splitlines()[0] if str(error) else 'none is left'}") from error
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error says that memory was refused, for which torch has several types."""
+    said = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))

@@ -1,10 +1,10 @@
 """Optimisers and learning-rate schedules, by name."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -67,6 +67,34 @@ def _cosine(epoch: int, epochs: int) -> float:
 
 
 LR_POLICIES: dict[str, Callable[[int, int], float]] = {"constant_lr": _constant, "cosine_lr": _cosine}
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser has measured so far, ``{parameter's place.name: tensor}``, in host memory."""
+    return {
+        f"{index}.{name}": value.cpu().clone()
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``state_tensors``."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = value.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def set_epoch(schedule: LambdaLR, epoch: int) -> None:
+    """Make a fresh schedule one that was stepped ``epoch`` times."""
+    schedule.last_epoch = epoch
+    for group, base, factor in zip(
+        schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(epoch)
 
 
 def make_schedule(policy: str, optimizer: torch.optim.Optimizer, epochs: int, warmup_length: int = 0) -> LambdaLR:

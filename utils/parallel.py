@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.errors import Stopped, stopping
+from utils.signals import blocked
+
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
 WATCH_SECONDS = 0.2  # between two looks at whether the others are alive
 PARTING_SECONDS = 3  # from the end of a process's connections to its own
@@ -73,6 +76,13 @@ class Group:
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of ``value`` over the processes."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
     def from_first(self, value: Tensor) -> Tensor:
         """The first process's ``value``, in all of them; every process must give one of the same shape and type."""
         if self.size > 1:
@@ -84,10 +94,14 @@ class Group:
 def group_of(devices: list[torch.device], follow: Callable[..., None], *args: object) -> Iterator[Group]:
     """Be the first process of a group with one for each device; the others call ``follow(group, *args)``.
 
-    Leaving waits for the others to return, or ends them after an error here.
+    Leaving waits for the others to return, or ends them after an error here. Signals that ask the run to end are for
+    the first process alone.
 
     Args:
         follow: a function of a module, with arguments that can be pickled.
+
+    Raises:
+        Stopped: one of the others has ended.
     """
     if len(devices) == 1:
         yield Group()
@@ -99,8 +113,9 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], follow, args))
         for rank in range(1, len(devices))
     ]
-    for process in others:
-        process.start()
+    with blocked():
+        for process in others:
+            process.start()
     left = threading.Event()
     watch = threading.Thread(target=_end_if_one_dies, args=(others, left), daemon=True)
     watch.start()
@@ -109,14 +124,18 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         yield Group(0, len(devices))
         for process in others:
             process.join()
-    except RuntimeError:  # what torch raises when another is gone; then the watch has its say first
-        watch.join(PARTING_SECONDS)
+    except RuntimeError as error:  # what torch raises when another is gone
+        for process, device in zip(others, devices[1:], strict=True):
+            process.join(PARTING_SECONDS)  # a connection is lost a moment before its process has ended
+            if process.exitcode:
+                raise Stopped(f"the process on {device} ended with status {process.exitcode}") from error
         raise
     finally:
         left.set()
         watch.join()
         for process in others:
-            process.terminate()
+            process.kill()
+            process.join()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -124,11 +143,12 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event) -> None:
     """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
 
-    At once and without clean-up, for a message under way cannot be called back. What is learned is on the disk.
+    Where torch does not say so by itself soon: without clean-up, for a message under way cannot be called back. What is
+    learned is on the disk.
     """
     while not left.wait(WATCH_SECONDS):
         for rank, process in enumerate(others, start=1):
-            if process.exitcode:
+            if process.exitcode and not left.wait(2 * PARTING_SECONDS):
                 what = f"--multigpu: process {rank + 1} of {len(others) + 1} has ended with status {process.exitcode}"
                 print(f"main.py: error: {what}; --resume goes on from the last learned task", file=sys.stderr)
                 for other in others:
@@ -146,7 +166,12 @@ def _follow(backend: str, port: int, group: Group, device: torch.device, follow:
     threading.Thread(target=_end_with_first, daemon=True).start()
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)
-    follow(group, *args)
+    try:
+        with stopping():
+            follow(group, *args)
+    except Stopped as error:
+        print(f"process on {device}: {error}", file=sys.stderr)
+        sys.exit(error.status)
     dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -14,7 +15,9 @@ import torch
 import torchvision
 import yaml
 from filelock import FileLock, Timeout
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -43,7 +46,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock", timeout=0)
             self._lock.acquire()
-            self._log = open(self.path / "log.txt", "a")
+            for part in self.path.glob(".*.part"):  # of a file that a killed run was writing
+                part.unlink()
+            self._log = open(self.path / "log.txt", "ab", buffering=0)
+            self.tensorboard = Scalars(self.path)
         except Timeout:
             raise UserError(f"{self.path}: another process is running in this folder") from None
         except OSError as error:
@@ -51,15 +57,18 @@ class RunFolder:
         self._started = datetime.now().isoformat(timespec="seconds")
         self.checkpoint = self.path / "checkpoint.pt"
         self.finished = self.path / "finished"
-        self.tensorboard = SummaryWriter(str(self.path))
 
     def log(self, text: str) -> None:
         """Print ``text``, without disturbing a progress bar, and keep it in ``log.txt`` with the time."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+        self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Add ``text`` to ``log.txt`` with the time; where that cannot be, as on a full disk, the run goes on."""
         stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        self._log.writelines(f"{stamp} {line}\n" for line in text.splitlines())
-        self._log.flush()
+        with suppress(OSError):
+            self._log.write("".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
 
     def write_settings(self, settings: dict, project: Path, **more: object) -> None:
         """``settings.yaml``: every resolved setting, the machine, versions and commit, and what ``more`` says."""
@@ -88,6 +97,38 @@ class RunFolder:
         self.tensorboard.close()
         self._log.close()
         self._lock.release()
+
+
+class Scalars:
+    """TensorBoard's file of the numbers of a run.
+
+    ``SummaryWriter`` writes in a thread of its own, which fails with a traceback when the disk is full. Here numbers
+    are written at once, and from the first on that finds no room they are left out: no result depends on them.
+    """
+
+    def __init__(self, folder: Path):
+        name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}"
+        self._records = RecordWriter(open(folder / name, "ab"))
+        self._full = False
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Add a point to the curve ``name``."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _add(self, event: Event) -> None:
+        try:
+            if not self._full:
+                self._records.write(event.SerializeToString())
+                self._records.flush()
+        except OSError:
+            self._full = True
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):  # what found no room finds none now
+            self._records.close()
 
 
 def _commit(project: Path) -> str:

@@ -1,0 +1,72 @@
+"""Signals that ask a run to end: from the terminal, or from a cluster whose time is up."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from utils.errors import Stopped
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """SIGINT and SIGTERM raise ``Stopped``: at once, or where the run says that it can stop. A second one just ends it.
+
+    A context manager; leaving it puts back the handlers that were there. Outside the main thread, which alone may have
+    handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._waits = False
+        self._handlers: dict[int, object] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in NUMBERS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as of a job in the background of a script
+                    self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        for each in self._handlers:
+            signal.signal(each, signal.SIG_DFL)
+        if not self._waits:
+            self.check()
+
+    def check(self) -> None:
+        """The run can stop here.
+
+        Raises:
+            Stopped: there was a signal; with the exit status that shells give to one.
+        """
+        if self._received is not None:
+            raise Stopped(f"by {signal.Signals(self._received).name}", 128 + self._received)
+
+    @contextmanager
+    def waiting(self, waits: bool = True) -> Iterator[None]:
+        """Within this a signal waits for ``check``; or, with ``waits`` false, it does not."""
+        before, self._waits = self._waits, waits
+        if not waits:
+            self.check()
+        try:
+            yield
+        finally:
+            self._waits = before
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Hold these signals back; a process that is started within this never gets them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
