@@ -32,6 +32,7 @@ from experiments.records import Experiment, Run, Setting  # noqa: E402
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by experiments/report.py --collect -->", "<!-- end of results -->"
+FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
 NOT_MEASURED = "not measured"
 CSS = (
     "body{font:15px/1.5 sans-serif;max-width:68em;margin:2em auto;padding:0 1em}img{max-width:100%}"
@@ -236,7 +237,7 @@ def by_figure(experiments: Sequence[Experiment], paper: dict) -> list[tuple[str,
         name = paper["experiments"].get(experiment.name, {}).get("figure")
         about = paper["figures"].get(name, {})
         if not about or not all(_has(setting, about.get("settings", {})) for setting in experiment.settings):
-            name, about = f"curve of {experiment.name}", {"title": experiment.name, "form": "tasks"}
+            name, about = f"curve of {experiment.name}", {"title": experiment.name, "form": about.get("form", "tasks")}
         if about["form"] == "hamming" and not any("hopfield" in run.tables for run in experiment.runs):
             about = about | {"form": "tasks"}
         found.setdefault(name, (about, []))[1].append(experiment)
@@ -295,9 +296,6 @@ def _about(experiment: Experiment, paper: dict) -> list[Block]:
     return [*blocks, ("table", ["run", "finished", "run time", "machine", "commit", "versions"], rows)]
 
 
-FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
-
-
 def _of_nns(experiment: Experiment) -> list[Block]:
     rows = []
     for setting in experiment.settings:
@@ -323,7 +321,9 @@ def _of_recovery(experiment: Experiment) -> list[Block]:
 
 def told(run: Run) -> dict[str, object]:
     """The settings that the configuration file or the command line named."""
-    names = {word[2:].partition("=")[0].replace("-", "_") for word in run.about["command"] if word[:2] == "--"}
+    names = {
+        word[2:].partition("=")[0].replace("-", "_") for word in map(str, run.about["command"]) if word[:2] == "--"
+    }
     inside = re.search(r"experiments/.+", str(run.settings.get("config")))
     if inside and (ROOT / inside[0]).is_file():
         names |= {name.replace("-", "_") for name in yaml.safe_load((ROOT / inside[0]).read_text())}
