@@ -235,7 +235,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         heads += [x[:1] for x, _ in data.val_loader]
         truth += [task] * (len(heads) - len(truth))
     for tasks in counts:
-        many = min(79 * tasks, 512 if quick else 4096)
+        many = min(79 * tasks, 512 if quick else 2048)
         order = torch.arange(many) % len(heads)
         images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
         few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
