@@ -8,8 +8,8 @@
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
 noisy, so read the ratios. The naive forms live here only: per-image transforms through a DataLoader, a float mask for
 every task, autograd through the weighted sum of masks, a full sort for top-k. Where a side is measured on a sample, the
-table says so. Written to ``--out`` after each part: ``benchmark.csv`` and ``benchmark.png``; rows that lie there from
-the same machine and are not measured again stay.
+table says so. Written to ``--out``: ``benchmark.csv``, row by row, and ``benchmark.png``. Rows that lie there from the
+same machine and are not measured again stay.
 """
 
 import argparse
@@ -43,16 +43,16 @@ LENET = ((300, 784), (100, 300))  # hidden layers (out, in); the last is (output
 
 
 class Report:
-    """Rows of (part, what, value, beside it, ratio, unit, note), printed as they come.
+    """Rows of (part, what, value, beside it, ratio, unit, note), printed and written as they come.
 
     Args:
-        out: the folder of the CSV file and the plot.
+        path: the CSV file.
     """
 
     columns = ("part", "what", "ours", "naive", "ratio", "unit", "note")
 
-    def __init__(self, out: Path):
-        self.csv, self.png = out / "benchmark.csv", out / "benchmark.png"
+    def __init__(self, path: Path):
+        self.csv = path
         self.machine = f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
         self.rows: dict[tuple[str, str], dict[str, object]] = {}  # by part and what
         if self.csv.exists():
@@ -66,17 +66,12 @@ class Report:
         self.rows[part, what] = dict(zip(self.columns, (part, what, ours, naive, ratio, unit, note), strict=True))
         beside = "" if naive is None else f"  naive {naive:>10.4g}  ratio {ratio:>8.4g}"
         print(f"{part:<7} {what:<46} {ours:>10.4g} {unit:<3}{beside}  {note}", flush=True)
-
-    def write(self) -> None:
-        rows = sorted(self.rows.values(), key=lambda row: list(PARTS).index(row["part"]))
         self.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(self.csv, "w", newline="") as file:
             file.write(self.machine)
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
-        draw(rows, self.png)
-        print(f"written: {self.csv}, {self.png}", flush=True)
+            writer.writerows(sorted(self.rows.values(), key=lambda row: list(PARTS).index(row["part"])))
 
 
 def medians(sides: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -240,7 +235,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         heads += [x[:1] for x, _ in data.val_loader]
         truth += [task] * (len(heads) - len(truth))
     for tasks in counts:
-        many = min(79 * tasks, 512 if quick else 4096)
+        many = min(79 * tasks, 512 if quick else 2048)
         order = torch.arange(many) % len(heads)
         images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
         few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
@@ -437,10 +432,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report, counts = Report(options.out), options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
+    report = Report(options.out / "benchmark.csv")
+    counts = options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
     for part in options.only:
         PARTS[part](report, options.data, torch.device(options.device), options.quick, counts)
-        report.write()
+        draw(list(report.rows.values()), options.out / "benchmark.png")
+    print(f"written: {report.csv}, {options.out / 'benchmark.png'}")
 
 
 if __name__ == "__main__":
