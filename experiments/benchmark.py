@@ -340,10 +340,12 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool) ->
         trainer.begin_task(0)
         trainer.train(data.train_loader, epoch=0)
 
-    def sorted_top_k(scores: Tensor, dropped: int) -> Tensor:
+    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
+        scores = layer.scores
         mask = torch.ones_like(scores).flatten()
-        mask[scores.detach().abs().flatten().sort().indices[:dropped]] = 0
-        return mask.view_as(scores) - scores.detach() + scores  # straight through
+        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
+        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
+        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
 
     transform = transforms.Compose(
         [
@@ -358,27 +360,23 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool) ->
     loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
 
     def naive():
-        trainer = trainers["float32"]
-        trainer.begin_task(0)
+        trainers["float32"].begin_task(0)
         layers = [module for module in model.modules() if hasattr(module, "binarise")]
         for layer in layers:
-            layer.binarise = partial(_call, sorted_top_k, layer)
+            layer.forward = partial(sorted_conv, layer)
+        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
         for x, y in islice(loader, batches):
-            trainer.optimizer.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            trainer.optimizer.step()
+            optimizer.step()
         for layer in layers:
-            del layer.binarise
+            del layer.forward
 
     t = medians({form: partial(ours, trainer) for form, trainer in trainers.items()} | {"naive": naive}, 3)
     scale, note = 20 / batches, "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
     for form in forms:
         what = f"SplitCIFAR100, GEMResNet18, 20 batches, {form}"
         report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
-
-
-def _call(function, layer, scores):
-    return function(scores, layer.dropped)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
