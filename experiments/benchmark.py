@@ -347,16 +347,24 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
         er_sparsity=True,
     )
     model = get_model("GEMResNet18", builder, data.input_shape, 5).to(device)
-    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3), RNG)
+    common = dict(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3)
+    forms = {
+        "float32": {},
+        "--channels-last": dict(channels_last=True),
+        "--channels-last --amp bf16": dict(channels_last=True, amp="bf16"),
+    }
+    trainers = {form: DefaultTrainer(model, TrainingOptions(**common, **how), RNG) for form, how in forms.items()}
 
-    def ours():
+    def ours(trainer):
         trainer.begin_task(0)
         trainer.train(data.train_loader, epoch=0)
 
-    def sorted_top_k(scores: Tensor, dropped: int) -> Tensor:
+    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
+        scores = layer.scores
         mask = torch.ones_like(scores).flatten()
-        mask[scores.detach().abs().flatten().sort().indices[:dropped]] = 0
-        return mask.view_as(scores) - scores.detach() + scores  # straight through
+        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
+        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
+        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
 
     transform = transforms.Compose(
         [
@@ -371,30 +379,23 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
     loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
 
     def naive():
-        trainer.begin_task(0)
+        trainers["float32"].begin_task(0)
         layers = [module for module in model.modules() if hasattr(module, "binarise")]
         for layer in layers:
-            layer.binarise = partial(_call, sorted_top_k, layer)
+            layer.forward = partial(sorted_conv, layer)
+        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
         for x, y in islice(loader, batches):
-            trainer.optimizer.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            trainer.optimizer.step()
+            optimizer.step()
         for layer in layers:
-            del layer.binarise
+            del layer.forward
 
-    t = medians({"ours": ours, "naive": naive}, 3)
-    note = "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
-    report.add(
-        "resnet",
-        "SplitCIFAR100, GEMResNet18, 20 batches",
-        20 / batches * t["ours"],
-        20 / batches * t["naive"],
-        note=note,
-    )
-
-
-def _call(function, layer, scores):
-    return function(scores, layer.dropped)
+    t = medians({form: partial(ours, trainer) for form, trainer in trainers.items()} | {"naive": naive}, 3)
+    scale, note = 20 / batches, "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
+    for form in forms:
+        what = f"SplitCIFAR100, GEMResNet18, 20 batches, {form}"
+        report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
