@@ -1,7 +1,12 @@
 """One run on several devices, and the options that make training faster: each gives what plain training gives."""
 
 import csv
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +82,40 @@ def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="while the others wait"):
         main.main(words)
     assert not torch.distributed.is_initialized()
+
+
+def running(group):
+    """The processes of a process group that still run."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has just gone
+            continue
+        if int(its_group) == group and state != "Z":
+            yield int(stat.parent.name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_first_process_that_is_killed_leaves_no_other(tmp_path):
+    words = [*SHORT.split(), *MASKS.split(), "--multigpu", "cpu,cpu", "--epochs", "100000", "--log-dir", str(tmp_path)]
+    command = [sys.executable, main.__file__, *words, "--name", "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(lambda: len(list(running(process.pid))) >= 2)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not list(running(process.pid)))
+    finally:
+        for pid in running(process.pid):
+            os.kill(pid, 9)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("devices", ["99", "0,99"])

@@ -1,6 +1,9 @@
 """One run on several devices: a process each, and the gradients averaged between them."""
 
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +108,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
 
 
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)
     try:
@@ -114,6 +118,12 @@ def _follow(backend: str, port: int, group: Group, device: torch.device, follow:
         print(f"process on {device}: {error}", file=sys.stderr)
         sys.exit(error.status)
     dist.destroy_process_group()
+
+
+def _end_with_the_first() -> None:
+    """Leave no orphan: a first process that is killed can end nobody, and others may wait for it for days."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _join(backend: str, store: dist.Store, group: Group, device: torch.device) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import platform
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -142,9 +143,14 @@ def _commit(project: Path) -> str:
     return answers[0].strip() + ("+" if answers[1].strip() else "")
 
 
-def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterable:
-    """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal."""
-    return tqdm(
+def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterator:
+    """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal.
+
+    Output that goes to a file gets a new time of change, at most once a second: the sign of life that the launcher of
+    experiments looks for, since a task may take hours without a word.
+    """
+    touched = 0.0
+    for item in tqdm(
         items,
         total=total,
         desc=description,
@@ -153,4 +159,10 @@ def progress(items: Iterable, total: int | None = None, description: str = "", u
         dynamic_ncols=True,
         disable=None,
         file=sys.stdout,
-    )
+    ):
+        if time.monotonic() - touched > 1:
+            touched = time.monotonic()
+            with suppress(OSError, ValueError):  # an output without a descriptor
+                if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
+                    os.utime(sys.stdout.fileno())
+        yield item
