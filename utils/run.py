@@ -15,7 +15,7 @@ import numpy
 import torch
 import torchvision
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -52,7 +52,9 @@ class RunFolder:
             self._log = open(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
         except Timeout:
-            raise UserError(f"{self.path}: another process is running in this folder") from None
+            # The kernel's locks end with their process; the file that stands in for one elsewhere may outlive it.
+            left = f"; if none does, delete {self.path / '.lock'}" if isinstance(self._lock, SoftFileLock) else ""
+            raise UserError(f"{self.path}: another process is running in this folder{left}") from None
         except OSError as error:
             raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
         self.checkpoint = self.path / "checkpoint.pt"
