@@ -289,13 +289,12 @@ def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, threads:
 
 
 def tell_to_end(job: Job) -> None:
-    """Ask a run to end, once: it finishes its batch and keeps what it has learned.
+    """Ask a run to finish its batch, keep what it has learned, and end.
 
     The run's own process alone is asked, for it needs its followers on other devices until then.
     """
-    if job.deadline is None:
-        job.process.terminate()
-        job.deadline = time.monotonic() + GRACE_SECONDS
+    job.process.terminate()
+    job.deadline = time.monotonic() + GRACE_SECONDS
 
 
 def kill(job: Job) -> None:
@@ -333,7 +332,8 @@ def why(job: Job) -> str:
     status = job.process.returncode
     ended = f"status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
     ended = "hung and was ended" if job.hung else ended
-    with job.log.open("rb") as log:
+    lines = []
+    with suppress(OSError), job.log.open("rb") as log:
         log.seek(max(job.start, os.fstat(log.fileno()).st_size - 65536))
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     return f"{ended}: {lines[-1] if lines else 'it wrote nothing'}"
@@ -453,11 +453,11 @@ def run_all(
                     if job.process.poll() is not None:
                         settle(job)
                         continue
-                    if stopping:
+                    if job.deadline is None and (stopping or is_silent(job, hung_after)):
+                        job.hung = not stopping
                         tell_to_end(job)
-                    elif is_silent(job, hung_after):
-                        job.hung = True
-                        tell_to_end(job)
+                        reason = "no sign of life; " if job.hung else ""
+                        say(f"{job.run.name}: {reason}told to end, which may take {GRACE_SECONDS} s")
                     if len(caught) > 1 or time.monotonic() > (job.deadline or float("inf")):
                         kill(job)
                 if not jobs and (stopping or not waiting):
@@ -465,7 +465,11 @@ def run_all(
                 bar.refresh()
                 time.sleep(POLL_SECONDS)
         finally:
+            for job in jobs:  # there are none, unless something went wrong here
+                tell_to_end(job)
             for job in jobs:
+                with suppress(subprocess.TimeoutExpired):
+                    job.process.wait(GRACE_SECONDS)
                 kill(job)
                 job.process.wait()
     if caught:

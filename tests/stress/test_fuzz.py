@@ -61,7 +61,7 @@ def some_settings():
             values[flag], values[f"no-{flag}"] = st.none(), st.none()
             continue
         good = VALUES.get(flag) or list(action.choices or NUMBERS)
-        values[flag] = st.sampled_from(good * 20 + WRONG)
+        values[flag] = st.sampled_from(good * (400 // len(good)) + WRONG)
     flags = st.lists(st.sampled_from(sorted(values)), max_size=6, unique=True)
     return flags.flatmap(lambda chosen: st.fixed_dictionaries({flag: values[flag] for flag in chosen}))
 
