@@ -38,11 +38,12 @@ def is_one_line_about(path, error):
 
 def test_a_damaged_checkpoint_is_refused_or_learned_again_from_what_is_whole(learned, full, tmp_path, capsys):
     left, tensors = left_by(learned)
-    words = [*FLAGS, "--log-dir", str(tmp_path / "log"), "--name", "run", "--resume"]
-    for content in damaged((learned / "log" / "run" / "checkpoint.pt").read_bytes(), full):
-        shutil.rmtree(tmp_path / "log", ignore_errors=True)
-        shutil.copytree(learned / "log", tmp_path / "log")
-        checkpoint = tmp_path / "log" / "run" / "checkpoint.pt"
+    log, checkpoint = learned / "log", learned / "log" / "run" / "checkpoint.pt"
+    words = [*FLAGS, "--log-dir", str(log), "--name", "run", "--resume"]
+    shutil.copytree(log, tmp_path / "whole")
+    for content in damaged(checkpoint.read_bytes(), full):
+        shutil.rmtree(log)
+        shutil.copytree(tmp_path / "whole", log)
         checkpoint.write_bytes(content)
         capsys.readouterr()
         status = main.main(words)
@@ -51,7 +52,7 @@ def test_a_damaged_checkpoint_is_refused_or_learned_again_from_what_is_whole(lea
             assert is_one_line_about(checkpoint, error) and checkpoint.read_bytes() == content
             continue
         assert status == 0 and error == "" and "damaged" in out
-        again, its_tensors = left_by(tmp_path)
+        again, its_tensors = left_by(learned)
         assert again | {"files": None} == left | {"files": None} and same_tensors(its_tensors, tensors)
 
 
