@@ -79,13 +79,18 @@ def same_tensors(one, other):
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def last_changes(folder):
+    """When the checkpoint grew and when a file of the run was last made or replaced."""
+    run = folder / "log" / "run"
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in (run, run / "checkpoint.pt")]
+
+
 def wait_for_a_moment(rng, folder, seconds):
     """A random time; every other time only until something is written, since that is when a kill may hurt."""
     ends, at_a_write = time.monotonic() + rng.uniform(0, seconds), rng.random() < 0.5
-    checkpoint = folder / "log" / "run" / "checkpoint.pt"
-    before = checkpoint.stat().st_size if checkpoint.exists() else 0
+    before = last_changes(folder)
     while time.monotonic() < ends:
-        if at_a_write and (checkpoint.stat().st_size if checkpoint.exists() else 0) != before:
+        if at_a_write and last_changes(folder) != before:
             time.sleep(rng.uniform(0, 0.02))
             return
         time.sleep(0.001)
@@ -103,7 +108,8 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(scenario, full, 
         folder = tmp_path / f"killed{number}"
         finished = folder / "log" / "run" / "finished"
         while not finished.exists():
-            process = FORKS.Process(target=main.main, args=(arguments(scenario, folder),))
+            inside_tasks = rng.choice([[], ["--checkpoint-minutes", "0.002"]])
+            process = FORKS.Process(target=main.main, args=([*arguments(scenario, folder), *inside_tasks],))
             process.start()
             if kills < wanted:
                 wait_for_a_moment(rng, folder, seconds / 2)
