@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import main
-from tests.stress.test_kills import left_by, same_tensors
+from tests.stress.outcome import left_by, same_tensors
 from utils.checkpoint import Checkpoint
 
 FLAGS = "--set DigitsPerm --num-tasks 3 --epochs 1 --iter-lim 1 --adaptor gt --threads 1 --multigpu cpu".split()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import main
-from tests.stress.test_kills import left_by, same_tensors
+from tests.stress.outcome import left_by, same_tensors
 
 # In a mount namespace of its own, which needs no rights: the same command on a full disk, and on one with room.
 SCRIPT = """

@@ -1,6 +1,5 @@
 """A run killed again and again ends as the run that never was: the same bits everywhere, and nothing left over."""
 
-import csv
 import multiprocessing
 import random
 import signal
@@ -12,7 +11,7 @@ import torch
 
 import main
 from models import multitask
-from utils.checkpoint import Checkpoint
+from tests.stress.outcome import left_by, same_tensors
 
 SPLIT = "--set SplitDigits --output-size 10 "  # has five tasks
 SCENARIOS = {
@@ -50,33 +49,6 @@ def run_and_look(words, monkeypatch):
         patch.setattr(main, "learn", learn_and_look)
         assert main.main(words) == 0
     return logits
-
-
-def undated(path):
-    with open(path, newline="") as file:
-        return [
-            {k: v for k, v in row.items() if k not in ("Date Finished", "Save Directory")}
-            for row in csv.DictReader(file)
-        ]
-
-
-def left_by(folder):
-    """What a run leaves: its tables, what its checkpoint says of each task, and the name of every file."""
-    run = folder / "log" / "run"
-    records, damaged = Checkpoint(run / "checkpoint.pt").read()
-    assert damaged == 0
-    tasks = {record.values["task"]: record for record in records if record.kind == "task"}
-    assert len(tasks) == sum(record.kind == "task" for record in records), "a task is learned once"
-    return {
-        "rows": undated(folder / "log" / "results.csv"),
-        "tables": {path.name: path.read_text() for path in run.glob("*.csv")},
-        "accuracies": {task: record.values["accuracy"] for task, record in tasks.items()},
-        "files": {path.name for path in [*folder.rglob("*")] if not path.name.startswith("events.out")},
-    }, {(task, name): tensor for task, record in tasks.items() for name, tensor in record.tensors.items()}
-
-
-def same_tensors(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def last_changes(folder):
