@@ -302,10 +302,10 @@ def train(
     """
     train_loader, val_loader = data.loaders(group)
     trainer.begin_tasks(group)
-    accuracies = memory.resume_training(group)
+    accuracies = memory.unfinished.resume(group)
 
     def after_batch() -> None:
-        memory.keep_training_if_due(accuracies)
+        memory.unfinished.keep_if_due(accuracies)
         signals.check()
 
     try:
@@ -323,7 +323,7 @@ def train(
             if trainer.reached_limit:
                 break
     except Stopped:
-        memory.keep_training(accuracies)
+        memory.unfinished.keep(accuracies)
         raise
     if not trainer.given_up:
         trainer.check_progress(accuracies[-1])
@@ -342,7 +342,7 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
         if task not in memory.learned and task not in memory.spare:
             data.update_task(task)
             trainer.begin_task(task)
-            for epoch in range(len(memory.resume_training([task])), args.epochs):
+            for epoch in range(len(memory.unfinished.resume([task])), args.epochs):
                 trainer.train(data.train_loader, epoch)
                 if trainer.reached_limit or trainer.given_up:
                     break

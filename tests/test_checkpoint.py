@@ -1,8 +1,10 @@
 """The checkpoint: what is written comes back, what is damaged never does, and nothing is written twice."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -13,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from models import Builder, get_model, multitask
-from utils.checkpoint import MAGIC, Checkpoint, Record
+from utils.checkpoint import MAGIC, Checkpoint, Record, write_record
 from utils.errors import UserError
 from utils.seeding import generator
 
@@ -329,3 +331,83 @@ def test_250_tasks_of_lenet_are_under_10_megabytes_and_come_back(lenet, tmp_path
     theirs, ours = dict(lenet.named_buffers()), dict(other.named_buffers())
     packed = [name for name in theirs if name.endswith("packed")]
     assert len(packed) == 3 and all(torch.equal(theirs[name], ours[name]) for name in packed)
+
+
+# What is whole behind damage is found, and what fails leaves what was there
+
+
+def test_the_records_behind_damage_are_found_wherever_it_is(tmp_path):
+    path, records = tmp_path / "checkpoint.pt", small_records() * 3
+    data, ends = written(path, records)
+    rng = random.Random(1)
+    assert list(Checkpoint(path).behind_damage()) == [] == list(Checkpoint(tmp_path / "none").behind_damage())
+    for _ in range(200):
+        places = sorted(rng.randrange(len(MAGIC), len(data)) for _ in range(rng.randint(1, 2)))
+        wrong = bytearray(data)
+        for place in places:
+            wrong[place] ^= rng.randrange(1, 256)
+        path.write_bytes(wrong)
+        hit = {sum(end <= place for end in ends) for place in places}  # the records that were hit
+        whole = [record for index, record in enumerate(records) if index not in hit and index > min(hit)]
+        found = list(Checkpoint(path).behind_damage())
+        assert len(found) == len(whole) and all(map(same, found, whole)), places
+
+
+def test_a_damaged_file_is_kept_aside_and_one_that_a_crash_cut_short_is_not(tmp_path):
+    path, records = tmp_path / "checkpoint.pt", small_records()
+    data, ends = written(path, records)
+    path.write_bytes(data[:-7])
+    Checkpoint(path).cut(Checkpoint(path).read()[1])
+    assert path.read_bytes() == data[: ends[-2]] and not Checkpoint(path).aside.exists()
+    wrong = bytearray(data)
+    wrong[ends[1] + 50] ^= 1
+    path.write_bytes(wrong)
+    Checkpoint(path).cut(Checkpoint(path).read()[1])
+    assert path.read_bytes() == data[: ends[1]] and Checkpoint(path).aside.read_bytes() == wrong
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_append_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path, records = tmp_path / "checkpoint.pt", small_records()
+    data, ends = written(path, records)
+    journal = Checkpoint(path)
+    journal.read()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        journal.append(records[1])
+    assert caught.value.filename == str(path) and path.read_bytes() == data
+    monkeypatch.undo()
+    journal.append(records[1])
+    assert len(Checkpoint(path).read()[0]) == len(records) + 1
+
+
+def test_a_file_that_another_process_changed_is_not_written(tmp_path):
+    path, records = tmp_path / "checkpoint.pt", small_records()
+    written(path, records[:2])
+    journal = Checkpoint(path)
+    journal.read()
+    Checkpoint(path).append(records[2])
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="changed or removed"):
+        journal.append(records[3])
+    assert path.read_bytes() == before
+
+
+def test_a_record_that_does_not_read_back_leaves_the_one_before(tmp_path, monkeypatch):
+    path, (first, second, *_) = tmp_path / "training.pt", small_records()
+    write_record(path, first)
+    before = path.read_bytes()
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: os.ftruncate(descriptor, 30)
+    )  # a disk that loses what it is given
+    with pytest.raises(OSError, match="does not read back"):
+        write_record(path, second)
+    monkeypatch.undo()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    write_record(path, second)
+    (record,), damaged = Checkpoint(path).read()
+    assert damaged == 0 and same(record, second)

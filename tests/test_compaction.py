@@ -1,5 +1,6 @@
 """A checkpoint whose tensors are replaced again and again stays small, and loses nothing by it."""
 
+import pytest
 import torch
 
 from utils import checkpoint
@@ -89,3 +90,14 @@ def test_a_record_whose_latest_tensors_are_missing_is_as_good_as_damaged(tmp_pat
         file.write(Record("task", {"task": 1}, {}, ["nothing"]).to_bytes())
     records, damaged = Checkpoint(journal.path).read()
     assert len(records) == 1 and damaged == journal.path.stat().st_size - whole
+
+
+def test_a_file_that_does_not_read_back_does_not_take_the_place_of_the_old_one(tmp_path, monkeypatch):
+    journal = Checkpoint(tmp_path / "checkpoint.pt")
+    for task in range(3):
+        journal.append(record(task))
+    before = journal.path.read_bytes()
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: checkpoint.os.ftruncate(descriptor, 100))
+    with pytest.raises(OSError, match="does not read back"):
+        journal._compact()
+    assert journal.path.read_bytes() == before and list(tmp_path.iterdir()) == [journal.path]

@@ -387,9 +387,9 @@ class DefaultTrainer:
             if last > 0.97 * min(first, entropy) and accuracy < constant < 1:
                 self.failed.setdefault(
                     task,
-                    f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, which is no better than at "
-                    f"first or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely --lr "
-                    f"{self.options.lr} is too small or too large, or the masks leave nothing that answers",
+                    f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, no better than at first "
+                    f"or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely "
+                    f"--lr {self.options.lr} is too small or too large, or the masks leave nothing that answers",
                 )
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """What a run has learned and measured so far: kept in a checkpoint, told in tables."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,12 +14,11 @@ from models import multitask
 from trainers.adaptors import TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, task_storage, tensor_storage, write_export
-from utils.checkpoint import Checkpoint, Record, write_record
+from trainers.unfinished import NAME, Unfinished
+from utils.checkpoint import Checkpoint, Record
 from utils.errors import UserError
 from utils.results import Results, to_csv, write_whole
 from utils.run import RunFolder
-
-TRAINING = "training.pt"  # what is kept of the tasks in training, beside the checkpoint
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Memory:
         accuracies: of each task when it was just learned.
         evaluations: the scores of the tasks, by the number of tasks learned.
         left_out: tasks that could not be learned.
+        unfinished: those in training.
         spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
             each other; ``recover`` takes one back when its turn comes.
     """
@@ -88,8 +87,7 @@ class Memory:
         self.left_out: list[int] = []
         self.spare: dict[int, Record] = {}
         self._rows: list[dict] = []
-        self._damaged, self._training_damaged = 0, False
-        self._due = 0.0  # when the tasks in training are kept again
+        self._damaged = 0
         self._saved = 0  # tasks in the checkpoint
         # What tasks share is kept once it differs from what the seed makes, and again when it has changed.
         self._shared_saved = {name: value.cpu().clone() for name, value in multitask.shared_state(model).items()}
@@ -97,8 +95,7 @@ class Memory:
         self._shared_news: set[str] = set()  # changed and not written yet
         self._storage: dict[int, Storage] = {}  # of each mask
         self._checkpoint: Checkpoint | None = None
-        self._training: Record | None = None  # of tasks in the middle of which a run ended
-        self._batches = ""  # what is saved of the tasks in training, in words
+        self.unfinished = Unfinished(trainer, self.learned, lasting, options.checkpoint_minutes)
 
     def adopt(self, accuracies: Mapping[int, float]) -> None:
         """Take tasks that lie in the model for learned: those that were imported, with their accuracies."""
@@ -125,83 +122,17 @@ class Memory:
             except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
         self._saved = len(self.learned)
-        for journal in (self._checkpoint, Checkpoint(self._checkpoint.aside)):
-            self._find_spare(journal)
-        self._training, self._training_damaged = self._read_training()
-
-    def _read_training(self) -> tuple[Record | None, bool]:
-        """What was kept of the tasks in training, if the run can go on from it; and whether it is damaged."""
-        journal = Checkpoint(self._checkpoint.path.with_name(TRAINING))
-        if not journal.size():
-            return None, False
-        try:
-            records, damaged = journal.read()
-        except UserError:
-            records, damaged = [], 1
-        if damaged or [record.kind for record in records] != ["training"]:
-            return None, True
-        values = records[0].values
-        # One that was left behind when its tasks had been learned is of no use.
-        fits = values.get("learned") == self.learned and values.get("settings") == self.lasting
-        return (records[0] if fits else None), False
-
-    def resume_training(self, tasks: Sequence[int]) -> list[list[float]]:
-        """Bring the trainer, which has just begun ``tasks``, to where a run ended in the middle of them.
-
-        Returns:
-            The accuracies of the tasks after each epoch that is done; none if there is nothing to go on from.
-
-        Raises:
-            UserError: what was kept does not fit.
-        """
-        self._due = time.monotonic() + 60 * self.options.checkpoint_minutes
-        record, self._training = self._training, None
-        if record is None or record.values["tasks"] != list(tasks):
-            return []
-        try:
-            self.trainer.load_training_record(record.tensors)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self._checkpoint.path.with_name(TRAINING)} does not fit this run: {error!r}; without it "
-                "the task starts anew"
-            ) from None
-        self._count_batches()
-        return record.values["accuracies"]
-
-    def keep_training(self, accuracies: Sequence[Sequence[float]]) -> None:
-        """Keep all that the tasks in training need to go on, beside the checkpoint.
-
-        Args:
-            accuracies: of these tasks after each epoch that is done.
-        """
-        self._due = time.monotonic() + 60 * self.options.checkpoint_minutes
-        if not self.trainer.healthy:
-            return
-        tasks = self.trainer.tasks
-        values = {"settings": self.lasting, "learned": self.learned, "tasks": tasks, "accuracies": list(accuracies)}
-        write_record(self.folder.path / TRAINING, Record("training", values, self.trainer.training_record()))
-        self._count_batches()
-
-    def keep_training_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:
-        """Keep the tasks in training every ``checkpoint_minutes``."""
-        if time.monotonic() >= self._due:
-            self.keep_training(accuracies)
-
-    def _count_batches(self) -> None:
-        tasks = ", ".join(map(str, self.trainer.tasks))
-        self._batches = f" and {self.trainer.batches_done} batches of task {tasks}"
+        if self._damaged:
+            self._find_spare(self._checkpoint)
+        self._find_spare(Checkpoint(self._checkpoint.aside))
+        self.unfinished.find(path.parent)
 
     def leave_out(self, task: int, why: str) -> None:
         """Go on without ``task``, which failed, and without what it did to the weights that tasks share."""
         self.folder.log(f"warning: {why}; it is left out")
         self.left_out.append(task)
         multitask.load_shared_state(self.model, self._shared_saved)
-        self._drop_training()
-
-    def _drop_training(self) -> None:
-        """A task in training is learned or given up: what was kept of it is of no use any more."""
-        self._batches = ""
-        (self.folder.path / TRAINING).unlink(missing_ok=True)
+        self.unfinished.drop()
 
     def _find_spare(self, journal: Checkpoint) -> None:
         """See which learned tasks stand behind damage, now or in a file that was kept aside."""
@@ -268,10 +199,9 @@ class Memory:
                 + (f"; and of what is whole behind damage: {len(self.spare)} tasks" if self.spare else "")
             )
             self._checkpoint.cut(self._damaged)
-        if self._training_damaged:
-            folder.log(f"warning: {folder.path / TRAINING} is damaged; its task starts anew")
-        if self._training is None:
-            self._drop_training()
+        if self.unfinished.damaged:
+            folder.log(f"warning: {folder.path / NAME} is damaged; its task starts anew")
+        self.unfinished.open(folder.path)
         if self._rows:
             folder.log(f"going on after {len(self.learned)} learned tasks")
             self._results.complete(self._rows)
@@ -296,7 +226,7 @@ class Memory:
             **{"Accuracy Given": accuracies[-1]},
         )
         self._write_task(task, row)
-        self._drop_training()
+        self.unfinished.drop()
         self._write_tables()
         self._publish(row)
         if len(self.learned) == 1:
@@ -330,8 +260,10 @@ class Memory:
         """What of the run is safe, and how to go on."""
         if self._checkpoint is None or not self._checkpoint.has_records():
             return "nothing is saved; call again"
-        tasks = f"{self._saved} learned tasks{self._batches} are saved"
-        return f"{tasks}; to go on, call again with --resume {self._checkpoint.path}"
+        more = f" and {self.unfinished.saved}" if self.unfinished.saved else ""
+        return (
+            f"{self._saved} learned tasks{more} are saved; to go on, call again with --resume {self._checkpoint.path}"
+        )
 
     def _note_shared(self) -> None:
         """Take note of what the tasks share and has changed since it was last written."""

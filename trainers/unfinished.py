@@ -1,0 +1,99 @@
+"""The middle of a task, kept beside the checkpoint so that a run which is cut short loses no more than some minutes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainers.default import DefaultTrainer
+from utils.checkpoint import Checkpoint, Record, write_record
+from utils.errors import UserError
+
+NAME = "training.pt"
+
+
+class Unfinished:
+    """The tasks in training on the disk: one record in a file of its own, written anew each time.
+
+    Args:
+        learned: the tasks learned before, a list that whoever learns them goes on with.
+        settings: those that must be the same when the run goes on.
+        minutes: how many lie between one writing and the next.
+    """
+
+    def __init__(self, trainer: DefaultTrainer, learned: list[int], settings: Mapping[str, object], minutes: float):
+        self.trainer, self.learned, self.settings, self.minutes = trainer, learned, dict(settings), minutes
+        self.damaged = False
+        self.saved = ""  # what is on the disk, in words
+        self._record: Record | None = None
+
+    def find(self, folder: Path) -> None:
+        """See whether there is something to go on from in a run's folder."""
+        journal = Checkpoint(folder / NAME)
+        if not journal.size():
+            return
+        try:
+            records, rest = journal.read()
+        except UserError:
+            records, rest = [], 1
+        self.damaged = bool(rest) or [record.kind for record in records] != ["training"]
+        if not self.damaged:
+            values = records[0].values
+            # One that was left behind when its tasks had been learned is of no use.
+            fits = values.get("learned") == self.learned and values.get("settings") == self.settings
+            self._record = records[0] if fits else None
+
+    def open(self, folder: Path) -> None:
+        """Begin to write in a run's folder."""
+        self.path = folder / NAME
+        if self._record is None:
+            self.drop()
+
+    def resume(self, tasks: Sequence[int]) -> list[list[float]]:
+        """Bring the trainer, which has just begun ``tasks``, to where a run ended in the middle of them.
+
+        Returns:
+            The accuracies of the tasks after each epoch that is done; none if there is nothing to go on from.
+
+        Raises:
+            UserError: what was kept does not fit.
+        """
+        self._wait()
+        record, self._record = self._record, None
+        if record is None or record.values.get("tasks") != list(tasks):
+            return []
+        try:
+            self.trainer.load_training_record(record.tensors)
+            accuracies = record.values["accuracies"]
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{NAME} does not fit this run: {error!r}; without it its task starts anew") from None
+        self._say()
+        return accuracies
+
+    def keep(self, accuracies: Sequence[Sequence[float]]) -> None:
+        """Keep all that the tasks in training need to go on, unless their loss is no number.
+
+        Args:
+            accuracies: of these tasks after each epoch that is done.
+        """
+        self._wait()
+        if self.trainer.healthy:
+            tasks = self.trainer.tasks
+            values = {"settings": self.settings, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
+            write_record(self.path, Record("training", values, self.trainer.training_record()))
+            self._say()
+
+    def keep_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:
+        """``keep``, when so many minutes have passed."""
+        if time.monotonic() >= self._due:
+            self.keep(accuracies)
+
+    def drop(self) -> None:
+        """A task in training is learned or given up: what was kept of it is of no use any more."""
+        self.saved = ""
+        self.path.unlink(missing_ok=True)
+
+    def _wait(self) -> None:
+        self._due = time.monotonic() + 60 * self.minutes
+
+    def _say(self) -> None:
+        self.saved = f"{self.trainer.batches_done} batches of task {', '.join(map(str, self.trainer.tasks))}"
