@@ -28,7 +28,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.1
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
-GRACE_SECONDS = 10  # what a run gets to end by itself once the launcher has been told to stop
+GRACE_SECONDS = 120  # what a run that is told to end gets for its batch and its checkpoint
+WORK_REMAINS = 75  # the exit status after --stop-after, EX_TEMPFAIL of sysexits.h: call again
 
 # Flags of main.py that the launcher sets itself, and what to do instead of passing them to a script.
 RESERVED = {
@@ -67,7 +68,15 @@ class Run:
 
 @dataclass
 class Job:
-    """A run under way. ``start`` is where its own output begins in the log, which earlier attempts share."""
+    """A run under way.
+
+    Attributes:
+        start: where its own output begins in the log, which earlier attempts share.
+        sign: when its log was last changed, by the clock of the file system; main.py touches it while it works.
+        heard: when the launcher saw that change, by its own clock.
+        hung: whether it was told to end because it gave no sign of life.
+        deadline: when it is killed; None if nobody told it to end.
+    """
 
     run: Run
     gpu_set: str
@@ -75,6 +84,10 @@ class Job:
     log: Path
     start: int
     since: float = field(default_factory=time.monotonic)
+    sign: int = 0
+    heard: float = field(default_factory=time.monotonic)
+    hung: bool = False
+    deadline: float | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -111,6 +124,14 @@ def parse_seeds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not the number of seeds to run, a whole number from 1")
     return int(text)
+
+
+def parse_minutes(text: str) -> float:
+    """Minutes. Raises ``argparse.ArgumentTypeError`` unless it is a number above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
 
 
 def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
@@ -267,23 +288,27 @@ def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, threads:
         return Job(run, gpu_set, process, path, begins)
 
 
-def end(jobs: Sequence[Job], signals: Sequence[int]) -> None:
-    """End runs under way: ask, wait, and kill those that stay or when a second signal has come."""
-    for job in jobs:
-        _signal_group(job.process, signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_SECONDS
-    while any(job.process.poll() is None for job in jobs):
-        if time.monotonic() > deadline or len(signals) > 1:
-            break
-        time.sleep(POLL_SECONDS)
-    for job in jobs:
-        _signal_group(job.process, signal.SIGKILL)
-        job.process.wait()
+def tell_to_end(job: Job) -> None:
+    """Ask a run to finish its batch, keep what it has learned, and end.
+
+    The run's own process alone is asked, for it needs its followers on other devices until then.
+    """
+    job.process.terminate()
+    job.deadline = time.monotonic() + GRACE_SECONDS
 
 
-def _signal_group(process: subprocess.Popen, number: int) -> None:
+def kill(job: Job) -> None:
+    """End what is left of a run, its followers too."""
     with suppress(ProcessLookupError, PermissionError):  # already gone; macOS says the latter
-        os.killpg(process.pid, number)
+        os.killpg(job.process.pid, signal.SIGKILL)
+
+
+def is_silent(job: Job, seconds: float) -> bool:
+    """Whether a run has given no sign of life for so long."""
+    with suppress(OSError):  # a log that cannot be looked at is no sign
+        if (sign := job.log.stat().st_mtime_ns) != job.sign:
+            job.sign, job.heard = sign, time.monotonic()
+    return time.monotonic() - job.heard > seconds
 
 
 @contextmanager
@@ -306,7 +331,9 @@ def why(job: Job) -> str:
     """How a run failed: how it ended and the last line it wrote."""
     status = job.process.returncode
     ended = f"status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
-    with job.log.open("rb") as log:
+    ended = "hung and was ended" if job.hung else ended
+    lines = []
+    with suppress(OSError), job.log.open("rb") as log:
         log.seek(max(job.start, os.fstat(log.fileno()).st_size - 65536))
         lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     return f"{ended}: {lines[-1] if lines else 'it wrote nothing'}"
@@ -358,14 +385,22 @@ def write_report(folder: Path) -> None:
         print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
 
 
+def may_try_again(job: Job) -> bool:
+    """Whether a failed run may fare better: not if its flags were refused, nor if somebody stopped it."""
+    stopped = {number for by in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for number in (-by, 128 + by)}
+    return job.hung or job.process.returncode not in {2, *stopped}
+
+
 def run_all(
     runs: Sequence[Run],
     sets: Sequence[str],
     folder: Path,
     command: Callable[[Run, str], list[str]],
     threads: str,
-) -> dict[Run, tuple[int | None, str]]:
-    """Run what is not finished, one run a set at a time.
+    hung_after: float,
+    stop_after: float,
+) -> tuple[dict[Run, tuple[int | None, str]], list[Run]]:
+    """Run what is not finished, one run a set at a time. A run that crashes or hangs is started once more.
 
     Args:
         runs: the runs, in the order in which they start.
@@ -373,21 +408,48 @@ def run_all(
         folder: the experiment's folder; it must exist.
         command: ``command(run, gpu_set)`` gives the words of a run's command.
         threads: the processor threads of each run, for the libraries that read the environment.
+        hung_after: seconds without a sign of life after which a run is ended.
+        stop_after: seconds after which no run starts and those under way are told to end.
 
-    Returns: for each failed run its exit status (None if it did not start) and the reason.
+    Returns: for each failed run its exit status (None if it did not start) and the reason; and the runs that
+    ``stop_after`` has left unfinished.
 
     Exits with 128 + the signal's number, every run ended, on SIGINT, SIGTERM or SIGHUP.
     """
-    waiting, free, jobs, failed = list(runs), list(sets), [], {}
+    waiting, free, jobs, failed, left = list(runs), list(sets), [], {}, []
+    tried: set[Run] = set()
+    stop_at = time.monotonic() + stop_after
 
     def say(line: str) -> None:
         tqdm.write(line)  # above the bar, if there is one
         sys.stdout.flush()
 
+    def settle(job: Job) -> None:
+        """Take a run that has ended out of the books."""
+        kill(job)
+        jobs.remove(job)
+        free.append(job.gpu_set)
+        run, outcome = job.run, "done"
+        if job.process.returncode:
+            outcome = why(job)
+            if job.deadline and not job.hung:
+                outcome = "stopped"
+                left.append(run)
+            elif may_try_again(job) and run not in tried:
+                outcome += "; trying once more"
+                tried.add(run)
+                waiting.insert(0, run)
+            else:
+                failed[run] = (job.process.returncode, outcome)
+        say(f"{run.name}: {outcome}, after {time.monotonic() - job.since:.0f} s")
+        if run not in waiting:
+            bar.update()
+
     with caught_signals() as caught, tqdm(total=len(runs), unit="run", disable=None) as bar:
         try:
-            while (waiting or jobs) and not caught:
-                while waiting and free and not caught:
+            while True:
+                stopping = bool(caught) or time.monotonic() > stop_at
+                while waiting and free and not stopping and not caught:
                     run = waiting.pop(0)
                     if (folder / run.name / "finished").exists():
                         say(f"{run.name}: finished before, skipped")
@@ -400,24 +462,34 @@ def run_all(
                         failed[run] = (None, f"not started: {error.strerror}")
                         say(f"{run.name}: {failed[run][1]}")
                         bar.update()
-                for job in [job for job in jobs if job.process.poll() is not None]:
-                    jobs.remove(job)
-                    free.append(job.gpu_set)
-                    outcome = "done"
-                    if job.process.returncode:
-                        outcome = why(job)
-                        failed[job.run] = (job.process.returncode, outcome)
-                    say(f"{job.run.name}: {outcome}, after {time.monotonic() - job.since:.0f} s")
-                    bar.update()
+                for job in list(jobs):
+                    if job.process.poll() is not None:
+                        settle(job)
+                        continue
+                    if job.deadline is None and (stopping or is_silent(job, hung_after)):
+                        job.hung = not stopping
+                        tell_to_end(job)
+                        reason = "no sign of life; " if job.hung else ""
+                        say(f"{job.run.name}: {reason}told to end, which may take {GRACE_SECONDS} s")
+                    if len(caught) > 1 or time.monotonic() > (job.deadline or float("inf")):
+                        kill(job)
+                if not jobs and (stopping or not waiting):
+                    break
                 bar.refresh()
                 time.sleep(POLL_SECONDS)
         finally:
-            end(jobs, caught)
+            for job in jobs:  # there are none, unless something went wrong here
+                tell_to_end(job)
+            for job in jobs:
+                with suppress(subprocess.TimeoutExpired):
+                    job.process.wait(GRACE_SECONDS)
+                kill(job)
+                job.process.wait()
     if caught:
         name = signal.Signals(caught[0]).name
         print(f"stopped by {name}; the same call goes on from here", file=sys.stderr)
         sys.exit(128 + caught[0])
-    return failed
+    return failed, left + [run for run in waiting if not (folder / run.name / "finished").exists()]
 
 
 def _parser(script: Path) -> _Parser:
@@ -428,7 +500,8 @@ def _parser(script: Path) -> _Parser:
         description=ast.get_docstring(ast.parse(script.read_text())),
         epilog="All further flags go on to main.py as they are (see main.py --help):\n"
         "--num-tasks 10 --epochs 1 makes a small version of any experiment.\n"
-        "Finished runs are skipped; unfinished ones go on from their checkpoint.",
+        "Finished runs are skipped; unfinished ones go on from their checkpoint. A run that crashes or hangs is\n"
+        "started once more, and goes on likewise.",
     )
     parser.add_argument(
         "--gpu-sets",
@@ -450,6 +523,23 @@ def _parser(script: Path) -> _Parser:
         default=ROOT / "runs",
         metavar="DIR",
         help="where the experiment's folder goes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop-after",
+        "--stop_after",
+        type=parse_minutes,
+        default=float("inf"),
+        metavar="MINUTES",
+        help="for jobs with a time limit: start no run after so long, have those under way keep what they have "
+        f"learned, and exit with status {WORK_REMAINS} if work remains (default: never)",
+    )
+    parser.add_argument(
+        "--hung-after",
+        "--hung_after",
+        type=parse_minutes,
+        default=60,
+        metavar="MINUTES",
+        help="end a run that gives no sign of life for so long, and start it once more (default: %(default)s)",
     )
     parser.add_argument(
         "--dry-run",
@@ -480,7 +570,7 @@ def launch(
         main: the program that does a run.
 
     Exit status: 0, 1 if a run failed, 2 for bad input (nothing was started, or every run refused its flags),
-    128 + the signal's number if stopped by a signal.
+    75 if ``--stop-after`` has left work, 128 + the signal's number if stopped by a signal.
     """
     script = Path(script).resolve()
     parser = _parser(script)
@@ -531,7 +621,8 @@ def launch(
         for number, run in enumerate(runs):
             print(shlex.join(command(run, sets[number % len(sets)])))
         sys.exit(0)
-    failed = run_all(runs, sets, folder, command, threads)
+    patience, limit = 60 * options.hung_after, 60 * options.stop_after
+    failed, left = run_all(runs, sets, folder, command, threads, patience, limit)
     rows = summary(folder / "results.csv", [run.name for run in runs])
     if rows:
         print_table(rows)
@@ -539,5 +630,12 @@ def launch(
         write_report(folder)
     for run, (_, reason) in failed.items():
         print(f"failed: {run.name}: {reason}", file=sys.stderr)
+    if left:
+        print(
+            f"stopped after {options.stop_after:g} minutes with {len(left)} of {len(runs)} runs unfinished; "
+            "the same call goes on from here",
+            file=sys.stderr,
+        )
+        sys.exit(WORK_REMAINS)
     refused = len(failed) == len(runs) and all(status == 2 for status, _ in failed.values())
     sys.exit(2 if refused else 1 if failed else 0)

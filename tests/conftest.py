@@ -11,6 +11,16 @@ import torch
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="the stress tests at full length, which takes many minutes")
+
+
+@pytest.fixture(scope="session")
+def full(request) -> bool:
+    """Whether the stress tests run at full length; in short they show that they work."""
+    return request.config.getoption("--full")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """The same bits in every test, and no two tests that fight over the cores."""

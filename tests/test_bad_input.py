@@ -27,7 +27,8 @@ def empty_folder_and_no_network(tmp_path, monkeypatch):
     def refuse(url, *args, **kwargs):
         raise URLError("no network in tests")
 
-    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    for source in ("mnist", "cifar"):
+        monkeypatch.setattr(f"torchvision.datasets.{source}.download_and_extract_archive", refuse)
     monkeypatch.chdir(tmp_path)
 
 
@@ -571,6 +572,34 @@ def test_a_data_file_that_would_run_code_does_not(kind, bomb, tmp_path, refused)
     path.parent.mkdir(parents=True)
     path.write_bytes(bombs(bomb)[kind])
     refused([*MNIST, "--data", "data"], Path("data", "mnist", "mnist.npz"))
+    assert not bomb.marker.exists()
+
+
+CIFAR_BATCHES = [f"cifar-10-batches-py/{name}" for name in ("batches.meta", "test_batch")]
+CIFAR_BATCHES += [f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "npz"])
+@pytest.mark.parametrize("names", [["cifar10.npz"], CIFAR_BATCHES, ["cifar-10-python.tar.gz"]], ids=lambda n: n[0])
+def test_a_cifar_file_that_would_run_code_does_not(kind, names, bomb, tmp_path, refused):
+    for name in names:  # torchvision unpickles those of the set, after it has compared their checksums
+        path = tmp_path / "data" / "cifar10" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bombs(bomb)[kind])
+    refused(["--set", "CIFAR10", "--data", "data"], Path("data", "cifar10"))
+    assert not bomb.marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "npz", "behind the first line"])
+@pytest.mark.parametrize(
+    "words",
+    [["--import"], ["--trainer", "reinit", "--reinit-adapt", "n-1-imagenet", "--reinit-from"]],
+    ids=lambda w: w[-1],
+)
+def test_a_file_to_start_from_that_would_run_code_does_not(kind, words, bomb, tmp_path, refused):
+    path = tmp_path / "model.sup"
+    path.write_bytes(bombs(bomb)[kind])
+    refused([*words, path], path)
     assert not bomb.marker.exists()
 
 

@@ -20,7 +20,7 @@ SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
 
 # Does what --act says, and records how it was called.
 FAKE_MAIN = """
-import argparse, json, os, signal, sys, time
+import argparse, json, os, signal, subprocess, sys, time
 from pathlib import Path
 parser = argparse.ArgumentParser()
 for flag in ("--config", "--data", "--log-dir", "--name", "--multigpu", "--act"):
@@ -33,11 +33,28 @@ run = Path(args.log_dir) / args.name
 run.mkdir(exist_ok=True)
 call = {"argv": sys.argv[1:], "pid": os.getpid(), "omp": os.environ["OMP_NUM_THREADS"],
         "began": time.time(), "resume": args.resume}
-if args.act in ("wait", "stubborn"):
+(run / "attempts").open("a").write("x")
+attempts = (run / "attempts").stat().st_size
+if args.act in ("wait", "stubborn", "polite"):
     if args.act == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if args.act == "polite":
+        signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), (run / "kept").touch(), os._exit(143)))
     (run / "call.json").write_text(json.dumps(call))
     time.sleep(60)
+if args.act == "crash" and (args.seed == 1 and attempts == 1 or args.seed == 2):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    (run / f"child{attempts}").write_text(str(child.pid))
+    print(f"attempt {attempts} fails")
+    os._exit(1)
+if args.act == "hang":
+    if args.seed == 2 or args.seed == 1 and attempts == 1:
+        time.sleep(60)
+    for _ in range(45 if args.seed == 0 else 0):  # longer than a silent run may live
+        os.utime(sys.stdout.fileno())
+        time.sleep(0.1)
+if args.act == "told":
+    os.kill(os.getpid(), signal.SIGTERM)
 if args.act == "mixed" and args.seed == 1:
     print("first line\\n--lr: the last line\\n\\n", file=sys.stderr)
     sys.exit(1)
@@ -177,6 +194,8 @@ def test_variants_are_named_and_can_be_picked_by_a_flag():
         (["--seeds", "-1"], "--seeds"),
         (["--seeds=0"], "--seeds"),
         (["--seeds", "two"], "--seeds"),
+        (["--stop-after", "0"], "--stop-after"),
+        (["--hung_after=nan"], "--hung-after"),
         (["10"], "'10'"),
         (["--gpu-sets", "0||1"], "--gpu-sets"),
         (["--gpu_sets=5"], "GPU 5"),
@@ -270,8 +289,52 @@ def test_failed_runs_are_listed_with_their_last_line(call, records, tmp_path):
     assert log[0].startswith("$ ") and log[1] == "first line"
 
 
-def test_flags_that_every_run_refuses_make_status_2(call):
+def attempts(tmp_path):
+    """How often each run was started."""
+    return {path.parent.name[5]: path.stat().st_size for path in (tmp_path / "runs" / FOLDER).glob("*/attempts")}
+
+
+def test_flags_that_every_run_refuses_make_status_2(call, tmp_path):
     assert call("--gpu-sets", "cpu", "--seeds", "2", "--act", "refuse")[0] == 2
+    assert attempts(tmp_path) == {"0": 1, "1": 1}, "what was refused once is not tried again"
+
+
+def test_a_crashed_run_is_tried_once_more_and_leaves_no_process(call, records, tmp_path):
+    status, out, err = call("--gpu-sets", "cpu|cpu", "--seeds", "4", "--act", "crash")
+    assert status == 1 and attempts(tmp_path) == {"0": 1, "1": 2, "2": 2, "3": 1}
+    assert "seed=1,act=crash: status 1: attempt 1 fails; trying once more" in out
+    assert err.splitlines()[-1] == "failed: seed=2,act=crash: status 1: attempt 2 fails"
+    assert sorted(records()) == [f"seed={seed},act=crash" for seed in (0, 1, 3)]
+    children = [int(path.read_text()) for path in (tmp_path / "runs" / FOLDER).glob("*/child*")]
+    assert len(children) == 3
+    wait_for(lambda: all(gone(pid) for pid in children))
+
+
+def test_a_run_that_somebody_stopped_is_not_tried_again(call, tmp_path):
+    status, _, err = call("--gpu-sets", "cpu", "--act", "told")
+    assert status == 1 and "killed by SIGTERM" in err and attempts(tmp_path) == {"0": 1}
+
+
+def test_a_silent_run_is_ended_and_tried_once_more_and_the_others_go_on(call, records, tmp_path):
+    # Seed 0 takes longer than that but gives signs of life, seed 1 hangs once, seed 2 hangs again.
+    status, out, err = call("--gpu-sets", "cpu|cpu|cpu", "--seeds", "4", "--act", "hang", "--hung-after", "0.05")
+    assert status == 1 and attempts(tmp_path) == {"0": 1, "1": 2, "2": 2, "3": 1}
+    assert "seed=1,act=hang: hung and was ended: it wrote nothing; trying once more" in out
+    assert err.splitlines()[-1] == "failed: seed=2,act=hang: hung and was ended: it wrote nothing"
+    assert sorted(records()) == [f"seed={seed},act=hang" for seed in (0, 1, 3)]
+
+
+def test_a_time_limit_has_runs_keep_what_they_learned_and_says_that_work_remains(call, tmp_path):
+    words = ["--gpu-sets", "cpu|cpu", "--seeds", "3", "--act", "polite"]
+    status, out, err = call(*words, "--stop-after", "0.03")
+    assert status == launcher.WORK_REMAINS and "seed=1,act=polite: stopped" in out
+    assert err == "stopped after 0.03 minutes with 3 of 3 runs unfinished; the same call goes on from here\n"
+    folder = tmp_path / "runs" / FOLDER
+    assert sorted(path.parent.name for path in folder.glob("*/kept")) == ["seed=0,act=polite", "seed=1,act=polite"]
+    for seed in range(3):
+        (folder / f"seed={seed},act=polite").mkdir(exist_ok=True)
+        (folder / f"seed={seed},act=polite" / "finished").touch()
+    assert call(*words, "--stop-after", "0.00001")[0] == 0, "no work remains"
 
 
 def test_a_run_that_dies_in_silence(call):

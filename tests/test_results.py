@@ -1,20 +1,21 @@
 """The tables of results: every row whole and once, whoever writes at the same time, whatever it is called."""
 
 import csv
+import errno
+import fcntl
 import os
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 
 from utils import results
 from utils.errors import UserError
 from utils.results import COLUMNS, Results, to_csv, write_whole
 
-PROJECT = Path(__file__).resolve().parents[1]
 ORIGINAL = ["Date Finished", "Name", "Current Val", "Best Val", "Save Directory"]
 HOSTILE = [
     "a,b",
@@ -198,46 +199,6 @@ def test_a_table_that_cannot_be_written_is_a_user_error(taken, tmp_path):
 
 # Many writers
 
-WRITER = """
-import os, sys, time
-from utils.results import Results
-path, writer = sys.argv[1:]
-open(f"{path}.ready{writer}", "w").close()
-while not os.path.exists(path + ".go"):
-    time.sleep(0.001)
-for index in range(50):
-    Results(path).add([{
-        "Date Finished": "2024-01-01", "Name": f"writer {writer}, row {index} " + "x" * (index * 40),
-        "Current Val": 0.5, "Best Val": 0.5, "Save Directory": f"runs/{writer}", "Task": index,
-    }])
-"""
-
-
-def test_eight_processes_write_every_row_once_and_whole(tmp_path):
-    path = tmp_path / "results.csv"
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-c", WRITER, str(path)]
-    writers = [subprocess.Popen([*command, str(writer)], env=environment) for writer in range(8)]
-    # All at once, so that they meet at the file that is not there yet too.
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("*.ready*"))) < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    Path(f"{path}.go").touch()
-    assert [writer.wait(timeout=60) for writer in writers] == [0] * 8
-    rows = read(path)
-    expected = {
-        (f"writer {writer}, row {index} " + "x" * (index * 40), f"runs/{writer}", str(index))
-        for writer in range(8)
-        for index in range(50)
-    }
-    assert len(rows) == 400
-    assert {(r["Name"], r["Save Directory"], r["Task"]) for r in rows} == expected
-    assert path.read_text().count("Date Finished") == 1
-    # Each writer's rows are in the order in which it wrote them.
-    for writer in range(8):
-        own = [int(r["Task"]) for r in rows if r["Save Directory"] == f"runs/{writer}"]
-        assert own == list(range(50))
-
 
 @pytest.mark.parametrize("method", ["add", "complete"])
 def test_a_lock_that_is_never_given_back_ends_in_one_clear_line(method, tmp_path, monkeypatch):
@@ -252,6 +213,27 @@ def test_a_lock_that_is_never_given_back_ends_in_one_clear_line(method, tmp_path
     assert path.read_bytes() == before
     getattr(Results(path), method)([row("b")])
     assert names(path) == ["a", "b"]
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_where_the_file_system_knows_no_locks_a_file_says_who_writes(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    monkeypatch.setattr(results, "_LOCK_SECONDS", 0.2)
+    path, lock = tmp_path / "results.csv", tmp_path / "results.csv.lock"
+    Results(path).add([row("a")])
+    with SoftFileLock(lock), pytest.raises(UserError, match="locked by another process"):
+        Results(path).add([row("held")])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock.write_text(f"{dead.pid}\n{socket.gethostname()}\n")  # as a killed run leaves it
+    Results(path).add([row("b")])
+    assert names(path) == ["a", "b"] and not lock.exists()
+    lock.write_text(f"{dead.pid}\nanother-machine\n")  # where nobody here can tell whether it still runs
+    with pytest.raises(UserError, match=f"if none runs, delete {lock}"):
+        Results(path).add([row("c")])
 
 
 # Whole files

@@ -90,7 +90,7 @@ def write_export(
     try:
         part.unlink(missing_ok=True)
         file = Checkpoint(part)
-        file.append(Record("export", {"settings": settings}, shared))
+        file.append(Record("export", {"settings": settings, "tasks": list(accuracies)}, shared))
         for task, accuracy in accuracies.items():
             code, kept, rest = _compact(model, task)
             values = {"task": task, "accuracy": accuracy, "kept": kept}
@@ -112,6 +112,9 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     settings = records[0].values.get("settings") if records and records[0].kind == "export" else None
     if not isinstance(settings, dict):
         raise UserError(f"--import {path}: was not written by --export")
+    # A file that was cut between two records has none that is damaged.
+    if [record.values.get("task") for record in records[1:]] != records[0].values.get("tasks"):
+        raise UserError(f"--import {path}: lacks tasks that were written into it")
     return settings, records
 
 

@@ -157,7 +157,7 @@ def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Even
 
 
 def _end_with_first() -> None:
-    """End this process, from a thread of its own, when the first one is gone, whatever ended that."""
+    """Leave no orphan: a first process that is killed can end nobody, and others may wait for it for days."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -38,6 +38,8 @@ class Results:
     """``results.csv`` of an experiment, which many runs write at the same time.
 
     A row is one line, written whole, under a lock, in one write. Rows are told apart by name and save directory.
+    The lock is the kernel's, which network file systems pass on to their server and which ends with its process.
+    Where a file system knows none, it is a file that names its holder; one left by a killed process counts no more.
 
     Args:
         path: the CSV file; made with its header by the first row.

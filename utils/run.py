@@ -2,10 +2,11 @@
 
 import os
 import platform
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy
 import torch
 import torchvision
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -51,7 +52,9 @@ class RunFolder:
             self._log = open(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
         except Timeout:
-            raise UserError(f"{self.path}: another process is running in this folder") from None
+            # The kernel's locks end with their process; the file that stands in for one elsewhere may outlive it.
+            left = f"; if none does, delete {self.path / '.lock'}" if isinstance(self._lock, SoftFileLock) else ""
+            raise UserError(f"{self.path}: another process is running in this folder{left}") from None
         except OSError as error:
             raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
         self._started = datetime.now().isoformat(timespec="seconds")
@@ -153,9 +156,14 @@ def _machine(multigpu: str) -> str:
     return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])
 
 
-def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterable:
-    """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal."""
-    return tqdm(
+def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterator:
+    """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal.
+
+    Output that goes to a file gets a new time of change, at most once a second: the sign of life that the launcher of
+    experiments looks for, since a task may take hours without a word.
+    """
+    touched = 0.0
+    for item in tqdm(
         items,
         total=total,
         desc=description,
@@ -164,4 +172,10 @@ def progress(items: Iterable, total: int | None = None, description: str = "", u
         dynamic_ncols=True,
         disable=None,
         file=sys.stdout,
-    )
+    ):
+        if time.monotonic() - touched > 1:
+            touched = time.monotonic()
+            with suppress(OSError, ValueError):  # an output without a descriptor
+                if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
+                    os.utime(sys.stdout.fileno())
+        yield item

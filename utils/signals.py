@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,10 +10,15 @@ from types import FrameType
 from utils.errors import Stopped
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# A cluster tells every process of a job to end, and the launcher of experiments passes on what it is told: within this
+# time a second signal is the first one again.
+ECHO_SECONDS = 2.0
 
 
 class Signals:
-    """SIGINT and SIGTERM raise ``Stopped``: at once, or where the run says that it can stop. A second one just ends it.
+    """SIGINT and SIGTERM raise ``Stopped``: at once, or where the run says that it can stop.
+
+    One more after a while just ends the run.
 
     A context manager; leaving it puts back the handlers that were there. Outside the main thread, which alone may have
     handlers, it does nothing.
@@ -20,6 +26,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._when = 0.0
         self._waits = False
         self._handlers: dict[int, object] = {}
 
@@ -35,9 +42,12 @@ class Signals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        for each in self._handlers:
-            signal.signal(each, signal.SIG_DFL)
+        if self._received is not None:
+            if time.monotonic() - self._when > ECHO_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        self._received, self._when = number, time.monotonic()
         if not self._waits:
             self.check()
 
