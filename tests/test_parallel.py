@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import main
-from args import PROJECT
 from models import Builder, multitask
 from trainers import DefaultTrainer, TrainingOptions
 from utils.checkpoint import Checkpoint
