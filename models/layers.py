@@ -35,8 +35,7 @@ def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:
     """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is done as the one matrix product it is.
 
     On a processor the convolution itself has the channels last in memory, for with few of them it takes up to four
-    times as long in planes. What comes out is in planes again, for batch norm with channels last is slow on several
-    threads.
+    times as long in planes. What comes out is in planes again: on several threads batch norm is slow otherwise.
     """
     if weight.shape[-2:] == (1, 1) == x.shape[-2:]:
         return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
