@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.masks import coarse_products_pay, tiles
 
 SCREENED = 1000  # masks from which on a coarse product before the exact one saves time, about
-SCREENED_LOSSES = 4096  # that are screened together
+SCREENED_LOSSES = 2048  # that are screened together
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
 
 

@@ -23,7 +23,8 @@ from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 128 * 2**20  # what layers see and give for a tile of batches, with the gradients
+TILE_BYTES = 256 * 2**20  # what layers see and give for a tile of batches, with the gradients
+TILE_BATCHES = 4096  # in a tile at the most; more would share no more of what is unpacked
 QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
 ALPHA_LR = 0.1  # of gradient descent on the coefficients
@@ -102,7 +103,7 @@ def _backward(
         batch_bytes = 4 * multitask.probed_size(model)
         if len(rows) > 1:  # in the worst case each batch has a superposition of its own
             batch_bytes += 4 * multitask.superposed_size(model)
-        for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
+        for tile in tiles(len(images), max(1, min(TILE_BATCHES, tile_bytes // batch_bytes))):
             members = order[tile]
             here = row_of[members].unique_consecutive().tolist()
             weights = {row: weights[row] for row in here if row in weights}
