@@ -345,6 +345,19 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join((first.ljust(widths[0]), *cells)))
 
 
+def write_report(folder: Path) -> None:
+    """Write the experiment's page and figures; the runs are done, whatever becomes of that."""
+    try:
+        from experiments.report import report  # pandas and matplotlib take seconds
+
+        page, _ = report([folder])
+        print(f"report: {page}; figures beside it")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def run_all(
     runs: Sequence[Run],
     sets: Sequence[str],
@@ -523,6 +536,7 @@ def launch(
     if rows:
         print_table(rows)
         print(f"results: {folder / 'results.csv'}")
+        write_report(folder)
     for run, (_, reason) in failed.items():
         print(f"failed: {run.name}: {reason}", file=sys.stderr)
     refused = len(failed) == len(runs) and all(status == 2 for status, _ in failed.values())
