@@ -8,8 +8,8 @@
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
 noisy, so read the ratios. The naive forms live here only: per-image transforms through a DataLoader, a float mask for
 every task, autograd through the weighted sum of masks, a full sort for top-k. Where a side is measured on a sample, the
-table says so. Written to ``--out`` after each part: ``benchmark.csv`` and ``benchmark.png``; rows that lie there from
-the same machine and are not measured again stay.
+table says so. Written to ``--out``: ``benchmark.csv``, row by row, and ``benchmark.png``. Rows that lie there from the
+same machine and are not measured again stay.
 """
 
 import argparse
@@ -43,16 +43,16 @@ LENET = ((300, 784), (100, 300))  # hidden layers (out, in); the last is (output
 
 
 class Report:
-    """Rows of (part, what, value, beside it, ratio, unit, note), printed as they come.
+    """Rows of (part, what, value, beside it, ratio, unit, note), printed and written as they come.
 
     Args:
-        out: the folder of the CSV file and the plot.
+        path: the CSV file.
     """
 
     columns = ("part", "what", "ours", "naive", "ratio", "unit", "note")
 
-    def __init__(self, out: Path):
-        self.csv, self.png = out / "benchmark.csv", out / "benchmark.png"
+    def __init__(self, path: Path):
+        self.csv = path
         self.machine = f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
         self.rows: dict[tuple[str, str], dict[str, object]] = {}  # by part and what
         if self.csv.exists():
@@ -66,17 +66,12 @@ class Report:
         self.rows[part, what] = dict(zip(self.columns, (part, what, ours, naive, ratio, unit, note), strict=True))
         beside = "" if naive is None else f"  naive {naive:>10.4g}  ratio {ratio:>8.4g}"
         print(f"{part:<7} {what:<46} {ours:>10.4g} {unit:<3}{beside}  {note}", flush=True)
-
-    def write(self) -> None:
-        rows = sorted(self.rows.values(), key=lambda row: list(PARTS).index(row["part"]))
         self.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(self.csv, "w", newline="") as file:
             file.write(self.machine)
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
-        draw(rows, self.png)
-        print(f"written: {self.csv}, {self.png}", flush=True)
+            writer.writerows(sorted(self.rows.values(), key=lambda row: list(PARTS).index(row["part"])))
 
 
 def medians(sides: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -240,7 +235,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         heads += [x[:1] for x, _ in data.val_loader]
         truth += [task] * (len(heads) - len(truth))
     for tasks in counts:
-        many = min(79 * tasks, 512 if quick else 4096)
+        many = min(79 * tasks, 512 if quick else 2048)
         order = torch.arange(many) % len(heads)
         images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
         few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
@@ -352,16 +347,24 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
         er_sparsity=True,
     )
     model = get_model("GEMResNet18", builder, data.input_shape, 5).to(device)
-    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3), RNG)
+    common = dict(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3)
+    forms = {
+        "float32": {},
+        "--channels-last": dict(channels_last=True),
+        "--channels-last --amp bf16": dict(channels_last=True, amp="bf16"),
+    }
+    trainers = {form: DefaultTrainer(model, TrainingOptions(**common, **how), RNG) for form, how in forms.items()}
 
-    def ours():
+    def ours(trainer):
         trainer.begin_task(0)
         trainer.train(data.train_loader, epoch=0)
 
-    def sorted_top_k(scores: Tensor, dropped: int) -> Tensor:
+    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
+        scores = layer.scores
         mask = torch.ones_like(scores).flatten()
-        mask[scores.detach().abs().flatten().sort().indices[:dropped]] = 0
-        return mask.view_as(scores) - scores.detach() + scores  # straight through
+        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
+        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
+        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
 
     transform = transforms.Compose(
         [
@@ -376,30 +379,23 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
     loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
 
     def naive():
-        trainer.begin_task(0)
+        trainers["float32"].begin_task(0)
         layers = [module for module in model.modules() if hasattr(module, "binarise")]
         for layer in layers:
-            layer.binarise = partial(_call, sorted_top_k, layer)
+            layer.forward = partial(sorted_conv, layer)
+        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
         for x, y in islice(loader, batches):
-            trainer.optimizer.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            trainer.optimizer.step()
+            optimizer.step()
         for layer in layers:
-            del layer.binarise
+            del layer.forward
 
-    t = medians({"ours": ours, "naive": naive}, 3)
-    note = "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
-    report.add(
-        "resnet",
-        "SplitCIFAR100, GEMResNet18, 20 batches",
-        20 / batches * t["ours"],
-        20 / batches * t["naive"],
-        note=note,
-    )
-
-
-def _call(function, layer, scores):
-    return function(scores, layer.dropped)
+    t = medians({form: partial(ours, trainer) for form, trainer in trainers.items()} | {"naive": naive}, 3)
+    scale, note = 20 / batches, "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
+    for form in forms:
+        what = f"SplitCIFAR100, GEMResNet18, 20 batches, {form}"
+        report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
@@ -437,10 +433,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report, counts = Report(options.out), options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
+    report = Report(options.out / "benchmark.csv")
+    counts = options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
     for part in options.only:
         PARTS[part](report, options.data, torch.device(options.device), options.quick, counts)
-        report.write()
+        draw(list(report.rows.values()), options.out / "benchmark.png")
+    print(f"written: {report.csv}, {options.out / 'benchmark.png'}")
 
 
 if __name__ == "__main__":

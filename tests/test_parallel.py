@@ -42,14 +42,14 @@ def learned(tmp_path, name, *words):
 
 def test_two_processes_give_the_result_of_one_with_the_same_batch(tmp_path):
     # 1,437 images in batches of 100: the last one has 37, so the shares are not equal.
-    words = [*WEIGHTS.split(), "--batch-size", "100"]
+    words = [*WEIGHTS.split(), *"--batch-size 100 --epochs 1 --seed 1".split()]
     one, accuracies = learned(tmp_path, "one", *words, "--multigpu", "cpu")
     two, again = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
     assert one.keys() == two.keys() and len(one) == 6
     for name, value in one.items():
-        # float32 sums in another order, grown over 60 steps.
+        # float32 sums in another order. Few steps: once a rectified unit falls to the other side of 0, they grow.
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4)
-    assert again == pytest.approx(accuracies, abs=0.01)
+    assert again == pytest.approx(accuracies, abs=1e-4)
 
 
 def test_two_processes_go_on_from_a_checkpoint_and_take_part_in_transfer(tmp_path):
@@ -113,7 +113,8 @@ def test_batch_norm_sees_the_whole_batch():
     "words", [f"{WEIGHTS} --bn-type StandardBN", f"{MASKS} --bn-type MultitaskNonAffineBN"], ids=["weights", "masks"]
 )
 def test_two_processes_give_the_residual_network_of_one(words, tmp_path):
-    words = [*words.split(), *"--model GEMResNet18 --batch-size 51 --iter-lim 3 --epochs 1 --num-tasks 1".split()]
+    words = [*words.split(), *"--model GEMResNet18 --batch-size 51 --iter-lim 2 --epochs 1 --num-tasks 1".split()]
+    words += ["--train-weight-lr", "1e-3"]  # through rectified units, sums in another order grow fast
     one, accuracies = learned(tmp_path, "one", *words, "--multigpu", "cpu")
     two, again = learned(tmp_path, "two", *words, "--multigpu", "cpu,cpu")
     assert one.keys() == two.keys() and len(one) > 60
@@ -153,7 +154,7 @@ def two_processes(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert first.stdout.readline().startswith("task 0: ")
+    assert any(line.startswith("task 0: ") for line in first.stdout)
     about = [
         Path(f"/proc/{pid}/cmdline") for pid in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     ]
