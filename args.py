@@ -103,8 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=_devices,
         metavar="DEVICES",
         help="a GPU's number or cpu; with several, such as 0,1 or cpu,cpu, each is a process that trains on its share "
-        "of every batch, gradients averaged; batch norm sees each share by itself, and the first one's statistics are "
-        "kept (default: GPU 0, or cpu if there is none)",
+        "of every batch, with the result of one that trains on all of it (default: GPU 0, or cpu if there is none)",
     )
     add("--threads", type=_number(int, 1, 4096), help="processor threads (default: all cores)")
     add(

@@ -88,7 +88,8 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     try:
         with stopping(), signals.waiting():
             memory.open(folder)
-            with group_of(devices, follow, args, exported) as trainer.group:
+            with group_of(devices, follow, args, exported) as group:
+                trainer.join(group)
                 learn(args, data, model, trainer, memory, folder, signals)
             report(args, memory, folder)
             folder.finish()
@@ -337,7 +338,7 @@ def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     trainer.check(tasks_to_learn(args))
     memory = recall(args, model, trainer, exported)
-    trainer.group = group
+    trainer.join(group)
     for task in tasks_to_learn(args):
         if task not in memory.learned and task not in memory.spare:
             data.update_task(task)

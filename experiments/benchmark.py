@@ -2,18 +2,19 @@
 
     python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, memory, growth or resnet
+    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, growth or resnet
+    python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
 noisy, so read the ratios. The naive forms live here only: per-image transforms through a DataLoader, a float mask for
 every task, autograd through the weighted sum of masks, a full sort for top-k. Where a side is measured on a sample, the
-table says so. Written to ``--out``: ``benchmark.csv`` and ``benchmark.png``.
+table says so. Written to ``--out``: ``benchmark.csv``, row by row, and ``benchmark.png``. Rows that lie there from the
+same machine and are not measured again stay.
 """
 
 import argparse
 import csv
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -41,28 +43,35 @@ LENET = ((300, 784), (100, 300))  # hidden layers (out, in); the last is (output
 
 
 class Report:
-    """Rows of (part, what, value, unit, beside it, ratio, note), printed as they come."""
+    """Rows of (part, what, value, beside it, ratio, unit, note), printed and written as they come.
+
+    Args:
+        path: the CSV file.
+    """
 
     columns = ("part", "what", "ours", "naive", "ratio", "unit", "note")
 
-    def __init__(self):
-        self.rows: list[dict[str, object]] = []
+    def __init__(self, path: Path):
+        self.csv = path
+        self.machine = f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        self.rows: dict[tuple[str, str], dict[str, object]] = {}  # by part and what
+        if self.csv.exists():
+            with open(self.csv, newline="") as file:
+                if file.readline() == self.machine:
+                    rows = [row for row in csv.DictReader(file) if row["part"] in PARTS]
+                    self.rows = {(row["part"], row["what"]): row for row in rows}
 
     def add(self, part: str, what: str, ours: float, naive: float | None = None, unit: str = "s", note: str = ""):
         ratio = None if naive is None else naive / ours
-        self.rows.append(dict(zip(self.columns, (part, what, ours, naive, ratio, unit, note), strict=True)))
+        self.rows[part, what] = dict(zip(self.columns, (part, what, ours, naive, ratio, unit, note), strict=True))
         beside = "" if naive is None else f"  naive {naive:>10.4g}  ratio {ratio:>8.4g}"
         print(f"{part:<7} {what:<46} {ours:>10.4g} {unit:<3}{beside}  {note}", flush=True)
-
-    def write(self, out: Path) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out / "benchmark.csv", "w", newline="") as file:
-            file.write(f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+        self.csv.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.csv, "w", newline="") as file:
+            file.write(self.machine)
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
-        draw(self.rows, out / "benchmark.png")
-        print(f"written: {out / 'benchmark.csv'}, {out / 'benchmark.png'}")
+            writer.writerows(sorted(self.rows.values(), key=lambda row: list(PARTS).index(row["part"])))
 
 
 def medians(sides: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -118,7 +127,7 @@ def naive_loader(images: np.ndarray, labels: np.ndarray, transform: Callable, sh
     return torch.utils.data.DataLoader(Images(), batch_size=128, shuffle=shuffle)
 
 
-def train(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+def train(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     from torchvision import transforms
 
     batches, test_images = (50, 1280) if quick else (200, 10_000)
@@ -188,32 +197,49 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool) -> 
 
 # (b) inference
 
+LEARNED = 5  # tasks whose batches are inferred
 
-def random_tasks(num_tasks: int, outputs: int, device: torch.device) -> nn.Module:
-    """LeNet with ``num_tasks`` random masks, as if learned."""
-    model = get_model("LeNet", Builder(RNG, num_tasks), (1, 28, 28), outputs)
-    for task in range(num_tasks):
-        state = {}
+
+def learned_masks(data, batches: int) -> list[dict[str, Tensor]]:
+    """The state of each of the first tasks of MNISTPerm, learned in so many batches by a LeNet with 500 outputs."""
+    model = get_model("LeNet", Builder(RNG, LEARNED), (1, 28, 28), 500).to(data.device)
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches), RNG)
+    for task in range(LEARNED):
+        data.update_task(task)
+        trainer.begin_task(task)
+        for epoch in range(-(-batches // len(data.train_loader))):
+            trainer.train(data.train_loader, epoch)
+        trainer.end_task()
+    return [multitask.task_state(model, task) for task in range(LEARNED)]
+
+
+def model_of(tasks: int, learned: list[dict[str, Tensor]], device: torch.device) -> nn.Module:
+    """The network with so many masks: the learned ones, and random ones after them."""
+    model = get_model("LeNet", Builder(RNG, tasks), (1, 28, 28), 500)
+    for task in range(tasks):
+        state = learned[task] if task < len(learned) else {}
         for name, place in multitask.task_state(model, task).items():
-            bits = torch.randint(0, 256, place.shape, generator=RNG("mask", name, task), dtype=torch.uint8)
-            state[name] = bits
+            if name not in state:
+                rng = RNG("mask", name, task)
+                state[name] = torch.randint(0, 256, place.shape, generator=rng, dtype=torch.uint8)
         multitask.load_task_state(model, task, state)
     return model.to(device)
 
 
-def infer(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
-    data = DATASETS["MNISTPerm"](data_root, num_tasks=5, device=device)
-    for tasks, outputs in ((25, 100), (250, 100)) if quick else ((25, 100), (250, 100), (2500, 500)):
-        model = random_tasks(tasks, outputs, device)
-        heads = []
-        for task in range(5):
-            data.update_task(task)
-            heads += [x[:1] for x, _ in data.val_loader]
-        images = torch.stack(heads)  # (395, 1, 1, 28, 28)
+def infer(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    data = DATASETS["MNISTPerm"](data_root, num_tasks=LEARNED, device=device)
+    learned = learned_masks(data, 300 if quick else 1000)
+    heads, truth = [], []
+    for task in range(LEARNED):
+        data.update_task(task)
+        heads += [x[:1] for x, _ in data.val_loader]
+        truth += [task] * (len(heads) - len(truth))
+    for tasks in counts:
         many = min(79 * tasks, 512 if quick else 2048)
-        images = images.repeat(-(-many // len(images)), 1, 1, 1, 1)[:many]
-        sample = images[: 4 if tasks > 250 else 16]
-
+        order = torch.arange(many) % len(heads)
+        images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
+        few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
+        model = model_of(tasks, learned, device)
         layers = [module for module in model.modules() if isinstance(module, multitask.SuperposedModule)]
         masks = []
         for layer in layers:
@@ -222,6 +248,8 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool) -> 
                 layer.select_task(task)
                 floats[task] = layer.effective[:, :, 0, 0] != 0
             masks.append(floats)
+
+        sample = images[few.to(device)]
 
         def naive(sample=sample, layers=layers, masks=masks, tasks=tasks):
             chosen = []
@@ -239,81 +267,72 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool) -> 
         def ours(images=images, model=model, tasks=tasks):
             return adaptors.one_shot(model, range(tasks), images, adaptors.entropy)
 
-        same = ours()[: len(sample)].tolist() == naive()
+        chosen = ours().cpu()
+        same, right = chosen[few].tolist() == naive(), (chosen == here).float().mean()
         t = medians({"ours": ours, "naive": naive}, 1 if tasks > 250 else 3)
         whole = 79 * tasks
-        note = f"same tasks chosen: {same}; ours on {many} batches, naive on {len(sample)}"
+        note = f"same tasks chosen: {same}; {right:.1%} right; ours on {many} batches of {LEARNED} learned tasks among "
+        note += f"random masks, naive on {len(few)}"
         what = f"one-shot, {tasks} tasks, all {whole} batches"
-        report.add("infer", what, whole * t["ours"] / many, whole * t["naive"] / len(sample), note=note)
-        del masks, model
+        report.add("infer", what, whole * t["ours"] / many, whole * t["naive"] / len(few), note=note)
+        del masks, model, naive, ours
 
 
-# (c) memory and checkpoint
+# (c), (d) memory, disk and time as tasks grow
 
 
-def memory(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
-    for tasks, outputs in ((25, 100), (250, 100)) if quick else ((25, 100), (250, 100), (2500, 500)):
+def growth(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    for tasks in counts:
         with tempfile.TemporaryDirectory() as folder:
-            words = ["--num-tasks", tasks, "--iter-lim", 1, "--epochs", 1, "--output-size", outputs]
-            peak = run_main(folder, data_root, device, *words, "--adaptor", "gt")
-            size = (Path(folder) / "run" / "checkpoint.pt").stat().st_size
-        weights = sum(o * i for o, i in (*LENET, (outputs, 100)))
-        masks = tasks * (weights // 8)
-        note = "of the whole run, Python and torch included; tasks of one batch"
-        report.add("memory", f"peak memory, {tasks} tasks", peak / 1e6, tasks * weights * 8 / 1e6, "MB", note)
-        report.add("memory", f"checkpoint, {tasks} tasks", size / 1e6, None, "MB", f"masks {masks / 1e6:.1f} MB")
+            run = Path(folder) / "run"
+            peak, written = run_main(folder, data_root, device, tasks)
+            size = (run / "checkpoint.pt").stat().st_size
+            folder_size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+            events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+            ends = [event.wall_time for event in events.Scalars("val/accuracy")]
+        weights = sum(o * i for o, i in (*LENET, (500, 100)))
+        masks, floats = tasks * weights / 8, tasks * weights * 8
+        note = "a whole run with evaluation, Python and torch included; naive: float masks and scores alone, computed"
+        report.add("growth", f"peak memory, {tasks} tasks", peak / 1e6, floats / 1e6, "MB", note)
+        note = f"masks {masks / 1e6:.1f} MB; naive: float masks, computed"
+        report.add("growth", f"checkpoint, {tasks} tasks", size / 1e6, floats / 2e6, "MB", note)
+        note = f"{written / folder_size:.2f} times what the folders hold in the end, {folder_size / 1e6:.1f} MB"
+        report.add("growth", f"written to files and terminal, {tasks} tasks", written / 1e6, None, "MB", note)
+        seconds = [end - start for start, end in pairwise(ends)]
+        few = min(100, len(seconds) // 2)
+        first, last = statistics.median(seconds[9 : 9 + few]), statistics.median(seconds[-few:])
+        note = f"medians over {few} tasks of 5 batches, the first after 10; ratio: last / first"
+        report.add("growth", f"a task at the beginning and the end of {tasks}", first, last, note=note)
 
 
-# Calls main.py's main and says how much memory the process had at the most. A parent that asks the kernel afterwards
-# may be told its own: a child begins with the record of the process that it was forked from.
-PEAK = """
+# Calls main.py's main and says how much memory the process had at the most, and how many bytes it wrote. A parent that
+# asks the kernel afterwards may be told its own: a child begins with the record of the process it was forked from.
+MEASURED = """
 import sys
 from main import main
 status = main(sys.argv[1:])
-print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+for file, name in (("status", "VmHWM"), ("io", "wchar")):
+    print([line.split()[1] for line in open(f"/proc/self/{file}") if line.startswith(name)][0])
 sys.exit(status)
 """
 
 
-def run_main(folder: str, data_root: str, device: torch.device, *words: object) -> int:
-    """A run of its own; the bytes of its peak memory (Linux)."""
-    where = "cpu" if device.type == "cpu" else str(device.index or 0)
-    command = [
-        sys.executable,
-        "-c",
-        PEAK,
-        "--set",
-        "MNISTPerm",
-        "--data",
-        Path(data_root).absolute(),
-        "--log-dir",
-        folder,
-    ]
-    command += ["--name", "run", "--multigpu", where, "--threads", torch.get_num_threads(), *words]
-    command = [str(word) for word in command]
+def run_main(folder: str, data_root: str, device: torch.device, tasks: int) -> tuple[int, int]:
+    """A run of its own, of tasks of 5 batches; the bytes of its peak memory, and those it wrote (Linux)."""
+    words = ["--set", "MNISTPerm", "--data", Path(data_root).absolute(), "--log-dir", folder, "--name", "run"]
+    words += ["--multigpu", "cpu" if device.type == "cpu" else device.index or 0, "--threads", torch.get_num_threads()]
+    words += ["--num-tasks", tasks, "--output-size", 500, "--iter-lim", 5, "--test-batch-size", 1000]
+    words += ["--adaptor", "se_oneshot_entropy_minimization"]
+    command = [sys.executable, "-c", MEASURED, *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT)
-    return int(done.stdout.splitlines()[-1]) * 1024
-
-
-# (d) growth
-
-
-def growth(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
-    tasks, batches = (100, 20) if quick else (2500, 20)
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["--num-tasks", tasks, "--iter-lim", batches, "--epochs", 1, "--output-size", 500, "--adaptor", "gt"]
-        run_main(folder, data_root, device, *words)
-        log = (Path(folder) / "run" / "log.txt").read_text().splitlines()
-    seconds = [float(found[1]) for line in log if (found := re.search(r"task \d+: accuracy \S+, (\S+) s$", line))]
-    note = f"medians over 20 tasks of {batches} batches; ratio: last / first"
-    first, last = statistics.median(seconds[10:30]), statistics.median(seconds[-20:])
-    report.add("growth", f"a task, tasks 10-29 and the last 20 of {tasks}", first, last, note=note)
+    peak, written = map(int, done.stdout.splitlines()[-2:])
+    return peak * 1024, written
 
 
 # (e) ResNet-18
 
 
-def resnet(report: Report, data_root: str, device: torch.device, quick: bool) -> None:
+def resnet(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     from torchvision import transforms
 
     batches = 3 if quick else 20
@@ -328,16 +347,24 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool) ->
         er_sparsity=True,
     )
     model = get_model("GEMResNet18", builder, data.input_shape, 5).to(device)
-    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3), RNG)
+    common = dict(iter_lim=batches, epochs=1, optimizer="adam", lr=1e-3)
+    forms = {
+        "float32": {},
+        "--channels-last": dict(channels_last=True),
+        "--channels-last --amp bf16": dict(channels_last=True, amp="bf16"),
+    }
+    trainers = {form: DefaultTrainer(model, TrainingOptions(**common, **how), RNG) for form, how in forms.items()}
 
-    def ours():
+    def ours(trainer):
         trainer.begin_task(0)
         trainer.train(data.train_loader, epoch=0)
 
-    def sorted_top_k(scores: Tensor, dropped: int) -> Tensor:
+    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
+        scores = layer.scores
         mask = torch.ones_like(scores).flatten()
-        mask[scores.detach().abs().flatten().sort().indices[:dropped]] = 0
-        return mask.view_as(scores) - scores.detach() + scores  # straight through
+        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
+        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
+        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
 
     transform = transforms.Compose(
         [
@@ -352,30 +379,23 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool) ->
     loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
 
     def naive():
-        trainer.begin_task(0)
+        trainers["float32"].begin_task(0)
         layers = [module for module in model.modules() if hasattr(module, "binarise")]
         for layer in layers:
-            layer.binarise = partial(_call, sorted_top_k, layer)
+            layer.forward = partial(sorted_conv, layer)
+        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
         for x, y in islice(loader, batches):
-            trainer.optimizer.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            trainer.optimizer.step()
+            optimizer.step()
         for layer in layers:
-            del layer.binarise
+            del layer.forward
 
-    t = medians({"ours": ours, "naive": naive}, 3)
-    note = "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
-    report.add(
-        "resnet",
-        "SplitCIFAR100, GEMResNet18, 20 batches",
-        20 / batches * t["ours"],
-        20 / batches * t["naive"],
-        note=note,
-    )
-
-
-def _call(function, layer, scores):
-    return function(scores, layer.dropped)
+    t = medians({form: partial(ours, trainer) for form, trainer in trainers.items()} | {"naive": naive}, 3)
+    scale, note = 20 / batches, "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
+    for form in forms:
+        what = f"SplitCIFAR100, GEMResNet18, 20 batches, {form}"
+        report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
@@ -385,9 +405,9 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [row for row in rows if row["ratio"] is not None]
+    shown = [row for row in rows if row["ratio"] not in (None, "")]
     figure, axes = plt.subplots(figsize=(8, 0.6 + 0.4 * len(shown)), layout="constrained")
-    bars = axes.barh([row["what"] for row in shown], [row["ratio"] for row in shown], color="#0072B2")
+    bars = axes.barh([row["what"] for row in shown], [float(row["ratio"]) for row in shown], color="#0072B2")
     axes.bar_label(bars, fmt="%.3g×", padding=3)
     axes.set_xscale("log")
     axes.set_xlabel("beside it / ours (times, or bytes)")
@@ -398,7 +418,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"train": train, "infer": infer, "memory": memory, "growth": growth, "resnet": resnet}
+PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet}
 
 
 def main() -> None:
@@ -408,14 +428,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
+    parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; quick: 25 250)")
     parser.add_argument("--out", type=Path, default=PROJECT / "runs" / "benchmark", metavar="DIR")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report = Report()
+    report = Report(options.out / "benchmark.csv")
+    counts = options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
     for part in options.only:
-        PARTS[part](report, options.data, torch.device(options.device), options.quick)
-    report.write(options.out)
+        PARTS[part](report, options.data, torch.device(options.device), options.quick, counts)
+        draw(list(report.rows.values()), options.out / "benchmark.png")
+    print(f"written: {report.csv}, {options.out / 'benchmark.png'}")
 
 
 if __name__ == "__main__":

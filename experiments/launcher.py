@@ -378,6 +378,19 @@ def may_try_again(job: Job) -> bool:
     return job.hung or job.process.returncode not in {2, *stopped}
 
 
+def write_report(folder: Path) -> None:
+    """Write the experiment's page and figures; the runs are done, whatever becomes of that."""
+    try:
+        from experiments.report import report  # pandas and matplotlib take seconds
+
+        page, _ = report([folder])
+        print(f"report: {page}; figures beside it")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        print(f"warning: no report of {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+
+
 def run_all(
     runs: Sequence[Run],
     sets: Sequence[str],
@@ -614,6 +627,8 @@ def launch(
     if rows:
         print_table(rows)
         print(f"results: {folder / 'results.csv'}")
+        if not left:  # else there may be no time for it
+            write_report(folder)
     for run, (_, reason) in failed.items():
         print(f"failed: {run.name}: {reason}", file=sys.stderr)
     if left:

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from models import masks
 from models.layers import LayerOptions, load_into
 from models.multitask import RecoveringModule
-from models.norms import normalise
+from models.norms import BatchNorm, normalise
 
 
-class FastHopMaskBN(RecoveringModule):
+class FastHopMaskBN(RecoveringModule, BatchNorm):
     """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
 
     A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the
@@ -33,7 +33,7 @@ class FastHopMaskBN(RecoveringModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised and masked."""
-        return normalise(x, self.eps) * self.mask_in_use()[:, None, None]
+        return normalise(x, self.eps, total=self.total if self.training else None) * self.mask_in_use()[:, None, None]
 
     def mask_in_use(self) -> Tensor:
         """The mask (planes,) of the selected task, or of the scores in training or recovery."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,12 +18,13 @@ def threshold(scores: Tensor) -> Tensor:
 def top_k(size: Tensor, dropped: int) -> Tensor:
     """All but the ``dropped`` smallest of ``size``, ``|S|`` (..., out, in, height, width): zeros and ones.
 
-    Exactly so many are dropped of each weight, also when scores are equal. They are found by selection, in time linear
-    in their number.
+    Exactly so many are dropped of each weight, also when scores are equal. The others, the fewer ones as a rule, are
+    found by selection, in time linear in their number.
     """
-    smallest = size.flatten(-4).topk(dropped, dim=-1, largest=False, sorted=False).indices
-    mask = torch.ones_like(size, memory_format=torch.contiguous_format)
-    mask.flatten(-4).scatter_(-1, smallest, 0)
+    flat = size.flatten(-4)
+    kept = flat.topk(flat.shape[-1] - dropped, dim=-1, sorted=False).indices
+    mask = torch.zeros_like(size, memory_format=torch.contiguous_format)
+    mask.flatten(-4).scatter_(-1, kept, 1)
     return mask
 
 
@@ -144,6 +146,26 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     # Each byte picks its row of eight values from a table: one pass, and straight into the wanted type.
     bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
     return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
+
+
+def coarse_products_pay(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices much faster than float32: a processor with AMX."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return device.type == "cpu" and capabilities.get("amx_bf16", False)
+
+
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    """Products of float32 matrices on a processor round their factors to bf16; sums stay float32.
+
+    A mask is exact in bf16; another factor ``x`` is off by ``2⁻⁸ |x|`` at the most.
+    """
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:

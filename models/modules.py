@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 from models.rotation import PSPRotation
 
 TILE_BYTES = 24 * 2**20  # of unpacked masks at once; beyond 32 MiB an allocator hands memory back after each use
+LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 
 
 class StandardConv(nn.Conv2d):
@@ -144,21 +146,37 @@ class MaskedConv(SuperposedModule):
         return mixed.unflatten(-1, self.weight.shape)
 
     @torch.no_grad()
-    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
-        # ⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩ with G = output_gradientsᵀ inputs, for some units of the layer at a time: their part
-        # of G ⊙ W and of the masks is made once and used for all pairs of losses and masks. Multiples of eight units,
-        # so that their bits are whole bytes.
+    def coefficient_gradients(
+        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
+    ) -> Tensor:
         weight = self.weight.flatten(1)  # (out, n / out)
+        packed, rows = self.packed, self._rows(tasks)
         result = torch.zeros(len(inputs), len(tasks), device=inputs.device)
-        rows = self._rows(tasks)
-        for batch in masks.tiles(len(inputs), max(1, TILE_BYTES // (4 * 8 * weight.shape[1]))):
+        if inputs.shape[1] == 1 and not coarse:
+            # G = g xᵀ, so ⟨G, W ⊙ M⟩ = gᵀ (W ⊙ M) x: all losses go through a mask together, one mask at a time where
+            # the masked weight and what it gives should stay in a processor's cache.
+            x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
+            together = 1 if x.device.type == "cpu" else max(1, TILE_BYTES // (4 * weight.numel()))
+            for some in masks.tiles(len(tasks), together):
+                masked = masks.unpack(packed[rows[some]], weight.numel()).view(-1, *weight.shape).mul_(weight)
+                for batch in masks.tiles(len(inputs), LOSSES):
+                    outputs = (masked.flatten(0, 1) @ x[:, batch]).view(-1, *g[:, batch].shape)
+                    result[batch, some] = outputs.mul_(g[:, batch]).sum(1).T
+            return result
+        # ⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩ with G = output_gradientsᵀ inputs, for some units of the layer at a time: their part
+        # of G ⊙ W and of the masks is made once and used for all pairs of losses and masks. So many units together
+        # that their bits are whole bytes.
+        whole = 8 // math.gcd(8, weight.shape[1])
+        unit_bytes = 4 * whole * weight.shape[1]
+        for batch in masks.tiles(len(inputs), max(1, min(LOSSES, TILE_BYTES // unit_bytes))):
             widest = max(len(tasks), batch.stop - batch.start)
-            for units in masks.tiles(len(weight), max(1, TILE_BYTES // (4 * 8 * weight.shape[1] * widest)) * 8):
+            for units in masks.tiles(len(weight), max(1, TILE_BYTES // (unit_bytes * widest)) * whole):
                 products = output_gradients[batch, :, units].mT @ inputs[batch]  # (b, units, n / out)
                 products *= weight[units]
                 first, size = units.start * weight.shape[1], (units.stop - units.start) * weight.shape[1]
-                packed = self.packed[rows, first // 8 : math.ceil((first + size) / 8)]
-                result[batch].addmm_(products.flatten(1), masks.unpack(packed, size).T)
+                bits = packed[rows, first // 8 : math.ceil((first + size) / 8)]
+                with masks.coarse_products() if coarse else nullcontext():
+                    result[batch].addmm_(products.flatten(1), masks.unpack(bits, size).T)
         return result
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:

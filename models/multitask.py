@@ -19,6 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.masks import coarse_products_pay, tiles
+
+SCREENED = 1000  # masks from which on a coarse product before the exact one saves time, about
+SCREENED_LOSSES = 4096  # that are screened together
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
 
 
@@ -116,7 +120,9 @@ class SuperposedModule(MultitaskModule):
         """``Σ_i alphas_i W_i`` over ``tasks``: alphas (..., k) to weights (..., *weight shape)."""
 
     @abstractmethod
-    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
+    def coefficient_gradients(
+        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
+    ) -> Tensor:
         """``∂L/∂alpha_i = ⟨∂L/∂W_eff, W_i⟩`` of ``b`` losses: (b, k).
 
         ``∂L/∂W_eff`` is the product of two factors, which are all that is needed of it.
@@ -124,6 +130,7 @@ class SuperposedModule(MultitaskModule):
         Args:
             inputs: what each place of the output saw, (b, places, n / out), for a weight of ``n`` numbers.
             output_gradients: ``∂L/∂output``, (b, places, out).
+            coarse: whether the numbers of ``∂L/∂W_eff ⊙ W`` may be rounded to bf16, where that is faster.
         """
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
@@ -251,8 +258,11 @@ def superposition(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dic
     }
 
 
-def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
+def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:
     """Compute with the weights ``Σ_i alphas_i W_i``, alphas (k,), in every layer (paper, equation 2).
+
+    Returns:
+        These weights, under the names of ``superposition``.
 
     Raises:
         ValueError: the model has no layer that can be superposed, or one that has a state for each task and cannot.
@@ -261,6 +271,7 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> None:
         raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
     for _, module in _named(model, MultitaskModule):
         module.superpose(tasks, alphas)
+    return {f"{name}.effective": module.effective for name, module in _named(model, SuperposedModule)}
 
 
 @contextmanager
@@ -308,23 +319,72 @@ def seen(model: nn.Module) -> dict[str, Tensor]:
 
 
 def coefficient_gradients(
-    model: nn.Module, tasks: Sequence[int], inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
+    model: nn.Module,
+    tasks: Sequence[int],
+    inputs: dict[str, Tensor],
+    output_gradients: dict[str, Tensor],
+    coarse: bool = False,
 ) -> Tensor:
     """``∂L/∂alphas`` of ``b`` losses from what the layers saw and ``∂L/∂outputs``, summed over the layers.
 
     Args:
         inputs: by the names of the probes, as ``seen``: (b, images, in, height, width).
         output_gradients: by the same names: (b, images, out, height', width').
+        coarse: whether products may be rounded to bf16, where that is faster; ``smallest_derivatives`` has the bound.
 
     Returns:
         Derivatives (b, k): of each loss with respect to the coefficient of each of ``tasks``.
     """
+    factors = _factors(model, inputs, output_gradients)
+    return sum(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in factors)
+
+
+def smallest_derivatives(
+    model: nn.Module, tasks: Sequence[int], inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
+) -> Tensor:
+    """Which of ``tasks`` has the smallest ``∂L/∂alpha_i``, for each of ``b`` losses: its index, int64 (b,).
+
+    The same as ``coefficient_gradients(...).argmin(1)``. Where products of bf16 matrices are much faster and there are
+    many masks, they come first, and float32 decides only for the losses that they leave in doubt.
+
+    With ``P`` the numbers of ``∂L/∂W_eff ⊙ W``, rounding moves the difference of two masks' derivatives
+    ``Σ (M^i - M^j) P`` by ``2⁻⁸ Σ|P|`` at the most. Sums in float32 are off by ``m 2⁻²⁴ Σ|P|`` at the most, for a chain
+    of ``m`` additions; there are four of them, two masks' coarse ones and exact ones, and ``m`` is below ``2¹³``. So
+    what leads by ``1.5 · 2⁻⁸ Σ|P|`` leads in float32. Beside that, bf16 units flush what is below ``2⁻¹²⁶`` to zero.
+    """
+    losses, device = len(next(iter(inputs.values()))), next(iter(inputs.values())).device
+    best = torch.empty(losses, dtype=torch.int64, device=device)
+    coarse = len(tasks) >= SCREENED and coarse_products_pay(device)
+    for some in tiles(losses, SCREENED_LOSSES):
+        x, gradients = ({name: value[some] for name, value in part.items()} for part in (inputs, output_gradients))
+        derivatives = coefficient_gradients(model, tasks, x, gradients, coarse)
+        best[some] = derivatives.argmin(dim=1)
+        if coarse:
+            first, second = derivatives.topk(2, dim=1, largest=False).values.unbind(1)
+            bound = 1.5 * 2**-8 * _products_size(model, x, gradients) + 1e-30
+            doubt = ~(second - first > bound)  # also where one is no number
+            if doubt.any():
+                x, gradients = ({name: value[doubt] for name, value in part.items()} for part in (x, gradients))
+                best[some][doubt] = coefficient_gradients(model, tasks, x, gradients).argmin(dim=1)
+            coarse = doubt.sum() < len(doubt) / 2  # masks that explain little of the data are in doubt: it does not pay
+    return best
+
+
+def _products_size(model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]) -> Tensor:
+    """``Σ|∂L/∂W_eff ⊙ W|`` of ``b`` losses or a little more (several places may cancel): (b,)."""
     total = 0
-    for name, layer in _named(model, SuperposedModule):
-        x, gradient = inputs[f"{name}.probe"], output_gradients[f"{name}.probe"]
-        patches = _patches(x, layer.weight.shape[-1], layer.stride, layer.padding)
-        total = total + layer.coefficient_gradients(tasks, patches, gradient.flatten(3).mT.flatten(1, 2))
+    for layer, x, gradient in _factors(model, inputs, output_gradients):
+        total = total + (gradient.abs() * (x.abs() @ layer.weight.abs().flatten(1).T)).sum((1, 2))
     return total
+
+
+def _factors(
+    model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
+) -> Iterator[tuple[SuperposedModule, Tensor, Tensor]]:
+    """Every layer that can be superposed, with the factors of its ``∂L/∂W_eff`` as the layer takes them."""
+    for name, layer in _named(model, SuperposedModule):
+        patches = _patches(inputs[f"{name}.probe"], layer.weight.shape[-1], layer.stride, layer.padding)
+        yield layer, patches, output_gradients[f"{name}.probe"].flatten(3).mT.flatten(1, 2)
 
 
 def _patches(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Batch norms. Those without affine parameters have nothing to train: their statistics are all they keep."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,37 +9,97 @@ from torch import Tensor, nn
 from models.layers import LayerOptions, load_into
 from models.multitask import MultitaskModule
 
+Total = Callable[[Tensor], Tensor]  # the sum of a tensor over the processes that train together, with its gradient
+
 
 def is_statistic(name: str) -> bool:
     """Whether a tensor of a model's state is what a batch norm measured, by its name."""
     return name.rpartition(".")[2] in ("mean", "variance", "running_mean", "running_var", "num_batches_tracked")
 
 
-def normalise(x: Tensor, eps: float) -> Tensor:
+class BatchNorm(nn.Module):
+    """What batch norms have in common: whose images their statistics are of.
+
+    Attributes:
+        total: sums over the processes that train together; None in a process alone.
+    """
+
+    total: Total | None = None
+
+
+def share_statistics(model: nn.Module, total: Total) -> None:
+    """From now on the batch that a batch norm of ``model`` trains on is that of all processes together."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.total = total
+
+
+def normalise(
+    x: Tensor,
+    eps: float,
+    mean: Tensor | None = None,
+    variance: Tensor | None = None,
+    momentum: float = 0.0,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    total: Total | None = None,
+) -> Tensor:
     """Batch norm of x (batch, planes, height, width) by the statistics of x itself.
 
-    One value of each plane is its own mean, so it becomes 0; torch refuses to say so.
+    One value of each plane is its own mean, so it becomes 0, and tells nothing of a spread: running statistics stay as
+    they are. Torch refuses to say so.
+
+    Args:
+        mean, variance: running statistics (planes,), which go towards those of x by ``momentum``; None for none.
+        weight, bias: affine parameters (planes,).
+        total: if given, x is this process's part of the batch, which may be nothing.
     """
-    if x.numel() == x.shape[1]:
-        return x - x
-    return F.batch_norm(x, None, None, training=True, eps=eps)
+    if total is None and x.numel() > x.shape[1]:
+        return F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=momentum, eps=eps)
+    y = x - x if total is None else _normalise_together(x, eps, mean, variance, momentum, total)
+    return y if weight is None else y * weight[:, None, None] + bias[:, None, None]
 
 
-class StandardBN(nn.BatchNorm2d):
+def _normalise_together(x: Tensor, eps: float, mean, variance, momentum: float, total: Total) -> Tensor:
+    """``normalise`` by the statistics of all processes' parts; the gradient goes through them to each part."""
+    values = x.float()
+    sums = total(torch.cat([values.sum((0, 2, 3)), values.new_tensor([values.numel() // values.shape[1]])]))
+    count = sums[-1].detach()
+    own_mean = sums[:-1] / count
+    values = values - own_mean[:, None, None]
+    own_variance = total(values.square().sum((0, 2, 3))) / count
+    if mean is not None:
+        with torch.no_grad():
+            momentum = momentum * (count > 1)
+            mean.lerp_(own_mean, momentum)
+            variance.lerp_(own_variance * (count / (count - 1).clamp(min=1)), momentum)  # unbiased, as torch's
+    return (values * (own_variance + eps).rsqrt()[:, None, None]).to(x.dtype)
+
+
+class StandardBN(BatchNorm, nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
 
-    def __init__(self, planes: int, options: LayerOptions):
-        super().__init__(planes)
+    def __init__(self, planes: int, options: LayerOptions, affine: bool = True):
+        super().__init__(planes, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (batch, planes, height, width), normalised."""
+        if not self.training:
+            return super().forward(x)
+        self.num_batches_tracked.add_(1)
+        return normalise(
+            x, self.eps, self.running_mean, self.running_var, self.momentum, self.weight, self.bias, self.total
+        )
 
 
-class NonAffineBN(nn.BatchNorm2d):
+class NonAffineBN(StandardBN):
     """Batch norm without affine parameters; the running statistics are shared by the tasks."""
 
     def __init__(self, planes: int, options: LayerOptions):
-        super().__init__(planes, affine=False)
+        super().__init__(planes, options, affine=False)
 
 
-class NonAffineNoStatsBN(nn.BatchNorm2d):
+class NonAffineNoStatsBN(BatchNorm, nn.BatchNorm2d):
     """Batch norm that keeps nothing: it normalises by the batch's own statistics, also in evaluation."""
 
     def __init__(self, planes: int, options: LayerOptions):
@@ -45,10 +107,10 @@ class NonAffineNoStatsBN(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
-        return normalise(x, self.eps)
+        return normalise(x, self.eps, total=self.total if self.training else None)
 
 
-class MultitaskNonAffineBN(MultitaskModule):
+class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
     """Batch norm without affine parameters, with running statistics for each task.
 
     ``means`` and ``variances`` are float32 (num_tasks, planes). The task in training updates its own as it goes; a
@@ -73,8 +135,9 @@ class MultitaskNonAffineBN(MultitaskModule):
         """x (batch, planes, height, width), normalised."""
         if self.task is None:
             return normalise(x, self.eps)
-        learning = self.training and self.learning
-        return F.batch_norm(x, self.mean, self.variance, training=learning, momentum=self.momentum, eps=self.eps)
+        if self.training and self.learning:
+            return normalise(x, self.eps, self.mean, self.variance, self.momentum, total=self.total)
+        return F.batch_norm(x, self.mean, self.variance, eps=self.eps)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.learning = self.check_task(task), True

@@ -58,7 +58,9 @@ class RankOneConv(FloatStateModule, SuperposedModule):
         return self.weight * mixed[..., None, None]
 
     @torch.no_grad()
-    def coefficient_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
+    def coefficient_gradients(
+        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
+    ) -> Tensor:
         # ⟨G, W ⊙ t sᵀ⟩ = tᵀ (G ⊙ W) s: no matrix of rank one is ever made.
         outputs, factors = self._factors(tasks)
         weight, kernel = self.weight.flatten(1), self.weight.shape[2:].numel()

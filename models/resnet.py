@@ -104,13 +104,12 @@ class ResNet(nn.Module):
             stage, planes = make_stage(builder, block, planes, 64 * 2**index, depth, stride, widening)
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.head = builder.head(planes, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, output_size)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # a quarter of height and width
-        return self.head(self.avgpool(self.stages(x))).flatten(1)
+        return self.head(self.stages(x).mean((2, 3), keepdim=True)).flatten(1)
 
 
 class ResNet18(ResNet):

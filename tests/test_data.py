@@ -1,7 +1,13 @@
 """The data sets, held against the slow and obvious way to make each batch. No network."""
 
+import hashlib
 import io
+import pickle
 import struct
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.error import URLError
 
@@ -10,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.datasets import CIFAR100
 from torchvision.transforms.functional import rotate
 
 from data import DATASETS
@@ -381,6 +388,66 @@ def test_archives_at_hand_reach_the_download(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         DATASETS["MNIST"](tmp_path)
     assert set(seen) == {"train-images-idx3-ubyte.gz"}
+
+
+@pytest.fixture
+def cifar_100_server(tmp_path, monkeypatch):
+    """CIFAR-100 in the layout of its distribution, of few images, where torchvision will download it from."""
+    random, arrays, folder, files = np.random.RandomState(0), {}, tmp_path / "server" / "cifar-100-python", {}
+    folder.mkdir(parents=True)
+    for split, count in (("train", 300), ("test", 100)):
+        images, labels = random.randint(0, 256, (count, 3, 32, 32)).astype(np.uint8), random.permutation(count) % 100
+        arrays |= {f"{split}_images": images.transpose(0, 2, 3, 1), f"{split}_labels": labels}
+        files[split] = {"data": images.reshape(count, 3072), "fine_labels": labels.tolist()}
+    files["meta"] = {"fine_label_names": [f"class {label}" for label in range(100)]}
+    for name, content in files.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+    archive = tmp_path / "server" / "cifar-100-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (*folder.iterdir(), archive)}
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=archive.parent))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5[archive.name])
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5["meta"]})
+    yield archive, arrays
+    server.shutdown()
+    server.server_close()
+
+
+def test_cifar_is_downloaded_decoded_and_kept(cifar_100_server, tmp_path, capfd):
+    archive, arrays = cifar_100_server
+    first = DATASETS["SplitCIFAR100"](tmp_path / "data")
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in (tmp_path / "data" / "cifar100").iterdir()] == ["cifar100.npz"]
+    with np.load(tmp_path / "data" / "cifar100" / "cifar100.npz", allow_pickle=False) as kept:
+        assert all(np.array_equal(kept[key], arrays[key]) and kept[key].dtype == arrays[key].dtype for key in arrays)
+    archive.unlink()
+    x, y = everything(DATASETS["SplitCIFAR100"](tmp_path / "data").val_loader)
+    assert torch.equal(x, everything(first.val_loader)[0])
+    rows = [arrays["test_labels"].tolist().index(label) for label in first.classes_of(0)]
+    images = torch.from_numpy(arrays["test_images"][rows]).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (first.mean, first.std))
+    assert torch.equal(x[y.argsort()], (images / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_cifar_whose_download_fails_is_one_line_and_leaves_nothing(cifar_100_server, tmp_path, damage):
+    archive, _ = cifar_100_server
+    archive.write_bytes(archive.read_bytes()[:9999]) if damage == "cut short" else archive.unlink()
+    with pytest.raises(UserError) as error:
+        DATASETS["SplitCIFAR100"](tmp_path / "data")
+    assert "CIFAR100 is missing" in message(error) and str(tmp_path / "data" / "cifar100") in message(error)
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("size", [0, 3, 500, -1])

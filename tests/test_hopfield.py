@@ -138,3 +138,5 @@ def test_a_run_reports_every_step_of_recovery(call, tmp_path):
         (task, step) for task in (0, 1) for step in range(10)
     ]
     assert int(rows[9]["hamming"]) < int(rows[0]["hamming"])
+    with open(tmp_path / "runs" / "hop" / "confusion.csv") as file:
+        assert [(row["task"], row["batches"]) for row in csv.DictReader(file)] == [("0", "1"), ("1", "1")]

@@ -1,6 +1,7 @@
 """Task inference against its slow, obvious form: autograd through the weighted sum of float masks."""
 
 import math
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import Builder, get_model, multitask
+from models import masks as masks_of
 from trainers import InferenceOptions, adaptors, evaluate
 from utils.seeding import generator
 
@@ -175,6 +177,7 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
     any_wrong = False
     for task in range(3):
         right = given = hits = 0
+        taken = Counter()
         for x, y in zip(data.images[task].split(3), data.labels[task].split(3), strict=True):
             inferred = adaptors.one_shot(model, range(3), x[None, :data_to_repeat], adaptors.entropy).item()
             answers = {}
@@ -182,11 +185,13 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
                 multitask.select_task(model, mask)
                 answers[mask] = (model(x).argmax(1) == y).sum().item()
             hits += inferred == task
+            taken[inferred] += 1
             given += answers[task]
             any_wrong |= inferred != task
             right += 0 if unshared_labels and inferred != task else answers[inferred]
         assert (scores[task].given, scores[task].adapted) == (given / 7, right / 7)
         assert scores[task].inferred_right == pytest.approx(hits / 3)
+        assert scores[task].inferred == [{"inferred": other, "batches": taken[other]} for other in sorted(taken)]
     assert any_wrong  # or this test would say nothing
 
 
@@ -194,3 +199,93 @@ def test_evaluation_with_the_task_given_infers_nothing():
     model, shape = random_tasks("fc", 3)
     for score in evaluate(model, FakeData(shape), range(3), "gt", InferenceOptions()):
         assert score.adapted is None and score.inferred_right is None and 0 <= score.given <= 1
+
+
+def coarse(monkeypatch, together):
+    """Screen by products of bf16, so many losses together, on any processor; says how many losses each product had."""
+    calls, whole = [], multitask.coefficient_gradients
+
+    def counted(model, tasks, inputs, gradients, coarse=False):
+        calls.append(("coarse" if coarse else "exact", len(next(iter(inputs.values())))))
+        return whole(model, tasks, inputs, gradients, coarse)
+
+    monkeypatch.setattr(multitask, "SCREENED", 2)
+    monkeypatch.setattr(multitask, "SCREENED_LOSSES", together)
+    monkeypatch.setattr(multitask, "coarse_products_pay", lambda device: True)
+    monkeypatch.setattr(multitask, "coefficient_gradients", counted)
+    return calls
+
+
+def sizes(model, kind, layers, alphas, x):
+    """``Σ|∂L/∂W_eff ⊙ W|`` of the entropy, in float64 through autograd."""
+    weights = [(weight * (alphas.view(-1, 1, 1, 1, 1) * masks).sum(0)).requires_grad_() for weight, masks in layers]
+    ones = [(weight, torch.ones(1, *weight.shape, dtype=weight.dtype)) for weight in weights]
+    slow_objective("entropy", slow_forward(model, kind, ones, alphas.new_ones(1), x)).backward()
+    pairs = zip(layers, weights, strict=True)
+    return sum((effective.grad * weight).abs().sum().item() for (weight, _), effective in pairs)
+
+
+@pytest.mark.parametrize("images", [1, 16], ids=["one image", "full batch"])
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+def test_screening_by_bf16_never_changes_the_answer(monkeypatch, kind, images):
+    # Groups of masks that differ in one or two weights: for bf16 they are the same. Then all of them once more: of
+    # masks that are equal the first is the answer.
+    model, shape = random_tasks(kind, 40)
+    for task in range(5, 20):
+        state = {name: bits.clone() for name, bits in multitask.task_state(model, task % 5).items()}
+        for flip in range(1 + task % 2):
+            bits = state[sorted(state)[(task + flip) % len(state)]]
+            place = torch.randint(len(bits) - 1, (), generator=generator("flip", task, flip))
+            bits[place] ^= 2 ** (task % 8)
+        multitask.load_task_state(model, task, state)
+    for task in range(20, 40):
+        multitask.load_task_state(model, task, multitask.task_state(model, task - 20))
+    layers = [(weight.double(), masks.double()) for weight, masks in float_masks(model, 40)]
+    batches, alphas = torch.randn(15, images, *shape, generator=generator("close", kind)), torch.full((40,), 1 / 40)
+    calls = coarse(monkeypatch, together=15)
+    chosen = adaptors.one_shot(model, range(40), batches, adaptors.entropy)
+    assert calls == [("coarse", 15), ("exact", 15)]
+    told_apart = 0
+    for x, task in zip(batches.double(), chosen.tolist(), strict=True):
+        exact = slow_gradient(model, kind, layers, alphas.double(), x, "entropy")
+        lead, size = exact - exact.min(), sizes(model, kind, layers, alphas.double(), x)
+        assert task < 20 and lead[task] <= 1e-6 * size  # float32 tells no more
+        told_apart += ((lead > 1e-6 * size) & (lead < 2**-8 * size)).any().item()
+    assert told_apart > 5  # or this test would say nothing
+
+
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+def test_the_error_of_products_of_bf16_is_within_its_bound(monkeypatch, kind):
+    model, shape = random_tasks(kind, 13)
+    layers = [(weight.double(), masks.double()) for weight, masks in float_masks(model, 13)]
+    batches, alphas = torch.randn(6, 3, *shape, generator=generator("bound", kind)), torch.full((13,), 1 / 13)
+    whole = multitask.coefficient_gradients
+    monkeypatch.setattr(multitask, "coefficient_gradients", lambda *words: whole(*words, coarse=True))
+    for x, derivatives in zip(
+        batches.double(),
+        adaptors.alpha_gradients(model, range(13), alphas, batches, adaptors.entropy),
+        strict=True,
+    ):
+        exact = slow_gradient(model, kind, layers, alphas.double(), x, "entropy")
+        assert (derivatives - exact).abs().max() < 2**-8 * sizes(model, kind, layers, alphas.double(), x)
+
+
+def test_float32_is_asked_only_where_bf16_leaves_a_doubt(monkeypatch):
+    # One mask keeps the weights whose part of the derivative is negative for the first images: it leads by far.
+    model, shape = random_tasks("fc", 6)
+    batches = torch.randn(1, 1, *shape, generator=generator("lead")).repeat(4, 1, 1, 1, 1)
+    alphas = torch.full((6,), 1 / 6)
+    for _ in range(3):  # the mask itself is a part of the superposition
+        layers = float_masks(model, 6)
+        weights = [(weight * (alphas.view(-1, 1, 1, 1, 1) * masks).sum(0)).requires_grad_() for weight, masks in layers]
+        ones = [(weight, torch.ones(1, *weight.shape)) for weight in weights]
+        slow_objective("entropy", slow_forward(model, "fc", ones, torch.ones(1), batches[0])).backward()
+        kept = [masks_of.pack((w.grad * weight < 0).flatten()) for w, (weight, _) in zip(weights, layers, strict=True)]
+        multitask.load_task_state(model, 4, dict(zip(multitask.task_state(model, 4), kept, strict=True)))
+    calls = coarse(monkeypatch, together=2)
+    assert adaptors.one_shot(model, range(6), batches, adaptors.entropy).tolist() == [4] * 4
+    assert calls == [("coarse", 2)] * 2
+    multitask.load_task_state(model, 5, multitask.task_state(model, 4))  # now nothing is clear, so it is not tried on
+    calls.clear()
+    assert adaptors.one_shot(model, range(6), batches, adaptors.entropy).tolist() == [4] * 4
+    assert calls == [("coarse", 2), ("exact", 2), ("exact", 2)]

@@ -19,7 +19,8 @@ from trainers import DefaultTrainer
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, Record
 
-TINY = "--set DigitsPerm --num-tasks 3 --epochs 2 --iter-lim 20 --batch-size 100 --threads 1 --multigpu cpu --name run"
+TINY = "--model Tiny --set DigitsPerm --num-tasks 3 --epochs 2 --iter-lim 20 --batch-size 100 --threads 1 "
+TINY += "--multigpu cpu --name run"
 RUNS = {
     "default": "--adaptor se_oneshot_entropy_minimization",
     "at once": "--tasks-in-parallel 2",
@@ -27,20 +28,24 @@ RUNS = {
     "nns, one mask": "--trainer nns --nns-every 7 --lr 1e-3 --num-tasks 1 --stream-tasks 3",
     "reinit": "--trainer reinit --conv-type MultitaskMaskConv --sparsity 0.3 --adaptor gt --optimizer adam",
     "reinit by gradient": "--trainer reinit --reinit-adapt gradient --adaptor gt",
-    "per-task batch norm": "--model Tiny --bn-type MultitaskNonAffineBN --adaptor gt --lr-policy cosine_lr",
-    "at once, batch norm": "--model Tiny --bn-type MultitaskNonAffineBN --adaptor gt --tasks-in-parallel 2",
-    "trained weights": "--model Tiny --bn-type StandardBN --conv-type StandardConv --conv-init default "
+    "per-task batch norm": "--model TinyBN --bn-type MultitaskNonAffineBN --adaptor gt --lr-policy cosine_lr",
+    "at once, batch norm": "--model TinyBN --bn-type MultitaskNonAffineBN --adaptor gt --tasks-in-parallel 2",
+    "trained weights": "--model TinyBN --bn-type StandardBN --conv-type StandardConv --conv-init default "
     "--train-weight-tasks -1 --optimizer sgd --adaptor gt --warmup-length 1",
-    "hopsupsup": "--set SplitDigits --model Tiny --bn-type FastHopMaskBN --conv-type StandardConv --output-size 10 "
+    "hopsupsup": "--set SplitDigits --model TinyBN --bn-type FastHopMaskBN --conv-type StandardConv --output-size 10 "
     "--adaptor hopfield_recovery --batch-size 25",
 }
 
 
 class Tiny(FullyConnected):
-    """A small network with batch norm."""
+    """A small network."""
 
     def __init__(self, builder, input_shape, output_size):
         super().__init__(builder, (40, 40), input_shape, output_size)
+
+
+class TinyBN(Tiny):
+    """A small network with batch norm."""
 
     def between(self, builder, width):
         return [builder.batchnorm(width), builder.activation()]
@@ -49,6 +54,7 @@ class Tiny(FullyConnected):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
 
 
 def call_main(folder, *words):
@@ -83,7 +89,11 @@ def left(folder):
 
 @pytest.fixture
 def at_batch(monkeypatch):
-    """``at_batch(n, action)`` calls ``action`` while the n-th batch from now on is trained, once."""
+    """``at_batch(n, action)`` calls ``action`` while the n-th batch from now on is trained, once.
+
+    Returns:
+        A function that tells how many batches have been trained since.
+    """
     step, waiting = DefaultTrainer.step, {}
 
     def counted(trainer, x, y):
@@ -95,6 +105,7 @@ def at_batch(monkeypatch):
     def register(number, action):
         waiting.update(left=number, action=action)
         monkeypatch.setattr(DefaultTrainer, "step", counted)
+        return lambda: number - waiting["left"]
 
     return register
 
@@ -128,15 +139,28 @@ def test_a_run_that_is_killed_after_a_checkpoint_inside_a_task_goes_on_from_it(n
         raise Killed
 
     words = [*RUNS[name].split(), "--checkpoint-minutes", "0"]
+    trained = at_batch(10**6, kill)
     assert call_main(tmp_path / "whole", *words) == 0
-    at_batch(14 if name == "nns, one mask" else 29, kill)
+    batches, killed_at = trained(), 14 if name == "nns, one mask" else 29
+    at_batch(killed_at, kill)
     with pytest.raises(Killed):
         call_main(tmp_path / "cut", *words)
-    seen = []
-    at_batch(3, lambda: seen.append((tmp_path / "cut" / "run" / "log.txt").read_text()))
-    assert call_main(tmp_path / "cut", *words, "--resume") == 0 and seen
+    trained = at_batch(10**6, kill)
+    assert call_main(tmp_path / "cut", *words, "--resume") == 0
+    assert killed_at - 1 + trained() == batches, "no batch is trained again but the one that was not finished"
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "cut"))
     assert left(tmp_path / "cut") == left(tmp_path / "whole")
+
+
+def test_two_processes_go_on_together_in_the_middle_of_a_task(tmp_path, at_batch):
+    # The other process is a fresh one, which has never heard of the small networks above.
+    words = [*RUNS["trained weights"].split(), *"--model LeNet --num-tasks 2 --multigpu cpu,cpu".split()]
+    assert call_main(tmp_path / "whole", *words) == 0
+    at_batch(27, lambda: signal.raise_signal(signal.SIGTERM))
+    assert call_main(tmp_path / "cut", *words) == 143
+    at_batch(1000, lambda: None)
+    assert call_main(tmp_path / "cut", *words, "--resume") == 0
+    assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "cut"))
 
 
 def test_one_line_says_what_is_saved_and_how_to_go_on_and_handlers_are_put_back(tmp_path, at_batch, capsys):

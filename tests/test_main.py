@@ -60,7 +60,7 @@ def test_the_default_run_shows_accuracy_given_and_inferred(call, tmp_path):
 def test_a_run_leaves_what_the_readme_says(whole_run):
     run = whole_run / "run"
     names = {path.name.split(".1")[0] for path in run.iterdir()} - {".lock"}
-    assert names >= {"settings.yaml", "log.txt", "checkpoint.pt", "adapt_results.csv", "finished"}
+    assert names >= {"settings.yaml", "log.txt", "checkpoint.pt", "adapt_results.csv", "confusion.csv", "finished"}
     assert any(name.startswith("events.out.tfevents") for name in names)
     about = yaml.safe_load((run / "settings.yaml").read_text())
     assert about["settings"]["lr"] == 1e-3 and about["settings"]["threads"] == 1
@@ -71,6 +71,10 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
     assert [(row["tasks_learned"], row["task"]) for row in adapted] == [
         ("2", "0"), ("2", "1"), ("4", "0"), ("4", "1"), ("4", "2"), ("4", "3"),
     ]  # fmt: skip
+    for row in adapted:
+        same = [line for line in rows(run / "confusion.csv") if all(line[key] == row[key] for key in list(row)[:2])]
+        batches = {line["inferred"]: int(line["batches"]) for line in same}
+        assert batches[row["task"]] / sum(batches.values()) == pytest.approx(float(row["inferred_right"]))
     shared = rows(whole_run / "results.csv")
     assert list(shared[0])[:5] == ["Date Finished", "Name", "Current Val", "Best Val", "Save Directory"]
     assert [row["Task"] for row in shared] == ["0", "1", "", "2", "3", ""]
@@ -108,7 +112,8 @@ def test_a_killed_run_goes_on_to_the_same_results_bit_for_bit(whole_run, tmp_pat
         task: same_masks(state, masks(whole_run / "run")[task]) for task, state in masks(run).items()
     }
     assert undated(tmp_path / "digits" / "results.csv") == undated(whole_run / "results.csv")
-    assert (run / "adapt_results.csv").read_text() == (whole_run / "run" / "adapt_results.csv").read_text()
+    for name in ("adapt_results.csv", "confusion.csv"):
+        assert (run / name).read_text() == (whole_run / "run" / name).read_text()
 
 
 def test_a_kill_between_checkpoint_and_results_loses_no_row(whole_run, tmp_path):

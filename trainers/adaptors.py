@@ -9,7 +9,7 @@ whole in memory: it is the product of what a layer saw and of the gradient of wh
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,8 +23,8 @@ from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 256 * 2**20  # what layers see and give for a tile of batches, with the gradients
-QUEUE_BYTES = 128 * 2**20  # images of batches that wait for their inference
+TILE_BYTES = 128 * 2**20  # what layers see and give for a tile of batches, with the gradients
+QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
 ALPHA_LR = 0.1  # of gradient descent on the coefficients
 RECOVERY = "hopfield_recovery"
@@ -73,12 +73,25 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
+    gradients = torch.empty(len(images), len(tasks), device=images.device)
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
+        gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
+    return gradients
+
+
+def _backward(
+    model: nn.Module, tasks: Sequence[int], alphas: Tensor, images: Tensor, objective: Objective, tile_bytes: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """Forward and backward passes through the superposed network, some batches at a time.
+
+    Yields:
+        Which batches, int64 (b,), and for them what the layers saw and ``∂L/∂outputs``, by the names of the probes.
+    """
     rows, row_of = alphas.reshape(-1, len(tasks)).unique(dim=0, return_inverse=True)
     if alphas.ndim == 1:
         row_of = row_of.expand(len(images))
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
-    gradients = torch.empty(len(images), len(tasks), device=images.device)
-    multitask.superpose(model, tasks, rows[0])
+    weights = {0: multitask.superpose(model, tasks, rows[0])}  # by row
     with multitask.probes(model, images[0]) as probes:
 
         def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,7 +102,6 @@ def alpha_gradients(
         batch_bytes = 4 * multitask.probed_size(model)
         if len(rows) > 1:  # in the worst case each batch has a superposition of its own
             batch_bytes += 4 * multitask.superposed_size(model)
-        weights: dict[int, dict[str, Tensor]] = {}
         for tile in tiles(len(images), max(1, tile_bytes // batch_bytes)):
             members = order[tile]
             here = row_of[members].unique_consecutive().tolist()
@@ -101,21 +113,26 @@ def alpha_gradients(
             output_gradients, inputs = (
                 {name: torch.cat([p[i][name] for p in parts]) for name in probes} for i in (0, 1)
             )
-            gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
-    return gradients
+            yield members, inputs, output_gradients
 
 
-def one_shot(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective) -> Tensor:
+def one_shot(
+    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, tile_bytes: int = TILE_BYTES
+) -> Tensor:
     """One-shot inference: the task whose coefficient has the smallest derivative (paper, equation 4).
 
     Args:
         images: (batches, images, channels, height, width).
+        tile_bytes: how much memory the batches under way may take, about.
 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
-    gradients = alpha_gradients(model, tasks, uniform(len(tasks), images.device), images, objective)
-    return torch.tensor(tasks, device=images.device)[gradients.argmin(dim=1)]
+    best = torch.empty(len(images), dtype=torch.int64, device=images.device)
+    alphas = uniform(len(tasks), images.device)
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
+        best[members] = multitask.smallest_derivatives(model, tasks, inputs, output_gradients)
+    return torch.tensor(tasks, device=images.device)[best]
 
 
 def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, log_base: float = 2) -> Tensor:
@@ -262,6 +279,7 @@ class TaskScore:
         adapted: accuracy when it was inferred, or its mask recovered; None without inference.
         inferred_right: the share of batches whose task was inferred right. A mask is recovered right that differs
             from the task's own in fewer places than from any other.
+        inferred: for each task (mask, where tasks are hidden) that batches were taken for, how many were.
         steps: what recovery went through, a mapping a step.
     """
 
@@ -269,6 +287,7 @@ class TaskScore:
     given: float | None
     adapted: float | None = None
     inferred_right: float | None = None
+    inferred: list[dict[str, int]] = field(default_factory=list)
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -370,6 +389,8 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     score = TaskScore(batches.task, given=None if batches.mask is None else int(right.sum()) / total)
     if batches.inferred is None:
         return score
+    taken = zip(*(part.tolist() for part in batches.inferred.unique(return_counts=True)), strict=True)
+    score.inferred = [{"inferred": task, "batches": count} for task, count in taken]
     known = torch.tensor(-1 if batches.mask is None else batches.mask)
     wrong = (batches.inferred != known).nonzero().flatten().tolist()
     if batches.mask is not None:
@@ -406,6 +427,7 @@ def _recover(model: nn.Module, data, task: int, tasks: Sequence[int], options: I
     score.adapted = accuracy(model, data.val_loader)
     distances = {other: multitask.hamming_distance(model, other) for other in tasks}
     score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
+    score.inferred = [{"inferred": min(distances, key=distances.get), "batches": 1}]
     return score
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.multitask import Rng
+from models.norms import share_statistics
 from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
@@ -78,7 +79,7 @@ class DefaultTrainer:
     Attributes:
         tasks: those in training.
         failed: those of them that cannot be learned, and why.
-        group: the processes that train together; whoever makes several of them says so.
+        group: the processes that train together; see ``join``.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
             that its ``task_record`` gives under one name only the latest counts.
@@ -92,6 +93,12 @@ class DefaultTrainer:
         self.group = Group()
         self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
         self.failed: dict[int, str] = {}
+
+    def join(self, group: Group) -> None:
+        """Train together with the other processes of ``group``, as one process with all their images would."""
+        self.group = group
+        if group.size > 1:
+            share_statistics(self.model, group.total)
 
     def trains_weights(self, task: int) -> bool:
         """Whether ``task`` trains the weights that all tasks share."""
@@ -354,15 +361,12 @@ class DefaultTrainer:
             The mean loss of the batch, () or (tasks,).
         """
         self.optimizer.zero_grad()
-        losses = torch.zeros(y.shape[:-1], device=y.device)
-        if y.numel():  # a process's share of a small batch may be nothing
-            if self.options.channels_last:
-                x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
-                logits = self.network(x)
-            losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y).mean(-1)
-            losses.sum().backward()
-        self.group.average_gradients(self.parameters, weight=y.shape[-1])
+        if self.options.channels_last:
+            x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+            logits = self.network(x)
+        losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y).mean(-1)
+        self.group.backward(losses.sum(), self.parameters, images=y.shape[-1])
         self.optimizer.step()
         return losses.detach()
 

@@ -41,6 +41,9 @@ class Storage:
     def __add__(self, more: "Storage") -> "Storage":
         return Storage(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
 
+    def __sub__(self, less: "Storage") -> "Storage":
+        return Storage(*(getattr(self, field.name) - getattr(less, field.name) for field in fields(self)))
+
 
 def task_storage(model: nn.Module, task: int) -> Storage:
     """What the learned ``task`` costs."""

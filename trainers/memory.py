@@ -94,6 +94,7 @@ class Memory:
         self._shared_changed: set[str] = set()
         self._shared_news: set[str] = set()  # changed and not written yet
         self._storage: dict[int, Storage] = {}  # of each mask
+        self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
         self.unfinished = Unfinished(trainer, self.learned, lasting, options.checkpoint_minutes)
 
@@ -279,10 +280,12 @@ class Memory:
         masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
         for mask in masks:
             if mask in changed or mask not in self._storage:
-                self._storage[mask] = task_storage(self.model, mask)
+                storage = task_storage(self.model, mask)
+                self._masks_storage += storage - self._storage.get(mask, Storage())
+                self._storage[mask] = storage
         # Tasks that are scored as when they were just learned each need the weights of that time.
         copies = len(self.learned) if self.options.score_when_learned else 1
-        return sum([tensor_storage(self._shared())] * copies, sum(self._storage.values(), Storage()))
+        return sum([tensor_storage(self._shared())] * copies, self._masks_storage)
 
     def export(self, path: Path) -> None:
         """Write the file that ``--export`` names."""
@@ -342,15 +345,17 @@ class Memory:
         }
 
     def _write_evaluations(self) -> None:
-        """``adapt_results.csv``, a row a task; and ``hopfield.csv``, a row a step of recovery."""
-        rows, steps = [], []
+        """``adapt_results.csv``, a row a task; ``confusion.csv``, a row for each task that it was taken for; and
+        ``hopfield.csv``, a row a step of recovery."""
+        rows, taken, steps = [], [], []
         for count, scores in sorted(self.evaluations.items()):
             for score in scores:
                 row = {"tasks_learned": count, **asdict(score)}
                 about = {name: row[name] for name in ("tasks_learned", "task")}
+                taken += [about | other for other in row.pop("inferred")]
                 steps += [about | step for step in row.pop("steps")]
                 rows.append(row)
-        for name, table in (("adapt_results.csv", rows), ("hopfield.csv", steps)):
+        for name, table in (("adapt_results.csv", rows), ("confusion.csv", taken), ("hopfield.csv", steps)):
             if table:
                 write_whole(self.folder.path / name, to_csv(list(table[0]), table))
 

@@ -39,7 +39,7 @@ class RMSprop(torch.optim.RMSprop):
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": lambda parameters, lr, momentum, weight_decay: RMSprop(parameters, lr=lr, weight_decay=weight_decay),
     "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(
-        parameters, lr=lr, weight_decay=weight_decay
+        parameters, lr=lr, weight_decay=weight_decay, fused=True
     ),
     "sgd": lambda parameters, lr, momentum, weight_decay: torch.optim.SGD(
         parameters, lr=lr, momentum=momentum, weight_decay=weight_decay

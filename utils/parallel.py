@@ -1,4 +1,9 @@
-"""One run on several devices: a process each, and the gradients averaged between them."""
+"""One run on several devices: a process each, gradients and batch-norm statistics summed over them.
+
+Not by ``DistributedDataParallel``: that averages the processes' gradients as if their shares of a batch were equal, and
+the last batch's are not; it wraps a fixed set of parameters, and each task has new ones. The sum of what each image
+gives, over the number of images, is the gradient of the whole batch whatever the shares, and takes one message.
+"""
 
 import multiprocessing
 import os
@@ -17,6 +22,22 @@ from utils.errors import Stopped, stopping
 from utils.signals import blocked
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
+WATCH_SECONDS = 0.2  # between two looks at whether the others are alive
+PARTING_SECONDS = 3  # from the end of a process's connections to its own
+
+
+class _Total(torch.autograd.Function):
+    """A sum over the processes. Every term has the same gradient: the sum of what the processes make of the total."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient)
 
 
 @dataclass(frozen=True)
@@ -31,18 +52,25 @@ class Group:
     rank: int = 0
     size: int = 1
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter], weight: int) -> None:
-        """Replace each gradient by its mean over the processes, as the gradient of the whole batch.
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of ``value`` over the processes, all of which must ask for it; its gradient is that of all."""
+        return _Total.apply(value) if self.size > 1 else value
+
+    def backward(self, loss: Tensor, parameters: Iterable[nn.Parameter], images: int) -> None:
+        """Give ``parameters`` the gradient of the mean loss over all images of all processes.
 
         Args:
-            weight: images in this process's share of the batch; 0 for none, and then there are no gradients.
+            loss: the mean over this process's share of the batch.
+            images: how many these are; there may be none.
         """
         if self.size == 1:
+            loss.backward()
             return
+        # What an image gives is the same in every process, so that the gradients through common statistics add up.
+        (loss * images).backward()
         parameters = list(parameters)
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        # One message: all gradients times the share, and the share, so that their quotient is the mean.
-        flat = torch.cat([gradient.flatten() * weight for gradient in gradients] + [gradients[0].new_tensor([weight])])
+        # One message: all gradients, and the number of images.
+        flat = torch.cat([p.grad.flatten() for p in parameters] + [parameters[0].grad.new_tensor([images])])
         dist.all_reduce(flat)
         flat /= flat[-1].clone()
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
@@ -88,18 +116,23 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
     with blocked():
         for process in others:
             process.start()
+    left = threading.Event()
+    watch = threading.Thread(target=_end_if_one_dies, args=(others, left), daemon=True)
+    watch.start()
     try:
         _join(backend, store, Group(0, len(devices)), devices[0])
         yield Group(0, len(devices))
         for process in others:
             process.join()
-    except RuntimeError as error:
+    except RuntimeError as error:  # what torch raises when another is gone
         for process, device in zip(others, devices[1:], strict=True):
-            process.join(timeout=5)  # a connection is lost a moment before its process has ended
+            process.join(PARTING_SECONDS)  # a connection is lost a moment before its process has ended
             if process.exitcode:
                 raise Stopped(f"the process on {device} ended with status {process.exitcode}") from error
         raise
     finally:
+        left.set()
+        watch.join()
         for process in others:
             process.kill()
             process.join()
@@ -107,8 +140,30 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
             dist.destroy_process_group()
 
 
+def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event) -> None:
+    """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
+
+    Where torch does not say so by itself soon: without clean-up, for a message under way cannot be called back. What is
+    learned is on the disk.
+    """
+    while not left.wait(WATCH_SECONDS):
+        for rank, process in enumerate(others, start=1):
+            if process.exitcode and not left.wait(2 * PARTING_SECONDS):
+                what = f"--multigpu: process {rank + 1} of {len(others) + 1} has ended with status {process.exitcode}"
+                print(f"main.py: error: {what}; --resume goes on from the last learned task", file=sys.stderr)
+                for other in others:
+                    other.kill()
+                os._exit(1)
+
+
+def _end_with_first() -> None:
+    """End this process, from a thread of its own, when the first one is gone, whatever ended that."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    threading.Thread(target=_end_with_first, daemon=True).start()
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)
     try:
@@ -118,12 +173,6 @@ def _follow(backend: str, port: int, group: Group, device: torch.device, follow:
         print(f"process on {device}: {error}", file=sys.stderr)
         sys.exit(error.status)
     dist.destroy_process_group()
-
-
-def _end_with_the_first() -> None:
-    """Leave no orphan: a first process that is killed can end nobody, and others may wait for it for days."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _join(backend: str, store: dist.Store, group: Group, device: torch.device) -> None:

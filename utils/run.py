@@ -57,6 +57,7 @@ class RunFolder:
             raise UserError(f"{self.path}: another process is running in this folder{left}") from None
         except OSError as error:
             raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
+        self._started = datetime.now().isoformat(timespec="seconds")
         self.checkpoint = self.path / "checkpoint.pt"
         self.finished = self.path / "finished"
 
@@ -77,9 +78,9 @@ class RunFolder:
         about = {
             "settings": settings,
             "command": sys.argv,
-            "started": datetime.now().isoformat(timespec="seconds"),
+            "started": self._started,
             "commit": _commit(project),
-            "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+            "machine": _machine(settings["multigpu"]),
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
@@ -143,6 +144,16 @@ def _commit(project: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return answers[0].strip() + ("+" if answers[1].strip() else "")
+
+
+def _machine(multigpu: str) -> str:
+    """The system, the processor and its cores, and the GPUs that the run uses."""
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError, IndexError):  # on Linux, where the platform does not say more than the architecture
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][0]
+    gpus = [torch.cuda.get_device_name(int(gpu)) for gpu in multigpu.split(",") if gpu != "cpu"]
+    return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])
 
 
 def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterator:

@@ -1,0 +1,307 @@
+"""The pictures of the report: one in the form of each of the paper's figures, and one about each experiment.
+
+Lines differ in colour (Okabe and Ito's, which colour-blind readers tell apart), in dashes and in markers, so they
+survive grey printing too. Nothing here opens a window.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+from pathlib import Path
+
+import matplotlib
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import metrics
+from experiments.records import Experiment, Setting
+
+COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP<X>"
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "grid.alpha": 0.3,
+    "font.size": 10,
+    "legend.fontsize": 8,
+    "legend.handlelength": 3,
+    "lines.markersize": 5,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 120,
+}
+BARS_UP_TO = 40  # tasks; more of them are points
+MEGABYTE = 1e6
+LEAST_RANGE = 0.05  # of an accuracy axis; noise in the fourth decimal should not look like a fall
+
+
+@dataclass
+class Picture:
+    """A picture to draw: the stem of its file, what it shows, its size in inches, and how it is drawn."""
+
+    name: str
+    caption: str
+    size: tuple[float, float]
+    draw: Callable[[Figure], None]
+
+    def save(self, folder: Path, formats: Iterable[str]) -> None:
+        with matplotlib.rc_context(STYLE):
+            figure = Figure(figsize=self.size)
+            self.draw(figure)
+            for form in formats:
+                # No date and no version, so that the same results give the same file.
+                nameless = {"Software": None} if form == "png" else {"CreationDate": None, "Producer": None}
+                figure.savefig(folder / f"{self.name}.{form}", metadata=nameless)
+
+
+def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper: dict) -> Picture:
+    """The picture in the form of one of the paper's figures, of the experiments that stand in it."""
+    form = {"tasks": _over_tasks, "bytes": _over_bytes, "hamming": _over_steps}[about["form"]]
+    captions = {
+        "tasks": "Accuracy over all tasks learned so far.",
+        "bytes": "Accuracy over what must be kept of all tasks.",
+        "hamming": "How a mask is recovered from the Hopfield network.",
+    }
+    named = f"Figure {figure}. " if figure[0].isdigit() else ""
+    caption = f"{named}{about['title']}. {captions[about['form']]} Bands and bars: ± one standard deviation over seeds."
+
+    def draw(canvas: Figure) -> None:
+        axes = canvas.add_subplot()
+        form(axes, experiments, paper, figure)
+        axes.set_title(about["title"], fontsize=10)
+        if about["form"] != "hamming":
+            _scale_accuracy(axes, about.get("chance"))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # beside the lines, never on them
+
+    stem = f"figure-{figure}" if figure[0].isdigit() else figure
+    return Picture(stem.replace(" ", "-"), caption, (8, 4), draw)
+
+
+def of_experiment(experiment: Experiment) -> Picture:
+    """Accuracy by task, or by setting; the accuracy matrix; which tasks were taken for which."""
+    most = max(experiment.settings, key=lambda setting: setting.evaluations["Tasks Learned"].max())
+    panels = [_by_setting if len(experiment.settings) > 1 else _by_task]
+    words = ["accuracy by setting" if len(experiment.settings) > 1 else "accuracy of each task in the end"]
+    if not most.run_a_task and most.evaluations["Tasks Learned"].nunique() > 1:
+        panels.append(_matrix)
+        words.append("accuracy on each task after so many were learned")
+    if len(most.table("confusion")):
+        panels.append(_confusion)
+        words.append("which tasks were taken for which")
+    caption = f"{experiment.name}: {'; '.join(words)}"
+    caption += f" ({most.label})." if len(experiment.settings) > 1 and len(panels) > 1 else "."
+
+    def draw(canvas: Figure) -> None:
+        places = canvas.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(places, panels, strict=True):
+            panel(axes, experiment, most)
+
+    return Picture(experiment.name, caption, (0.8 + 4.6 * len(panels), 3.8), draw)
+
+
+# In the form of the paper's figures
+
+
+def _over_tasks(axes: Axes, experiments: Sequence[Experiment], paper: dict, figure: str) -> None:
+    settings = [(experiment, setting) for experiment in experiments for setting in experiment.settings]
+    mixed = len({setting.inferred for _, setting in settings}) > 1
+    lines = []
+    for experiment, setting in settings:
+        label = name_of(experiment, setting, paper)
+        lines.append((f"{label}, task given" if mixed and not setting.inferred else label, setting, setting.accuracy))
+    if len(settings) == 1 and settings[0][1].inferred:
+        label, setting, column = lines[0]
+        lines = [(f"{label}, task inferred", setting, column), (f"{label}, task given", setting, "Accuracy Given")]
+    for index, (label, setting, column) in enumerate(lines):
+        by_count = setting.evaluations.groupby("Tasks Learned")[column].agg(["mean", "std"])
+        style = _style(index)
+        axes.plot(by_count.index, by_count["mean"], label=label, **style)
+        low, high = by_count["mean"] - by_count["std"], by_count["mean"] + by_count["std"]
+        axes.fill_between(by_count.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    most = max(setting.evaluations["Tasks Learned"].max() for _, setting in settings)
+    shown = {experiment.name for experiment in experiments}
+    for number in paper["numbers"]:
+        if number["figure"] == figure and number.get("experiment") in shown and number["source"].startswith("paper"):
+            if number["tasks"] <= most:
+                label = f"{paper['experiments'][number['experiment']]['label']}, paper"
+                axes.plot(number["tasks"], number["accuracy"], "*", color="black", markersize=11, label=label)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("number of tasks learned")
+
+
+def _over_bytes(axes: Axes, experiments: Sequence[Experiment], paper: dict, figure: str) -> None:
+    index = 0
+    for experiment in experiments:
+        lines: dict[str, list[Setting]] = {}
+        for setting in experiment.settings:  # sparsities make up a line
+            rest = ", ".join(part for part in setting.label.split(", ") if not part.startswith("sparsity "))
+            lines.setdefault(rest, []).append(setting)
+        for rest, settings in lines.items():
+            label = ", ".join(filter(None, [_label(experiment, paper), rest]))
+            finals = [setting.final for setting in settings]
+            y = [final[setting.accuracy] for final, setting in zip(finals, settings, strict=True)]
+            mean, spread = [values.mean() for values in y], [values.std() for values in y]
+            style = _style(index)
+            stored, coded = (
+                [final[of].mean() / MEGABYTE for final in finals] for of in ("Bytes CSC-16", "Bytes Coded")
+            )
+            axes.plot(stored, mean, label=label, **style)
+            axes.errorbar(stored, mean, spread, fmt="none", capsize=3, color=style["color"])
+            if coded != stored:
+                hollow = style | {"markerfacecolor": "white", "linewidth": 0.8}
+                axes.plot(coded, mean, label=f"{label}, entropy-coded", **hollow)
+            index += 1
+    for place, (label, points) in enumerate(_printed(paper, figure).items()):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "*", color="black", markersize=11, label=None if place else "paper")
+        axes.annotate(label, (x[0], y[0]), (-8, -3), textcoords="offset points", ha="right", fontsize=8)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(10 ** floor(log10(low)), 10 ** ceil(log10(high)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("kept for all tasks, masks as CSC with 16-bit indices (MB)")
+
+
+def _printed(paper: dict, figure: str) -> dict[str, list[tuple[float, float]]]:
+    """The points that the paper prints: by method (megabytes, accuracy)."""
+    points: dict[str, list] = {}
+    for number in paper["numbers"]:
+        if number["figure"] == figure and "bytes" in number:
+            label = number.get("label") or paper["experiments"][number["experiment"]]["label"]
+            points.setdefault(label, []).append((number["bytes"] / MEGABYTE, number["accuracy"]))
+    return points
+
+
+def _over_steps(axes: Axes, experiments: Sequence[Experiment], paper: dict, figure: str) -> None:
+    index = 0
+    for experiment in experiments:
+        for setting in experiment.settings:
+            table = setting.table("hopfield")
+            table = table[table["tasks_learned"] == table["tasks_learned"].max()]
+            for task, rows in table.groupby("task"):
+                by_step = rows.groupby("step")["hamming"].agg(["mean", "std"])
+                style = _style(index) | {"markevery": (index, 5)}
+                label = f"task {task}" if len(experiment.settings) == 1 else f"{setting.label}, task {task}"
+                axes.plot(by_step.index, by_step["mean"], label=label, **style)
+                low, high = by_step["mean"] - by_step["std"], by_step["mean"] + by_step["std"]
+                axes.fill_between(by_step.index, low.clip(lower=0), high, color=style["color"], alpha=0.2, linewidth=0)
+                index += 1
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("steps of recovery (test batches seen)")
+    axes.set_ylabel("Hamming distance to the task's own mask (bits)")
+
+
+# About one experiment
+
+
+def _by_task(axes: Axes, experiment: Experiment, setting: Setting) -> None:
+    scores = setting.table("adapt_results")
+    if not setting.run_a_task:
+        scores = scores[scores["tasks_learned"] == scores["tasks_learned"].max()]
+    by_task = scores.groupby("task")[["given", "adapted"]].agg(["mean", "std"])
+    _columns(axes, by_task, [str(task) for task in by_task.index], setting)
+    axes.set_xlabel("task")
+
+
+def _by_setting(axes: Axes, experiment: Experiment, setting: Setting) -> None:
+    finals = pandas.concat([one.final.assign(place=place) for place, one in enumerate(experiment.settings)])
+    finals = finals.rename(columns={"Accuracy Given": "given", "Accuracy Adapted": "adapted"})
+    table = finals.groupby("place")[["given", "adapted"]].agg(["mean", "std"])
+    names = [one.label.split(", ") for one in experiment.settings]
+    flags = {tuple(part.rpartition(" ")[0] for part in parts) for parts in names}
+    if len(flags) == 1 and len(names[0]) == 1:  # one flag tells them apart: it names the axis
+        axes.set_xlabel(names[0][0].rpartition(" ")[0])
+        names = [[parts[0].rpartition(" ")[2]] for parts in names]
+    _columns(axes, table, ["\n".join(parts) for parts in names], setting)
+    if len(names[0]) > 1:
+        axes.tick_params(axis="x", rotation=90, labelsize=7)
+
+
+def _columns(axes: Axes, table: pandas.DataFrame, names: Sequence[str], setting: Setting) -> None:
+    """Bars, or points where there are many, of the accuracies with the task given and inferred."""
+    how = "mask recovered" if "hopfield" in setting.runs[0].tables else "task inferred"
+    kinds = [("given", "task given", "#56B4E9", ""), ("adapted", how, "#D55E00", "///")]
+    kinds = [kind for kind in kinds if table[kind[0]]["mean"].notna().any()]
+    for place, (column, label, color, hatch) in enumerate(kinds):
+        mean, spread = table[column]["mean"], table[column]["std"]
+        if len(table) <= BARS_UP_TO:
+            width = 0.8 / len(kinds)
+            x = [index + (place - (len(kinds) - 1) / 2) * width for index in range(len(table))]
+            bars = axes.bar(
+                x, mean, width, yerr=spread, capsize=2, color=color, hatch=hatch, edgecolor="black", label=label
+            )
+            if len(table) * len(kinds) <= 10:
+                axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+        else:  # rings around dots, where both are the same
+            face = "none" if column == "given" else color
+            dots = {"fmt": "o", "markersize": 6 - 3 * place, "markerfacecolor": face, "linewidth": 0.8}
+            axes.errorbar(range(len(table)), mean, spread, color=("#0072B2", color)[place], label=label, **dots)
+    if len(table) <= BARS_UP_TO:
+        every = 1 if len(table) <= 20 else 5
+        axes.set_xticks(range(0, len(table), every), names[::every])
+        axes.set_ylim(0, 1.08)
+    else:
+        _scale_accuracy(axes, None)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("accuracy (share of test images)")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
+def _matrix(axes: Axes, experiment: Experiment, setting: Setting) -> None:
+    run = setting.runs[0]
+    matrix = metrics.accuracy_matrix(run.scores("adapted" if setting.inferred else "given"))
+    how = "inferred" if setting.inferred else "given"
+    _heat(axes, matrix, f"accuracy, task {how} (seed {run.settings['seed']})", "cividis")
+    axes.set_yticks(range(len(matrix)), matrix.index)
+    axes.set_xlabel("task")
+    axes.set_ylabel("number of tasks learned")
+
+
+def _confusion(axes: Axes, experiment: Experiment, setting: Setting) -> None:
+    run = next(run for run in setting.runs if "confusion" in run.tables)
+    shares = metrics.confusion(run.tables["confusion"])
+    _heat(axes, shares, f"share of the task's batches (seed {run.settings['seed']})", "Greys")
+    axes.set_xlabel("inferred mask" if setting.runs[0].settings.get("trainer") == "nns" else "inferred task")
+    axes.set_ylabel("true task")
+
+
+def _heat(axes: Axes, table: pandas.DataFrame, label: str, colors: str) -> None:
+    image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap=colors)
+    axes.grid(visible=False)
+    axes.figure.colorbar(image, ax=axes, label=label)
+
+
+# What all of them share
+
+
+def name_of(experiment: Experiment, setting: Setting, paper: dict) -> str:
+    """What the runs of a setting are called: the method, and what tells the setting apart."""
+    return ", ".join(filter(None, [_label(experiment, paper), setting.label]))
+
+
+def _label(experiment: Experiment, paper: dict) -> str:
+    return paper["experiments"].get(experiment.name, {}).get("label", experiment.name)
+
+
+def _style(index: int) -> dict:
+    color, dashes, marker = COLORS[index % 7], DASHES[index % 4], MARKERS[index % 9]  # no common factor: 252 styles
+    return {"color": color, "linestyle": dashes, "marker": marker}
+
+
+def _scale_accuracy(axes: Axes, chance: float | None) -> None:
+    """An accuracy axis that shows the differences, and zero and chance where anything comes near them."""
+    axes.set_ylabel("mean accuracy (share of test images)")
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    low, high = min(low, middle - LEAST_RANGE / 2), max(high, middle + LEAST_RANGE / 2)
+    axes.set_ylim(low, min(1.002, high))
+    if low < 0.5:
+        axes.set_ylim(0, 1)
+        if chance is not None:
+            axes.axhline(chance, color="grey", linewidth=1, linestyle=(0, (1, 3)), label="chance")

@@ -1,0 +1,361 @@
+"""What runs left on the disk, read for the report; and the form of it in which results are committed.
+
+Reads what ``main.py`` writes (README, "What lands where") and nothing else of it. Raises ``ValueError`` with one line
+that names the file for what cannot be read.
+"""
+
+import csv
+import gzip
+import io
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pandas
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# Where, for how long and for which seed a run computes: runs that differ in nothing else are of one setting.
+NEUTRAL = {
+    *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export", "multigpu", "threads"),
+    *("eval_ckpts", "seed", "task_eval"),
+}
+TABLES = {
+    "adapt_results": ("tasks_learned", "task", "given", "adapted", "inferred_right"),
+    "hopfield": ("tasks_learned", "task", "step", "hamming"),
+    "nns": ("batch", "hidden_task", "decision", "mask", "right"),
+    "confusion": ("tasks_learned", "task", "inferred", "batches"),
+}
+MEASURED = ("Accuracy Given", "Accuracy Adapted", "Share Inferred Right")
+SIZES = ("Bytes", "Bytes CSC-16", "Bytes Coded")
+COLUMNS = ("Name", "Save Directory", "Set", "Scenario", "Task", "Tasks Learned", "Seed", *MEASURED, *SIZES)
+WORDS = {"Name", "Save Directory", "Set", "Scenario", "decision", "right"}  # columns that hold no numbers
+GZIP_ABOVE = 256 * 1024  # bytes of a committed table
+
+
+@dataclass
+class Run:
+    """One run.
+
+    Attributes:
+        about: its ``settings.yaml``.
+        rows: its rows of ``results.csv``: of learned tasks, and without a task of evaluations.
+        tables: those of ``TABLES`` that it wrote.
+        finished: when it was complete; None if it is not.
+        seconds: how long it ran; None if it cannot be known.
+    """
+
+    folder: Path
+    about: dict
+    rows: pandas.DataFrame
+    tables: dict[str, pandas.DataFrame]
+    finished: str | None
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def settings(self) -> dict:
+        return self.about["settings"]
+
+    @property
+    def evaluations(self) -> pandas.DataFrame:
+        return self.rows[self.rows["Task"].isna()]
+
+    @property
+    def learned(self) -> pandas.DataFrame:
+        return self.rows[self.rows["Task"].notna()]
+
+    def scores(self, column: str) -> pandas.DataFrame:
+        """The evaluations in the form that ``metrics`` takes: ``tasks_learned``, ``task``, ``accuracy``."""
+        return self.tables["adapt_results"].rename(columns={column: "accuracy"})[["tasks_learned", "task", "accuracy"]]
+
+
+@dataclass
+class Setting:
+    """The runs of an experiment that differ in their seed alone; of an experiment with a run a task, in that too.
+
+    Attributes:
+        label: in what it differs from the experiment's other settings.
+    """
+
+    experiment: str
+    label: str
+    runs: list[Run]
+
+    @property
+    def evaluations(self) -> pandas.DataFrame:
+        """For each seed and number of tasks learned what was measured and what must be kept."""
+        rows = pandas.concat([run.evaluations for run in self.runs])
+        columns = [*MEASURED, *SIZES]
+        if self.run_a_task:  # the tasks of a seed count as one run that learned them all
+            by_seed = rows.groupby("Seed")
+            table = by_seed[list(MEASURED)].mean().join(by_seed[list(SIZES)].sum())
+            table["Tasks Learned"] = by_seed.size()
+            return table.reset_index()
+        return rows.groupby(["Seed", "Tasks Learned"])[columns].mean().reset_index()
+
+    @property
+    def final(self) -> pandas.DataFrame:
+        """The evaluation of each seed after the most tasks that any was evaluated after."""
+        table = self.evaluations
+        return table[table["Tasks Learned"] == table["Tasks Learned"].max()]
+
+    @property
+    def run_a_task(self) -> bool:
+        return all(run.settings.get("task_eval") is not None for run in self.runs)
+
+    @property
+    def inferred(self) -> bool:
+        """Whether tasks were inferred, or masks recovered."""
+        return bool(self.final["Accuracy Adapted"].notna().any())
+
+    @property
+    def accuracy(self) -> str:
+        """The column with the accuracy that counts."""
+        return "Accuracy Adapted" if self.inferred else "Accuracy Given"
+
+    def table(self, name: str) -> pandas.DataFrame:
+        """One of ``TABLES`` of all runs, with the seed of each row; empty if no run wrote it."""
+        parts = [run.tables[name].assign(seed=run.settings["seed"]) for run in self.runs if name in run.tables]
+        return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(columns=["seed", *TABLES[name]])
+
+
+@dataclass
+class Experiment:
+    """All runs of an experiment, by setting."""
+
+    name: str
+    settings: list[Setting]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for setting in self.settings for run in setting.runs]
+
+
+def read(folders: Iterable[Path]) -> tuple[list[Experiment], list[str]]:
+    """Read experiments' folders; those of the same name, from several machines perhaps, are one experiment.
+
+    Returns: the experiments, and a line for each folder without anything evaluated and each run that is left out.
+
+    Raises:
+        ValueError: a folder is not there, or something in it cannot be read.
+    """
+    runs: dict[str, dict[str, Run]] = {}
+    skipped = []
+    for folder in folders:
+        if not folder.exists():
+            raise ValueError(f"{folder}: is not there; give the folders that hold results.csv, such as runs/NNs-supsup")
+        there, notes = _runs(folder)
+        skipped += notes
+        known = runs.setdefault(folder.resolve().name, {})
+        for run in there:
+            if run.name in known:
+                raise ValueError(f"{run.folder}: the same run was read from {known[run.name].folder} already")
+            known[run.name] = run
+    experiments = [Experiment(name, _by_setting(name, list(of.values()))) for name, of in runs.items() if of]
+    return experiments, skipped
+
+
+def _runs(folder: Path) -> tuple[list[Run], list[str]]:
+    table = _table(folder, "results", COLUMNS)
+    if table is None:
+        return [], [f"{folder}: holds no results.csv"]
+    runs, skipped = [], []
+    for name, rows in table.groupby(table["Save Directory"].map(_last_part), sort=False):
+        run = folder / name
+        if not (run / "settings.yaml").is_file():
+            skipped.append(f"{run}: has rows in results.csv but no settings.yaml")
+        elif rows["Task"].notna().all():
+            skipped.append(f"{run}: no evaluation is finished")
+        else:
+            runs.append(_run(run, rows))
+    return runs, skipped if len(table) else [f"{folder}: nothing is finished"]
+
+
+def _run(folder: Path, rows: pandas.DataFrame) -> Run:
+    # A run that was begun afresh in a deleted folder has the rows of the earlier one before its own.
+    restarts = rows["Tasks Learned"].diff().lt(0).cumsum()
+    rows = rows[restarts == restarts.max()].drop_duplicates("Name", keep="last")
+    path = folder / "settings.yaml"
+    try:
+        about = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not _is_settings(about):
+        raise ValueError(f"{path}: is not the settings.yaml of a run")
+    tables = {name: _table(folder, name, columns) for name, columns in TABLES.items()}
+    if tables["adapt_results"] is None:
+        raise ValueError(f"{folder / 'adapt_results.csv'}: is not there, though the run was evaluated")
+    finished, log = folder / "finished", folder / "log.txt"
+    return Run(
+        folder,
+        about,
+        rows,
+        {name: table for name, table in tables.items() if table is not None},
+        about.get("finished") or (finished.read_text().strip() if finished.exists() else None),
+        about.get("seconds") or (seconds_of(log.read_text(errors="replace")) if log.exists() else None),
+    )
+
+
+def _is_settings(about: object) -> bool:
+    kinds = {"settings": dict, "command": list, "versions": dict, "machine": str, "commit": str}
+    fits = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
+    return fits and isinstance(about["settings"].get("seed"), int)
+
+
+def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame | None:
+    """A table of a run or an experiment; None if there is none."""
+    path, text = _text(folder, name)
+    if text is None:
+        return None
+    try:
+        table = pandas.read_csv(io.StringIO(text))
+    except ValueError as error:  # all those of pandas
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path}: has no column {missing[0]!r}")
+    for column in columns:
+        if column not in WORDS and len(table) and not pandas.api.types.is_numeric_dtype(table[column]):
+            raise ValueError(f"{path}: column {column!r} holds something that is no number")
+    return table
+
+
+def _text(folder: Path, name: str) -> tuple[Path, str | None]:
+    """The whole lines of a CSV file, also of one that is compressed; None if there is none."""
+    path = folder / f"{name}.csv"
+    try:
+        if path.exists():
+            text = path.read_text()
+        elif (path := folder / f"{name}.csv.gz").exists():
+            text = gzip.decompress(path.read_bytes()).decode()
+        else:
+            return path, None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    return path, text[: text.rfind("\n") + 1]  # another process may be writing the last line
+
+
+def _last_part(path: object) -> str:
+    return Path(str(path)).name
+
+
+def seconds_of(log: str) -> float | None:
+    """How long a run ran, from its ``log.txt``: the times between its lines, but for those in which it lay still.
+
+    The first task, or several that were learned at once, are over when their lines are written, which say how long
+    they took.
+    """
+    lines = [found.groups() for line in log.splitlines() if (found := re.match(r"(\d{4}-\S+ \S+) (.*)", line))]
+    stamped = [(datetime.fromisoformat(stamp), text) for stamp, text in lines]
+    tasks = [(stamp, float(took[1])) for stamp, text in stamped if (took := re.match(r"task \d+: .*, (\S+) s$", text))]
+    if not tasks:
+        return None
+    first = max(stamp for stamp, _ in tasks if stamp <= tasks[0][0] + timedelta(seconds=1))
+    total = sum(seconds for stamp, seconds in tasks if stamp <= first)
+    for (before, _), (stamp, text) in pairwise(stamped):
+        if before >= first and not re.match("going on after|warning: .* damaged", text):
+            total += (stamp - before).total_seconds()
+    return total
+
+
+def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
+    # A flag that came later than a run stands at its default there, so only flags that all know can tell runs apart.
+    known = set.intersection(*(set(run.settings) for run in runs)) - NEUTRAL
+    values = {key: [run.settings[key] for run in runs] for key in sorted(known)}
+    telling = [key for key, of in values.items() if any(value != of[0] for value in of)]
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(repr(run.settings[key]) for key in telling), []).append(run)
+    settings = []
+    for members in groups.values():
+        label = ", ".join(f"{key.replace('_', '-')} {_plain(members[0].settings[key])}" for key in telling)
+        settings.append(Setting(experiment, label, sorted(members, key=lambda run: run.settings["seed"])))
+    return sorted(settings, key=lambda s: [_sortable(s.runs[0].settings[key]) for key in telling])
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sortable(value: object) -> tuple:
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+# The committed form
+
+
+def collect(experiments: Iterable[Experiment], into: Path) -> None:
+    """Put the tables and settings of runs into ``into/<experiment>``, beside what other runs left there.
+
+    Numbers stay as they are. Paths of the machine do not: the data folder is ``DIR``, the project is where commands
+    are called. A long table is compressed.
+    """
+    for experiment in experiments:
+        folder = into / experiment.name
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {run.name for run in experiment.runs}
+        old = csv.DictReader(io.StringIO(_text(folder, "results")[1] or ""))
+        rows = [row for row in old if _last_part(row["Save Directory"]) not in names]
+        for run in experiment.runs:
+            rows += _collect_run(run, folder / run.name, experiment.name)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_table(folder, "results", text.getvalue())
+
+
+def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
+    """Write a run's folder anew; gives its rows of ``results.csv``."""
+    every = list(csv.DictReader(io.StringIO(_text(run.folder.parent, "results")[1])))
+    tables = {name: _text(run.folder, name)[1] for name in run.tables}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, text in tables.items():
+        _write_table(folder, name, text)
+    about = without_paths(run.about, experiment) | {"finished": run.finished, "seconds": run.seconds}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
+    return [every[place] | {"Save Directory": f"runs/{experiment}/{run.name}"} for place in run.rows.index]
+
+
+def _write_table(folder: Path, name: str, text: str) -> None:
+    plain, packed = folder / f"{name}.csv", folder / f"{name}.csv.gz"
+    for path in (plain, packed):
+        path.unlink(missing_ok=True)
+    if len(text) > GZIP_ABOVE:
+        packed.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes whenever it is written
+    else:
+        plain.write_text(text)
+
+
+def without_paths(about: dict, experiment: str) -> dict:
+    """``settings.yaml`` as it would read on any machine."""
+    command = [str(word) for word in about["command"]]
+    project = os.path.dirname(command[0])
+    data = about["settings"].get("data")
+    log_dir = about["settings"].get("log_dir")
+
+    def plain(text: object) -> object:
+        if not isinstance(text, str) or not text:
+            return text
+        flag, equals, value = text.partition("=") if text.startswith("-") else ("", "", text)
+        if value == data:
+            value = "DIR"
+        elif value == log_dir:
+            value = f"runs/{experiment}"
+        elif os.path.isabs(value):
+            inside = project and Path(value).is_relative_to(project)
+            value = os.path.relpath(value, project) if inside else os.path.basename(value)
+        return f"{flag}{equals}{value}"
+
+    settings = {key: plain(value) for key, value in about["settings"].items()}
+    return {**about, "settings": settings, "command": [plain(word) for word in command]}

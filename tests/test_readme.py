@@ -1,0 +1,102 @@
+"""The README's table of results: every number in it stands in a committed file, and nothing of a machine does."""
+
+import csv
+import gzip
+import io
+import re
+import statistics
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from experiments import report
+
+PROJECT = Path(__file__).resolve().parents[1]
+COLUMNS = {"given": "Accuracy Given", "inferred": "Accuracy Adapted", "batches inferred right": "Share Inferred Right"}
+README = (PROJECT / "README.md").read_text()
+BLOCK = README.partition(report.BEGIN)[2].partition(report.END)[0]
+
+
+def rows() -> list[dict[str, str]]:
+    """The rows of the table, by its header."""
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in BLOCK.strip().splitlines())
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def link(row: dict[str, str]) -> Path:
+    """The file that the numbers of a row are from."""
+    return PROJECT / unquote(re.fullmatch(r"\[.+\]\((\S+)\)", row["what"])[1])
+
+
+def evaluations(path: Path) -> list[dict[str, str]]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    return [row for row in csv.DictReader(io.StringIO(text)) if not row["Task"]]
+
+
+def test_the_table_is_that_of_the_committed_results():
+    kept = report.committed()
+    assert kept, "results are committed"
+    assert BLOCK.strip() == report.readme_table(kept, report.load_paper(), "experiments/results")
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["what"].partition("]")[0][1:])
+def test_every_number_stands_in_the_file_that_the_row_links_to(row):
+    """Computed again from the CSV alone, without what wrote the table."""
+    settings: dict[str, dict[str, list]] = {}
+    for line in evaluations(link(row)):
+        run = Path(line["Save Directory"]).name
+        setting = re.sub(r"(^|,)(seed|task-eval)=\d+", "", run)
+        if "task-eval=" in run or line["Tasks Learned"] == row["tasks"]:  # each of these runs has learned one task
+            settings.setdefault(setting, {}).setdefault(line["Seed"], []).append(line)
+    found = []
+    for seeds in settings.values():
+        cells = {"seeds": str(len(seeds))}
+        for name, column in COLUMNS.items():
+            values = [[float(line[column]) for line in lines if line[column]] for lines in seeds.values()]
+            means = [statistics.fmean(of) for of in values if of]
+            cells[name] = f"{statistics.fmean(means):.4f}" if means else "–"
+            cells[name] += f" ± {statistics.stdev(means):.4f}" if len(means) > 1 else ""
+        found.append(cells)
+    assert {name: row[name] for name in [*COLUMNS, "seeds"]} in found
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row["what"].partition("]")[0][1:])
+def test_every_command_can_be_called(row, call):
+    python, script, *words = row["command"].strip("`").split()
+    assert python == "python" and (PROJECT / script).is_file()
+    done = call(script, *words, "--gpu-sets", "cpu", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    settings = [yaml.safe_load(path.read_text()) for path in link(row).parent.glob("*/settings.yaml")]
+    names = {about["settings"]["name"] for about in settings}
+    assert set(re.findall(r"--name '?([^' ]+)", done.stdout)) & names, "it makes the runs that were kept"
+
+
+def test_nothing_of_a_machine_is_committed():
+    texts = []
+    for path in report.RESULTS.rglob("*"):
+        if path.suffix == ".gz":
+            texts.append((path, gzip.decompress(path.read_bytes()).decode()))
+        elif path.suffix in (".csv", ".yaml", ".md"):
+            texts.append((path, path.read_text()))
+        else:
+            assert path.is_dir() or path.suffix == ".png", path
+    assert len(texts) > 5
+    absolute = re.compile(r"(?:^|[\s\"'=,(`])(?:/[A-Za-z]|~/|[A-Z]:\\)", re.MULTILINE)
+    found = {str(path): match[0] for path, text in [*texts, ("README", BLOCK)] if (match := absolute.search(text))}
+    assert not found
+
+
+def test_the_committed_page_and_its_pictures_are_there():
+    blocks, pictures = report.page(report.committed(), report.load_paper())
+    assert (report.RESULTS / "report.md").read_text() == report.markdown(blocks)
+    for picture in pictures:
+        assert (report.RESULTS / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.stem for path in report.RESULTS.glob("*.png")} == {picture.name for picture in pictures}
+
+
+@pytest.mark.parametrize("text", ["README.md", "experiments/results/report.md"])
+def test_links_lead_somewhere(text):
+    for target in re.findall(r"\]\((?!http)([^)#\s]+)\)", (PROJECT / text).read_text()):
+        assert ((PROJECT / text).parent / unquote(target)).exists(), target
