@@ -627,7 +627,8 @@ def launch(
     if rows:
         print_table(rows)
         print(f"results: {folder / 'results.csv'}")
-        write_report(folder)
+        if not left:  # else there may be no time for it
+            write_report(folder)
     for run, (_, reason) in failed.items():
         print(f"failed: {run.name}: {reason}", file=sys.stderr)
     if left:

@@ -15,12 +15,12 @@ from tests.stress.outcome import left_by, same_tensors
 
 SPLIT = "--set SplitDigits --output-size 10 "  # has five tasks
 SCENARIOS = {
-    "permutations": "--set DigitsPerm --num-tasks 10 --epochs 2 --eval-ckpts 3,7",
+    "permutations": "--set DigitsPerm --num-tasks 10 --epochs 1 --eval-ckpts 3,7",
     "HopSupSup": SPLIT + "--model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --optimizer sgd --lr 0.1 "
-    "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --epochs 2 --iter-lim 12",
+    "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --epochs 2 --iter-lim 8",
     "NNs": "--set DigitsPerm --trainer nns --num-tasks 10 --nns-every 12 --epochs 2",
     "transfer": SPLIT + "--model GEMResNet18 --conv-type MultitaskMaskConv --bn-type MultitaskNonAffineBN "
-    "--trainer reinit --reinit-adapt running_mean --sparsity 0.3 --adaptor gt --epochs 2 --iter-lim 5 --batch-size 32",
+    "--trainer reinit --reinit-adapt running_mean --sparsity 0.3 --adaptor gt --epochs 1 --iter-lim 4 --batch-size 32",
 }
 # A process forked from one that has loaded the program starts at once, so that kills strike the run and not its start.
 FORKS = multiprocessing.get_context("forkserver")
