@@ -586,7 +586,7 @@ def test_a_cifar_file_that_would_run_code_does_not(kind, names, bomb, tmp_path, 
         path = tmp_path / "data" / "cifar10" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bombs(bomb)[kind])
-    refused(["--set", "CIFAR10", "--data", "data"], Path("data", "cifar10"))
+    refused(["--set", "SplitCIFAR10", "--data", "data"], Path("data", "cifar10"))
     assert not bomb.marker.exists()
 
 
