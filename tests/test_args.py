@@ -297,7 +297,7 @@ def test_a_key_without_a_value_never_unsets_a_flag_that_has_a_default(action, tm
 
 
 def test_every_config_of_the_experiments_is_accepted():
-    paths = sorted(PROJECT.glob("experiments/**/*.yaml"))
+    paths = sorted(PROJECT.glob("experiments/**/configs/*.yaml"))
     assert paths
     for path in paths:
         parse_arguments(["--config", str(path)])

@@ -365,7 +365,8 @@ class DefaultTrainer:
             x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
             logits = self.network(x)
-        losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y).mean(-1)
+        losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y)
+        losses = losses.sum(-1) / max(1, y.shape[-1])  # a process's share of a small batch may be nothing
         self.group.backward(losses.sum(), self.parameters, images=y.shape[-1])
         self.optimizer.step()
         return losses.detach()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import Stopped, stopping
-from utils.signals import blocked
+from utils.signals import ignore
 
 PATIENCE = timedelta(days=7)  # the others wait while the first process evaluates
 WATCH_SECONDS = 0.2  # between two looks at whether the others are alive
@@ -113,9 +113,8 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], follow, args))
         for rank in range(1, len(devices))
     ]
-    with blocked():
-        for process in others:
-            process.start()
+    for process in others:
+        process.start()
     left = threading.Event()
     watch = threading.Thread(target=_end_if_one_dies, args=(others, left), daemon=True)
     watch.start()
@@ -163,6 +162,7 @@ def _end_with_first() -> None:
 
 
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
+    ignore()
     threading.Thread(target=_end_with_first, daemon=True).start()
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
     _join(backend, store, group, device)

@@ -72,11 +72,7 @@ class Signals:
             self._waits = before
 
 
-@contextmanager
-def blocked() -> Iterator[None]:
-    """Hold these signals back; a process that is started within this never gets them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def ignore() -> None:
+    """Leave the signals to another process; for one that is told by that when to end."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
