@@ -125,6 +125,7 @@ class DefaultTrainer:
 
     def begin_tasks(self, tasks: Sequence[int]) -> None:
         """Start to learn ``tasks``, all of them at once; with several, ``train`` and ``test`` take stacked batches."""
+        self.state = None
         if len(tasks) == 1:
             return self.begin_task(tasks[0])
         self._begin(tasks)
