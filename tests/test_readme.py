@@ -93,10 +93,27 @@ def test_the_committed_page_and_its_pictures_are_there():
     assert (report.RESULTS / "report.md").read_text() == report.markdown(blocks)
     for picture in pictures:
         assert (report.RESULTS / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
-    assert {path.stem for path in report.RESULTS.glob("*.png")} == {picture.name for picture in pictures}
+    assert {path.stem for path in report.RESULTS.glob("*.png")} == {picture.name for picture in pictures} | {"benchmark"}
 
 
 @pytest.mark.parametrize("text", ["README.md", "experiments/results/report.md"])
 def test_links_lead_somewhere(text):
     for target in re.findall(r"\]\((?!http)([^)#\s]+)\)", (PROJECT / text).read_text()):
         assert ((PROJECT / text).parent / unquote(target)).exists(), target
+
+
+def test_the_table_of_speed_is_that_of_the_committed_benchmark():
+    lines = (PROJECT / "experiments" / "results" / "benchmark.csv").read_text().splitlines()
+    measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    header = "| what | unit | here | beside it | ratio |"
+    table = README.partition(header)[2].partition("\n\n")[0].strip().splitlines()[1:]
+    assert len(table) == len(measured) > 5
+
+    def short(number: str) -> str:
+        if not number:
+            return ""
+        return f"{float(number):.3g}" if float(number) < 1000 else f"{float(number):,.0f}"
+
+    for line, row in zip(table, measured, strict=True):
+        expected = [row["what"], row["unit"], *(short(row[name]) for name in ("ours", "naive", "ratio"))]
+        assert [cell.strip() for cell in line.strip("|").split("|")] == expected
