@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from data.base import SplitByClass
 from data.loader import Loader
 from utils.errors import UserError
 from utils.seeding import generator
+from utils.signals import ignore
 
 SIZE, RESIZED = 224, 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,8 +62,7 @@ class _Batches(Sampler[list[Item]]):
 
 def _ignore_signals(_: int) -> None:
     """A worker ends when its run does, which first finishes its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore()
 
 
 def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

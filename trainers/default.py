@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import multitask
 from models.multitask import Rng
 from models.norms import share_statistics
+from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
@@ -218,8 +219,7 @@ class DefaultTrainer:
             "optimizer": state_tensors(self.optimizer),
             "epochs": {"stepped": torch.tensor(self.schedule.last_epoch)},
         }
-        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
-        return tensors | self._position()
+        return joined(parts) | self._position()
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:
         """The inverse of ``training_record``; called when these tasks were just begun.
@@ -227,15 +227,10 @@ class DefaultTrainer:
         Raises:
             KeyError, ValueError, RuntimeError: the record is not one of this network and trainer.
         """
-        parts: dict[str, dict[str, Tensor]] = {"own": {}, "shared": {}, "optimizer": {}, "epochs": {}}
-        for key, value in record.items():
-            part, _, name = key.partition(".")
-            if part in parts:
-                parts[part][name] = value
-        multitask.load_training_state(self.model, parts["own"], self.state)
-        multitask.load_shared_state(self.model, parts["shared"])
-        load_state_tensors(self.optimizer, parts["optimizer"])
-        set_epoch(self.schedule, int(parts["epochs"]["stepped"]))
+        multitask.load_training_state(self.model, named_part(record, "own"), self.state)
+        multitask.load_shared_state(self.model, named_part(record, "shared"))
+        load_state_tensors(self.optimizer, named_part(record, "optimizer"))
+        set_epoch(self.schedule, int(named_part(record, "epochs")["stepped"]))
         self._load_position(record)
 
     @property
@@ -284,6 +279,9 @@ class DefaultTrainer:
         """Whether to learn from a batch; a trainer that finds out by itself what is a task does so here."""
         return True
 
+    def see_first(self, loader) -> None:
+        """Look at the data of a task before its first batch; a trainer that starts from similar ones does so here."""
+
     @property
     def reached_limit(self) -> bool:
         """Whether the task has had all the batches it may have."""
@@ -306,6 +304,8 @@ class DefaultTrainer:
         Returns:
             The mean loss of each task over the pass; not a number if no batch was learned from.
         """
+        if self.batches_done == 0:
+            self.see_first(loader)
         self.model.train()
         if epoch != self.epoch:
             self._begin_epoch(epoch)

@@ -15,7 +15,7 @@ from trainers.adaptors import TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, task_storage, tensor_storage, write_export
 from trainers.unfinished import NAME, Unfinished
-from utils.checkpoint import Checkpoint, Record
+from utils.checkpoint import Checkpoint, Record, joined, named_part
 from utils.errors import UserError
 from utils.results import Results, to_csv, write_whole
 from utils.run import RunFolder
@@ -166,7 +166,7 @@ class Memory:
         if record.kind == "run":
             self.check_same(path, values["settings"])
         elif record.kind == "task":
-            own, shared, of_trainer = (_named(record.tensors, part) for part in ("own.", "shared.", "trainer."))
+            own, shared, of_trainer = (named_part(record.tensors, part) for part in ("own", "shared", "trainer"))
             try:
                 if self.trainer.tasks_known:
                     multitask.load_task_state(self.model, values["task"], own)
@@ -246,7 +246,7 @@ class Memory:
             "shared": {name: self._shared_saved[name] for name in self._shared_news},
             "trainer": self.trainer.task_record(task),
         }
-        tensors = {f"{part}.{name}": value for part, named in parts.items() for name, value in named.items()}
+        tensors = joined(parts)
         latest = [name for name in tensors if name.startswith("shared.") or not known]
         values = {"task": task, "accuracy": self.accuracies[task], "row": row}
         self._append(Record("task", values, tensors, latest))
@@ -378,8 +378,3 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of those that are there; None if there is none."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
-
-
-def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

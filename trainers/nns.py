@@ -15,6 +15,7 @@ from models import multitask
 from models.multitask import Rng
 from trainers.adaptors import alpha_gradients, entropy, uniform
 from trainers.default import DefaultTrainer, TrainingOptions
+from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, state_tensors
 from utils.results import to_csv
@@ -102,7 +103,7 @@ class NNsTrainer(DefaultTrainer):
             )
 
     def begin_task(self, task: int) -> None:
-        self.task = self._hidden = task
+        self.task = task
         self._changed = set()
         self._begin([task])
         self._trained[task] = Counter()
@@ -125,7 +126,7 @@ class NNsTrainer(DefaultTrainer):
         self._batches_seen += 1
         if self._current is None:
             return False
-        self._trained[self._hidden][self._current] += 1
+        self._trained[self.task][self._current] += 1
         return True
 
     def _decide(self, x: Tensor) -> None:
@@ -159,7 +160,7 @@ class NNsTrainer(DefaultTrainer):
             self._open(mask)
 
     def _note(self, kind: str, mask: int, strength: float) -> None:
-        hidden = self._hidden
+        hidden = self.task
         first = all(decision.hidden_task != hidden for decision in self.decisions[-1:])
         full = self._allocated == self.options.num_tasks and kind != ALLOCATE
         if hidden in self._own:
@@ -214,15 +215,15 @@ class NNsTrainer(DefaultTrainer):
         current = self._current
         if current is not None:
             self._close()
-        record = {f"task.{name}": value for name, value in self.task_record(self._hidden).items()}
+        record = joined({"task": self.task_record(self.task)})
         if current is not None:
             self._open(current)
             self.model.train()
         return record | self._position()
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:
-        task = {name.removeprefix("task."): value for name, value in record.items() if name.startswith("task.")}
-        self.load_task_record(self._hidden, task)
+        task = named_part(record, "task")
+        self.load_task_record(self.task, task)
         self._changed = {int(name.split(".")[1]) for name in task if name.startswith("scores.")}
         self._resume()
         self._load_position(record)

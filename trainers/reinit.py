@@ -1,7 +1,6 @@
 """Transfer: the scores of a new task start from those of earlier tasks (paper, section 4.1, figure 3 right)."""
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -73,16 +72,9 @@ class ReinitTrainer(DefaultTrainer):
         self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
         super().end_task()
 
-    def train(
-        self,
-        loader,
-        epoch: int,
-        progress: Callable[[Iterable, int], Iterable] = islice,
-        after_batch: Callable[[], None] = lambda: None,
-    ) -> list[float]:
-        if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
+    def see_first(self, loader) -> None:
+        if self.options.reinit_adapt in SIMILAR:
             self._start_from(self._most_similar(loader))
-        return super().train(loader, epoch, progress, after_batch)
 
     def task_record(self, task: int) -> Scores:
         return self.learned.get(task, {})

@@ -17,7 +17,7 @@ import mmap
 import os
 import shutil
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,6 +67,17 @@ class Record:
         if not set(record.latest) <= set(tensors):
             raise ValueError("the latest of tensors that are not there")
         return record
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several parts of a record under one roof: each as ``part.name``."""
+    return {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+
+def named_part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Those of one part of what ``joined`` gave, under their own names."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class Checkpoint:
