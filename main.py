@@ -202,7 +202,7 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
     try:
         data.loaders(tasks_to_learn(args))
     except ValueError as error:
-        raise UserError(f"{flag}: {error}, but those of {args.set} have not") from None
+        raise UserError(f"{flag}: {args.set} cannot serve several at once: {error}") from None
 
 
 def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported: Sequence[Record]) -> Memory:

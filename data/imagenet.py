@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.base import SplitByClass
-from data.loader import Loader
+from data.loader import Loader, Preparation
 from utils.errors import UserError
 from utils.seeding import generator
 from utils.signals import ignore
@@ -96,8 +96,7 @@ class FolderLoader(Loader):
     ) -> None:
         self.share = slice(share[0], None, share[1])
         self.augment, self.batch_size, self.seed, self.device = augment, batch_size, seed, device
-        self.mean = torch.tensor(MEAN, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(STD, device=device).view(-1, 1, 1)
+        self.prepare = Preparation(MEAN, STD, None, device)
         self._batches = _Batches()
         self._decoded = DataLoader(
             _Decoder(augment),
@@ -115,7 +114,7 @@ class FolderLoader(Loader):
         self.task, self.images, self.num_images = task, images, len(images)
         self.set_epoch(0)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
         key = (self.seed, "augment", self.task, self.epoch)
         rows = range(self.num_images)
         if self.augment:
@@ -128,8 +127,7 @@ class FolderLoader(Loader):
         ]
         try:
             for x, y in self._decoded:
-                x = x.to(self.device, non_blocking=True).float()
-                yield x.div_(255).sub_(self.mean).div_(self.std), y.to(self.device, non_blocking=True)
+                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         except UserError as error:  # from a worker it comes with that worker's traceback in front
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
 

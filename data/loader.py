@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,11 +29,55 @@ class View:
     new_labels: Tensor | None = None
 
 
+class Preparation:
+    """Makes the bytes of images what a network sees: pixels moved, then normalised.
+
+    Args:
+        mean, std: of each channel, for pixels in [0, 1].
+        pixels: int64 [..., H*W], for each pixel the flat position that it is taken from, or -1 for black; None to leave
+            all where they are.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        pixels: Tensor | None,
+        device: str | torch.device,
+    ) -> None:
+        self.mean, self.std = (torch.as_tensor(each, device=device).view(-1, 1, 1) for each in (mean, std))
+        self.pixels = None if pixels is None else pixels.to(device)
+        if self.pixels is not None:
+            self._source = self.pixels.clamp(min=0).unsqueeze(-2)  # of all images and channels alike
+            self._lit = None if (self.pixels >= 0).all() else (self.pixels >= 0).float().unsqueeze(-2)
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Preparation]) -> Preparation:
+        """That of the stacked batches of several tasks of one data set."""
+        first = parts[0]
+        pixels = None if first.pixels is None else torch.stack([part.pixels for part in parts])
+        return cls(first.mean, first.std, pixels, first.mean.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x uint8 [..., B, C, H, W] to float32 of that shape; leading dimensions are those of ``pixels``."""
+        x = self._move(x.float())
+        return x.div_(255).sub_(self.mean).div_(self.std)  # the operations of ToTensor and Normalize, hence their bits
+
+    def _move(self, x: Tensor) -> Tensor:
+        """On a CPU this is faster in floats than in bytes."""
+        if self.pixels is None:
+            return x
+        rows = x.flatten(-2).flatten(-3, -2)  # [..., B*C, H*W]
+        moved = rows.gather(-1, self._source.expand_as(rows))
+        return (moved if self._lit is None else moved.mul_(self._lit)).view_as(x)
+
+
 class Loader:
     """What every loader can say and be told: how many batches an epoch has, and which epoch is next."""
 
     num_images: int
     batch_size: int
+    prepare: Preparation
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -42,29 +87,40 @@ class Loader:
         """Choose the epoch to iterate over, and its first batch: ``start`` batches are skipped at no cost."""
         self.epoch, self.start = epoch, start
 
+    @abstractmethod
+    def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the epoch before their preparation: x uint8 [B, C, H, W], y int64 [B]."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in self.unprepared():
+            yield self.prepare(x), y
+
 
 class StackedLoader(Loader):
     """The batches of several tasks at once: x (tasks, batch, C, H, W), y (tasks, batch).
 
     Args:
-        loaders: one a task, with equally many images each.
+        loaders: one a task, all of one data set.
 
     Raises:
-        ValueError: they have not.
+        ValueError: they have not equally many images, or are one and the same.
     """
 
     def __init__(self, loaders: Sequence[Loader]) -> None:
         self.loaders, (first, *others) = loaders, loaders
         self.num_images, self.batch_size = first.num_images, first.batch_size
+        if any(other is first for other in others):
+            raise ValueError("the images of one task at a time are read")
         if any(other.num_images != self.num_images for other in others):
-            raise ValueError("tasks that are trained at once have equally many images")
+            raise ValueError("the tasks have not equally many images")
+        self.prepare = Preparation.stacked([loader.prepare for loader in loaders])
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         for loader in self.loaders:
             loader.set_epoch(epoch, start)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batches in zip(*self.loaders, strict=True):
+    def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batches in zip(*(loader.unprepared() for loader in self.loaders), strict=True):
             x, y = zip(*batches, strict=True)
             yield torch.stack(x), torch.stack(y)
 
@@ -103,8 +159,7 @@ class BatchLoader(Loader):
     ) -> None:
         device = images.device
         self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.prepare = Preparation(mean, std, view.pixels, device)
         self.shuffle, self.seed, self.task, self.augment = shuffle, seed, task, augment
         self.share = slice(share[0], None, share[1])
 
@@ -114,15 +169,10 @@ class BatchLoader(Loader):
             self.rows = torch.isin(labels, classes).nonzero().squeeze(1)
         self.num_images = len(images if self.rows is None else self.rows)
 
-        self.pixels = self.black = None
-        if view.pixels is not None:
-            pixels = view.pixels.to(device)
-            self.pixels = pixels.clamp(min=0)
-            self.black = (pixels < 0).nonzero().squeeze(1)
         self.new_labels = None if view.new_labels is None else view.new_labels.to(device)
         self.set_epoch(0)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, order = self.epoch, self._order()
         for index in range(self.start, len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -130,9 +180,6 @@ class BatchLoader(Loader):
             if self.augment is not None:
                 x = self.augment(x, generator(self.seed, "augment", self.task, epoch, index))
             x, rows = x[self.share], rows[self.share]  # after augmentation, so that it is that of the whole batch
-            x = self._gather(x.float())
-            # The same three operations as ToTensor and Normalize, hence the same bits.
-            x = x.div_(255).sub_(self.mean).div_(self.std)
             y = self.labels.index_select(0, rows)
             yield x, y if self.new_labels is None else self.new_labels[y]
 
@@ -145,10 +192,3 @@ class BatchLoader(Loader):
             order = torch.arange(self.num_images)
         order = order.to(self.images.device)
         return order if self.rows is None else self.rows[order]
-
-    def _gather(self, x: Tensor) -> Tensor:
-        """Move the pixels of a batch, float [B, C, H, W]; on a CPU this is faster in floats than in bytes."""
-        if self.pixels is None:
-            return x
-        moved = x.reshape(-1, len(self.pixels)).index_select(1, self.pixels)  # [B*C, H*W]
-        return (moved.index_fill_(1, self.black, 0) if len(self.black) else moved).view_as(x)

@@ -113,7 +113,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
         (["--train-weight-tasks", "1"], "--train-weight-tasks, depend on each other"),
         (["--model", "GEMResNet18", "--bn-type", "StandardBN"], "StandardBN has statistics that all tasks share"),
         (["--multigpu", "cpu,cpu"], "needs one device"),
-        (["--set", "SplitDigits"], "equally many images, but those of SplitDigits have not"),
+        (["--set", "SplitDigits"], "SplitDigits cannot serve several at once: the tasks have not equally many images"),
     ],
 )
 def test_tasks_that_cannot_be_trained_at_once_are_refused(words, said, tmp_path, capsys):

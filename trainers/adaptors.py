@@ -318,76 +318,108 @@ def evaluate(
     if adaptor == RECOVERY:
         return [_recover(model, data, task, candidates, options) for task in progress(tasks)]
     infer = ADAPTORS[adaptor]
-    scores, queue, queued = [], [], 0
+    scores, answered, waiting = [], [], _Waiting(options.data_to_repeat)
+
+    def finish() -> None:
+        if infer:
+            inferred = waiting.infer(lambda images: infer(model, candidates, images, options))
+            for batches, part in zip(answered, inferred.split([len(b.sizes) for b in answered]), strict=True):
+                batches.inferred = part
+        scores.extend(_score(model, data, batches, options) for batches in answered)
+        answered.clear()
+
     for task in progress(tasks):
-        results = _Batches.of_task(model, data, task, mask_of(task), options.data_to_repeat if infer else 0)
-        queue.append(results)
-        queued += results.image_bytes
+        data.update_task(task)
         # Batches of many tasks go through the superposed network together, as many as memory allows.
-        if queued >= QUEUE_BYTES or task == tasks[-1]:
-            if infer:
-                _infer_queue(model, candidates, queue, infer, options)
-            scores += [_score(model, data, batches, options) for batches in queue]
-            queue, queued = [], 0
+        if not waiting.has_room(len(data.val_loader)):
+            finish()
+        answered.append(_answer(model, data.val_loader, task, mask_of(task), waiting if infer else None))
+    finish()
     return scores
+
+
+class _Waiting:
+    """The first images of batches that wait for their inference.
+
+    They lie in one block: small tensors that each outlive a batch would keep the memory between them from being used
+    again.
+
+    Args:
+        images: of each batch, this many.
+    """
+
+    def __init__(self, images: int):
+        self.images, self.lengths = images, []
+        self.block: Tensor | None = None
+
+    def has_room(self, batches: int) -> bool:
+        """Whether so many more batches may wait; the first ones always may."""
+        return not self.lengths or len(self.lengths) + batches <= len(self.block)
+
+    def add(self, x: Tensor, batches: int) -> None:
+        """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``."""
+        x = x[: self.images]
+        if not self.lengths and (self.block is None or len(self.block) < batches):
+            image_bytes = x[0].nbytes
+            self.block = x.new_empty(
+                max(batches, QUEUE_BYTES // (self.images * image_bytes)), self.images, *x.shape[1:]
+            )
+        self.block[len(self.lengths), : len(x)] = x
+        self.lengths.append(len(x))
+
+    def infer(self, infer: Callable[[Tensor], Tensor]) -> Tensor:
+        """The inferred task of every batch, int64 (batches,) in host memory; none wait after it.
+
+        Args:
+            infer: of the images of some batches, (batches, images, ...); those of one size go together.
+        """
+        lengths, self.lengths = torch.tensor(self.lengths), []
+        if (lengths == self.images).all():
+            return infer(self.block[: len(lengths)]).cpu()
+        inferred = torch.empty(len(lengths), dtype=torch.int64)
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero().flatten()
+            inferred[rows] = infer(self.block[rows.to(self.block.device), :length]).cpu()
+        return inferred
 
 
 @dataclass
 class _Batches:
-    """The test batches of one task: how they are answered when the task is given, and what inference sees."""
+    """The test batches of one task, and how they are answered when the task is given.
+
+    Attributes:
+        right: correct answers in each batch; zeros without a mask.
+        sizes: images in each batch.
+        inferred: int64 (batches,), in host memory.
+    """
 
     task: int
     mask: int | None
-    right: Tensor  # correct answers in each batch, int64 (batches,); zeros without a mask
-    sizes: list[int]  # images in each batch
-    images: list[Tensor]  # the first images of each batch
-    inferred: Tensor | None = None  # int64 (batches,)
-
-    @property
-    def image_bytes(self) -> int:
-        return sum(images.nbytes for images in self.images)
-
-    @classmethod
-    @torch.no_grad()
-    def of_task(cls, model: nn.Module, data, task: int, mask: int | None, data_to_repeat: int) -> "_Batches":
-        data.update_task(task)
-        if mask is not None:
-            multitask.select_task(model, mask)
-        model.eval()
-        right, sizes, images = [], [], []
-        for x, y in data.val_loader:
-            answers = y.new_full(y.shape, -1) if mask is None else model(x).argmax(dim=1)
-            right.append((answers == y).sum())
-            sizes.append(len(y))
-            if data_to_repeat:
-                images.append(x[:data_to_repeat].clone())  # not a view, which would keep the whole batch
-        return cls(task, mask, torch.stack(right), sizes, images)
+    right: list[int]
+    sizes: list[int]
+    inferred: Tensor | None = None
 
 
-def _infer_queue(
-    model: nn.Module,
-    candidates: Sequence[int],
-    queue: list[_Batches],
-    infer: Adaptor,
-    options: InferenceOptions,
-) -> None:
-    """Infer the task of every queued batch; batches of one size go together."""
-    images = [image for batches in queue for image in batches.images]
-    lengths = torch.tensor([len(image) for image in images])
-    inferred = torch.empty(len(images), dtype=torch.int64)
-    for length in lengths.unique():
-        rows = (lengths == length).nonzero().flatten()
-        chosen = torch.stack([images[row] for row in rows.tolist()])
-        inferred[rows] = infer(model, candidates, chosen, options).cpu()
-    parts = inferred.split([len(batches.images) for batches in queue])
-    for batches, part in zip(queue, parts, strict=True):
-        batches.inferred = part
+@torch.no_grad()
+def _answer(model: nn.Module, loader, task: int, mask: int | None, waiting: _Waiting | None) -> _Batches:
+    """Answer the batches of ``loader`` with the mask of ``task``, and let them wait for inference."""
+    if mask is not None:
+        multitask.select_task(model, mask)
+    model.eval()
+    right, sizes = [], []
+    for x, y in loader:
+        answers = y.new_full(y.shape, -1) if mask is None else model(x).argmax(dim=1)
+        right.append((answers == y).sum())
+        sizes.append(len(y))
+        if waiting:
+            waiting.add(x, len(loader))
+    return _Batches(task, mask, torch.stack(right).tolist(), sizes)
 
 
 @torch.no_grad()
 def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions) -> TaskScore:
-    right, total = batches.right.clone(), sum(batches.sizes)
-    score = TaskScore(batches.task, given=None if batches.mask is None else int(right.sum()) / total)
+    right, total = list(batches.right), sum(batches.sizes)
+    score = TaskScore(batches.task, given=None if batches.mask is None else sum(right) / total)
     if batches.inferred is None:
         return score
     taken = zip(*(part.tolist() for part in batches.inferred.unique(return_counts=True)), strict=True)
@@ -396,17 +428,17 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     wrong = (batches.inferred != known).nonzero().flatten().tolist()
     if batches.mask is not None:
         score.inferred_right = 1 - len(wrong) / len(batches.sizes)
-    if wrong and options.unshared_labels:
-        right[wrong] = 0
-    elif wrong:
+    for index in wrong:
+        right[index] = 0
+    if wrong and not options.unshared_labels:
         # A shared label may still be right under another task's mask: these batches are answered again.
         data.update_task(batches.task)
         wrong_batches = set(wrong)
         for index, (x, y) in enumerate(data.val_loader):
             if index in wrong_batches:
                 multitask.select_task(model, int(batches.inferred[index]))
-                right[index] = (model(x).argmax(dim=1) == y).sum()
-    score.adapted = int(right.sum()) / total
+                right[index] = int((model(x).argmax(dim=1) == y).sum())
+    score.adapted = sum(right) / total
     return score
 
 
