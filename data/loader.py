@@ -49,7 +49,7 @@ class Preparation:
         self.pixels = None if pixels is None else pixels.to(device)
         if self.pixels is not None:
             self._source = self.pixels.clamp(min=0).unsqueeze(-2)  # of all images and channels alike
-            self._lit = None if (self.pixels >= 0).all() else (self.pixels >= 0).float().unsqueeze(-2)
+            self._lit = None if (self.pixels >= 0).all() else (self.pixels >= 0).byte().unsqueeze(-2)
 
     @classmethod
     def stacked(cls, parts: Sequence[Preparation]) -> Preparation:
@@ -60,7 +60,7 @@ class Preparation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x uint8 [..., B, C, H, W] to float32 of that shape; leading dimensions are those of ``pixels``."""
-        x = self._move(x.float())
+        x = self._move(x).float()
         return x.div_(255).sub_(self.mean).div_(self.std)  # the operations of ToTensor and Normalize, hence their bits
 
     def _move(self, x: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
     trainer = DefaultTrainer(model, TrainingOptions(), RNG)
 
     def ours(tasks: Sequence[int], loader):
-        trainer.options.iter_lim = batches // len(tasks)  # as many of all tasks together
+        trainer.options.iter_lim = batches
         trainer.begin_tasks(tasks)
         trainer.train(loader, epoch=0)
 
@@ -191,7 +191,8 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
     for form in forms:
         forms[form]()  # so that these tasks are the ones in training
         of_tests = medians({"tests": partial(trainer.test, forms_tests[form])}, 3)["tests"]
-        ours_s, tests_s = per * t[form], of_tests / (AT_ONCE if form else 1)
+        at_once = AT_ONCE if form else 1
+        ours_s, tests_s = per * t[form] / at_once, of_tests / at_once
         report.add("train", f"1,000 batches of LeNet{form}", ours_s, naive_s, note=note)
         whole = ours_s + 3 * tests_s, naive_s + 3 * tests * t["naive_tests"]
         report.add("train", f"a task, 1,000 batches and 3 tests{form}", *whole, note=note)

@@ -52,37 +52,26 @@ class StraightThrough(torch.autograd.Function):
         return StraightThrough.apply(size.movedim(in_dims[0], 0), binarise), 0
 
 
-class MaskedProduct(torch.autograd.Function):
-    """``x (M ⊙ W)ᵀ`` with the mask ``M = binarise(size)``: ``StraightThrough`` and a fully connected layer in one.
+class MaskedWeight(torch.autograd.Function):
+    """The weight ``M ⊙ W`` with the mask ``M = binarise(size)`` and the straight-through gradient with respect to it.
 
-    Of x (..., batch, in), size (..., out, in, 1, 1) and a weight of the shape (out, in, 1, 1) that is not trained;
-    (..., batch, out), and beside it ``M ⊙ W``. Together they need no copies but the one of the mask.
+    Of size (..., out, in, height, width) and a weight (out, in, height, width) that is not trained; ``StraightThrough``
+    and a product in one, without copies. The gradient that comes in is overwritten: a masked weight has one use, in a
+    convolution, so that it is nobody else's.
     """
 
     @staticmethod
-    def forward(x: Tensor, size: Tensor, weight: Tensor, binarise: Binarise) -> tuple[Tensor, Tensor]:
-        masked = binarise(size).mul_(weight).flatten(-3)
-        return (masked @ x.mT).mT, masked  # in this order the product takes four fifths of the time on processors
+    def forward(size: Tensor, weight: Tensor, binarise: Binarise) -> Tensor:
+        return binarise(size).mul_(weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, _, weight, _ = inputs
-        y, masked = output
-        ctx.mark_non_differentiable(masked)
-        ctx.set_materialize_grads(False)  # no zeros for the gradient that ``masked`` has not
-        ctx.save_for_backward(x.to(y.dtype), masked.to(y.dtype), weight)  # mixed precision computes y in another type
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, _) -> tuple[Tensor | None, Tensor, None, None]:
-        x, masked, weight = ctx.saved_tensors
-        of_x = (masked.mT @ gradient.mT).mT if ctx.needs_input_grad[0] else None  # in memory as the output of forward
-        of_size = (gradient.mT @ x).to(weight.dtype)[..., None, None].mul_(weight)
-        return of_x, of_size, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor, size: Tensor, weight: Tensor, binarise: Binarise):
-        x = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
-        return MaskedProduct.apply(x, size.movedim(in_dims[1], 0), weight, binarise), (0, 0)
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient.mul_(weight), None, None
 
 
 def dropped_weights(shape: torch.Size | tuple[int, ...], sparsity: float, er_sparsity: bool) -> int:

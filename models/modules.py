@@ -56,6 +56,8 @@ class MaskedConv(SuperposedModule):
     again.
     """
 
+    takes_stacks = True  # where it is fully connected
+
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__()
         self.num_tasks = options.num_tasks
@@ -83,15 +85,9 @@ class MaskedConv(SuperposedModule):
         """
         return self.check_task(task)
 
-    def size(self) -> Tensor:
-        """What decides on the mask of the task in training: its scores, or a function of them with a gradient.
-
-        Raises:
-            RuntimeError: no task was begun or selected, and none superposed.
-        """
-        if self.scores is None:
-            raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
-        return self.scores
+    def size(self, scores: Tensor) -> Tensor:
+        """What decides on the mask of ``scores`` (..., *weight shape): they themselves, or a function of them."""
+        return scores
 
     @abstractmethod
     def binarise(self, size: Tensor) -> Tensor:
@@ -99,15 +95,26 @@ class MaskedConv(SuperposedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
-        if self.effective is None and self.weight.shape[2:] == (1, 1) == x.shape[2:]:
-            return masks.MaskedProduct.apply(x.flatten(1), self.size(), self.weight, self.binarise)[0][:, :, None, None]
         return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding))
 
     def weight_in_use(self) -> Tensor:
-        """The weight of the current mode: of the task in training, of the selected task, or superposed."""
+        """The weight of the current mode: of the task in training, of the selected task, or superposed.
+
+        Raises:
+            RuntimeError: no task was begun or selected, and none superposed.
+        """
         if self.effective is not None:
             return self.effective
-        return masks.StraightThrough.apply(self.size(), self.binarise).mul_(self.weight)  # the mask itself has served
+        if self.scores is None:
+            raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
+        return self.masked_weight(self.scores)
+
+    def masked_weight(self, scores: Tensor) -> Tensor:
+        """The weight under the mask of ``scores``, (..., *weight shape)."""
+        return masks.MaskedWeight.apply(self.size(scores), self.weight, self.binarise)
+
+    def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"effective": self.masked_weight(state["scores"])}
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task = self.check_task(task)
@@ -117,7 +124,7 @@ class MaskedConv(SuperposedModule):
 
     @torch.no_grad()
     def end_task(self) -> None:
-        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.size()).flatten())
+        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.size(self.scores)).flatten())
         self.learned.add(self.task)
         self.scores = None
         self.select_task(self.task)
@@ -209,8 +216,8 @@ class MultitaskMaskConv(MaskedConv):
         super().__init__(in_planes, out_planes, kernel_size, stride, options)
         self.dropped = masks.dropped_weights(self.weight.shape, options.sparsity, options.er_sparsity)
 
-    def size(self) -> Tensor:
-        return super().size().abs()
+    def size(self, scores: Tensor) -> Tensor:
+        return scores.abs()
 
     def binarise(self, size: Tensor) -> Tensor:
         return masks.top_k(size, self.dropped)

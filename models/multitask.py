@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from models.masks import coarse_products_pay, tiles
 
@@ -34,6 +35,7 @@ class MultitaskModule(nn.Module, ABC):
 
     num_tasks: int
     trains = True  # whether a task has parameters of its own here
+    takes_stacks = False  # whether it computes (tasks, batch, ...) at once with what ``stacked`` gives
 
     @abstractmethod
     def begin_task(self, task: int, generator: torch.Generator) -> None:
@@ -54,6 +56,13 @@ class MultitaskModule(nn.Module, ABC):
     def task_buffers(self) -> dict[str, Tensor]:
         """What else the task in training keeps, by name: buffers that the forward pass writes to."""
         return {}
+
+    def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the layer computes with, by name, for the stacked ``state`` of several tasks in training.
+
+        What can be made for all of them together is; here, that is nothing.
+        """
+        return state
 
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can."""
@@ -227,7 +236,16 @@ def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     Returns:
         Logits (tasks, batch, outputs).
     """
-    return torch.func.vmap(lambda own, x: torch.func.functional_call(model, own, (x,)))(state, x)
+    used = {}
+    for name, module in _named(model, MultitaskModule):
+        own = {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
+        used |= {f"{name}.{key}": value for key, value in module.stacked(own).items()}
+
+    def call(used: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(model, used, (x,))
+
+    layers = [model, *(module for _, module in _named(model, MultitaskModule))]
+    return call(used, x) if all(getattr(layer, "takes_stacks", False) for layer in layers) else vmap(call)(used, x)
 
 
 def end_one_of_tasks(model: nn.Module, task: int, rng: Rng, state: dict[str, Tensor], place: int) -> None:

@@ -16,6 +16,8 @@ class FullyConnected(nn.Module):
         output_size: outputs, the superfluous ones included.
     """
 
+    takes_stacks = True  # images of several tasks at once, (tasks, batch, ...), if the layers do
+
     def __init__(self, builder: Builder, widths: tuple[int, ...], input_shape: tuple[int, int, int], output_size: int):
         super().__init__()
         sizes = (math.prod(input_shape), *widths, output_size)
@@ -29,8 +31,8 @@ class FullyConnected(nn.Module):
         return [builder.activation()]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (batch, channels, height, width) to logits (batch, output_size)."""
-        return self.layers(x.flatten(1)[:, :, None, None]).flatten(1)
+        """Images (..., batch, channels, height, width) to logits (..., batch, output_size)."""
+        return self.layers(x.flatten(-3)[..., None, None]).flatten(-3)
 
 
 class LeNet(FullyConnected):
@@ -49,6 +51,8 @@ class FC1024(FullyConnected):
 
 class BNNet(FullyConnected):
     """Two hidden layers of 2,048 units, each with batch norm and Swish: the network of HopSupSup."""
+
+    takes_stacks = False  # its norms are over one batch
 
     def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
         super().__init__(builder, (2048, 2048), input_shape, output_size)

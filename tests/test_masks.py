@@ -35,6 +35,18 @@ def test_threshold_keeps_scores_from_zero_up_and_passes_the_gradient_straight_th
     assert torch.equal(scores.grad, gradient)
 
 
+@pytest.mark.parametrize("tasks", [(), (3,)])
+def test_a_masked_weight_has_the_mask_and_the_gradient_of_its_parts(tasks):
+    scores = torch.randn(*tasks, 4, 5, 1, 1, generator=generator("scores")).requires_grad_()
+    weight, x = torch.randn(4, 5, 1, 1, generator=generator("w")), torch.randn(7, 5, generator=generator("x"))
+    masked = masks.MaskedWeight.apply(scores, weight, masks.threshold)
+    assert torch.equal(masked, (scores >= 0) * weight)
+    (masked.flatten(-3) @ x.T).square().sum().backward()
+    mask = (scores >= 0).float().requires_grad_()
+    ((mask * weight).flatten(-3) @ x.T).square().sum().backward()
+    torch.testing.assert_close(scores.grad, mask.grad)
+
+
 def test_initial_scores_are_kaiming_uniform_with_a_root_five():
     scores = masks.initial_scores((50, 20, 3, 3), generator("scores"))
     reference = nn.init.kaiming_uniform_(torch.empty(50, 20, 3, 3), a=math.sqrt(5))
