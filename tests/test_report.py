@@ -65,7 +65,8 @@ def make_run(
                 "name": name,
                 "seed": seed,
             },
-            **{"multigpu": "cpu", "threads": 2, "task_eval": None, "num_tasks": tasks, "lr": 0.0001, **settings},
+            **{"multigpu": "cpu", "threads": 2, "task_eval": None, "num_tasks": tasks, "lr": 0.0001},
+            **{"trainer": "default", "train_weight_tasks": 0, "bn_type": "MultitaskNonAffineBN", **settings},
         },
         "command": ["/home/someone/supsup/main.py", "--config"]
         + ["/home/someone/supsup/experiments/GNu/MNISTPerm/LeNet-250-tasks/configs/supsup_h.yaml"]
@@ -177,6 +178,7 @@ def test_the_fields_measures(three_seeds):
     # Inferred, tasks 0 and 1 were measured once before the end.
     assert inferred["forgetting"] == plain([0.0014] * 3)
     assert (inferred["backward transfer"], inferred["forward transfer"]) == ("not measured", "not measured")
+    assert given["forward transfer"] == plain([0.0] * 3), "tasks that share nothing transfer nothing"
 
 
 def test_run_settings_versions_and_command_are_told(three_seeds):
@@ -286,7 +288,13 @@ def test_what_is_not_finished_is_shown_as_far_as_it_is(tmp_path, capsys):
 def test_every_form_is_drawn(tmp_path):
     make_run(tmp_path / LENET, "seed=0", tasks=50, evaluated=(10, 50))
     make_run(tmp_path / LENET.replace("supsup_h", "batche"), "seed=0", inferred=False)
-    make_run(tmp_path / LENET.replace("supsup_h", "upperbound"), "seed=0", inferred=False, score_when_learned=True)
+    make_run(
+        tmp_path / LENET.replace("supsup_h", "upperbound"),
+        "seed=0",
+        inferred=False,
+        score_when_learned=True,
+        train_weight_tasks=-1,
+    )
     hop = make_run(tmp_path / "SplitMNIST-hopsupsup", "seed=0", evaluated=(4,))
     steps = [(4, task, step, 100 // (step + 1)) for task in range(4) for step in range(5)]
     write_table(hop / "hopfield.csv", records.TABLES["hopfield"], steps)
