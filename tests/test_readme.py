@@ -108,6 +108,16 @@ def test_links_lead_somewhere(text):
         assert ((PROJECT / text).parent / unquote(target)).exists(), target
 
 
+def test_what_is_said_of_the_notebook_stands_in_its_outputs():
+    said = README.partition("## The method in one notebook")[2].partition("##")[0]
+    accuracy, right, seconds, threads = re.search(
+        r"\((0\.\d+) with the task given\nand inferred, (\d+ of \d+) batches.+?; (\d+ s) in all, on (\d+ thread)", said
+    ).groups()
+    notebook = (PROJECT / "mnist.ipynb").read_text()
+    assert f"| **mean, sum** | **{accuracy}** | **{accuracy}** | **{accuracy}** | **{right}** |" in notebook
+    assert f"The notebook took {seconds} on {threads}" in notebook
+
+
 def test_the_table_of_speed_is_that_of_the_committed_benchmark():
     lines = (PROJECT / "experiments" / "results" / "benchmark.csv").read_text().splitlines()
     measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))
