@@ -119,7 +119,7 @@ class TaskDataset:
         """The training and the validation loader of one task, or of several at once.
 
         Raises:
-            ValueError: several tasks have not equally many images.
+            ValueError: several tasks have not equally many images, or cannot be served at once.
         """
         pairs = []
         for task in tasks:

@@ -194,7 +194,7 @@ def measures(setting: Setting, column: str) -> list[dict[str, float]]:
         if not run.settings.get("score_when_learned"):  # or else no task is measured again
             values["forgetting"] = metrics.forgetting(matrix)
             values["backward transfer"] = metrics.backward_transfer(matrix)
-        known = column == "given" and apart(run)
+        known = column == "given" and matrix.shape[1] > 1 and apart(run)
         found.append(values | {"forward transfer": 0.0 if known else metrics.forward_transfer(matrix)})
     return found
 

@@ -130,9 +130,12 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.register_buffer("variance", None, persistent=False)
         self.task: int | None = None  # None: superposed
         self.learning = False
+        self.in_stack = False  # one of several tasks that are trained at once
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
+        if self.in_stack:
+            x = x.float()  # vmap's batch norm knows one type for values and statistics
         if self.task is None:
             return normalise(x, self.eps)
         if self.training and self.learning:
@@ -140,7 +143,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         return F.batch_norm(x, self.mean, self.variance, eps=self.eps)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
-        self.task, self.learning = self.check_task(task), True
+        self.task, self.learning, self.in_stack = self.check_task(task), True, False
         self.mean, self.variance = torch.zeros_like(self.means[task]), torch.ones_like(self.variances[task])
 
     def end_task(self) -> None:
@@ -150,6 +153,10 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
     def select_task(self, task: int) -> None:
         self.task, self.learning = self.check_task(task), False
         self.mean, self.variance = self.means[task], self.variances[task]
+
+    def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.in_stack = True
+        return state
 
     def superpose(self, tasks, alphas: Tensor) -> None:
         self.task, self.learning = None, False

@@ -41,3 +41,10 @@ def test_rmsprop_goes_on_from_its_kept_state_to_the_same_bits():
     load_state_tensors(then, state_tensors(first))
     steps(then, cut, gradients[3:])
     assert torch.equal(cut[0], through[0])
+
+
+@pytest.mark.parametrize("tensors", [{}, {"0.step": torch.zeros(()), "0.square_avg": torch.zeros(3)}])
+def test_the_state_of_another_optimiser_is_refused(tensors):
+    optimizer = RMSprop([torch.nn.Parameter(torch.zeros(3))], 1e-2, 0.0)
+    with pytest.raises(ValueError, match="step, exp_avg_sq"):
+        load_state_tensors(optimizer, tensors)

@@ -7,6 +7,7 @@ import torch
 
 import main
 from data import DATASETS
+from data.loader import StackedLoader
 from models import Builder, get_model, multitask
 from tests.test_main import masks, rows, same_masks
 from trainers import DefaultTrainer, TrainingOptions
@@ -54,6 +55,18 @@ def test_a_task_comes_out_as_it_would_alone(model, layers, options):
                 assert differing.float().mean() < 2e-3, name
             else:
                 torch.testing.assert_close(together[task][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_residual_networks_train_at_once_in_mixed_precision():
+    (alone, said_alone), (together, said) = (
+        learn("GEMResNet18", {"amp": "bf16"}, 1, together, tasks=range(2)) for together in (False, True)
+    )
+    assert torch.tensor(said[1]) == pytest.approx(torch.tensor(said_alone[1]), abs=0.05)  # of 1,797 / 5 images
+    for name, value in alone[1].items():
+        if value.dtype == torch.uint8:
+            assert (masks_bits(value) != masks_bits(together[1][name])).float().mean() < 0.02, name
+        else:
+            torch.testing.assert_close(together[1][name], value, rtol=0.05, atol=0.05, msg=name)
 
 
 def masks_bits(packed):
@@ -120,3 +133,9 @@ def test_tasks_that_cannot_be_trained_at_once_are_refused(words, said, tmp_path,
     assert main.main([*words, "--tasks-in-parallel", "2", "--log-dir", str(tmp_path / "log"), "--threads", "1"]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "log").exists()
+
+
+def test_loaders_that_are_one_and_the_same_are_not_stacked():
+    loader = DATASETS["DigitsPerm"]().train_loader
+    with pytest.raises(ValueError, match="one task at a time"):
+        StackedLoader([loader, loader])

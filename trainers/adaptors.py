@@ -318,10 +318,11 @@ def evaluate(
     if adaptor == RECOVERY:
         return [_recover(model, data, task, candidates, options) for task in progress(tasks)]
     infer = ADAPTORS[adaptor]
-    scores, answered, waiting = [], [], _Waiting(options.data_to_repeat)
+    scores, answered = [], []
+    waiting = _Waiting(min(options.data_to_repeat, data.val_loader.batch_size))
 
     def finish() -> None:
-        if infer:
+        if infer and answered:
             inferred = waiting.infer(lambda images: infer(model, candidates, images, options))
             for batches, part in zip(answered, inferred.split([len(b.sizes) for b in answered]), strict=True):
                 batches.inferred = part

@@ -21,8 +21,15 @@ class RMSprop(torch.optim.Adam):
         super().__init__(parameters, lr=lr, betas=(0.0, 0.99), weight_decay=weight_decay, fused=True)
         for parameter in parameters:
             step = torch.full((), SETTLED, device=parameter.device)
-            averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[parameter] = {"step": step, **averages}
+            self.state[parameter] = {"step": step, "exp_avg_sq": torch.zeros_like(parameter)}
+
+    def step(self, closure: None = None) -> None:
+        # Without momentum the mean of the gradients is the gradient, and lies where it lies.
+        for parameter, state in self.state.items():
+            state["exp_avg"] = parameter.grad
+        super().step()
+        for state in self.state.values():
+            del state["exp_avg"]
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -69,11 +76,18 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``state_tensors``."""
+    """The inverse of ``state_tensors``.
+
+    Raises:
+        ValueError: they are of another optimiser.
+    """
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         states.setdefault(int(index), {})[name] = value.clone()
+    for index, fresh in optimizer.state_dict()["state"].items():
+        if set(states.get(index, {})) != set(fresh):
+            raise ValueError(f"the state of the optimiser is {', '.join(fresh)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
