@@ -39,7 +39,7 @@ from trainers import DefaultTrainer, TrainingOptions, adaptors  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
 RNG = partial(generator, 0)
-AT_ONCE = 8  # tasks that are trained together
+AT_ONCE = 16  # tasks that are trained together
 LENET = ((300, 784), (100, 300))  # hidden layers (out, in); the last is (outputs, 100)
 
 

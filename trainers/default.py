@@ -19,6 +19,9 @@ from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_e
 from utils.parallel import Group
 
 LOOK = 100  # batches whose losses are looked at together
+# glibc hands the top of its heap back to the system when twice the largest block that was ever freed, of those up to 32
+# MiB, lies free there; the next batch then pays for every page of it again. One such block, freed, ends that.
+LARGEST_BLOCK = 31 * 2**20
 
 
 @dataclass
@@ -91,6 +94,7 @@ class DefaultTrainer:
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
+        torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
         self.group = Group()
         self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
         self.failed: dict[int, str] = {}
