@@ -282,7 +282,8 @@ def _heat(axes: Axes, table: pandas.DataFrame, label: str, colors: str) -> None:
 
 def name_of(experiment: Experiment, setting: Setting, paper: dict) -> str:
     """What the runs of a setting are called: the method, and what tells the setting apart."""
-    return ", ".join(filter(None, [_label(experiment, paper), setting.label]))
+    parts = [paper["short"].get(part, part) for part in setting.label.split(", ")]
+    return ", ".join(filter(None, [_label(experiment, paper), *parts]))
 
 
 def _label(experiment: Experiment, paper: dict) -> str:
