@@ -5,8 +5,8 @@ three output sizes.
 
 Command:  python experiments/GNu/MNISTPerm/ablation-output-size.py --gpu-sets "0|1|2|3" --data DIR
 Small:    ... --gpu-sets "cpu|cpu" --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: only plotted in the paper: the more outputs, the later inference begins to fail, and objective G needs more
-          of them than H.
+Expected: only plotted in the paper: the more outputs, the later inference begins to fail. Here, LeNet after 50 tasks:
+          with 25 outputs 0.9348 (H) and 0.9378 (G), with 200 outputs 0.9363 and 0.9361.
 """
 
 import sys
