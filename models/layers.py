@@ -31,17 +31,18 @@ class LayerOptions:
     number: int = 0
 
 
-def convolve(x: Tensor, weight: Tensor, stride, padding) -> Tensor:
-    """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is the one matrix product it is, of any leading
-    dimensions.
+def convolve(x: Tensor, weight: Tensor, stride, padding, turned: bool = False) -> Tensor:
+    """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is the one matrix product it is, or one for each
+    task of stacked x and weight (tasks, ...). Such a product, or any that is ``turned``, is ``W xᵀ`` turned round: in
+    training it takes four fifths of the time of ``x Wᵀ`` on processors, but for single images under vmap ten times.
 
     On a processor the convolution itself has the channels last in memory, for with few of them it takes up to four
     times as long in planes. What comes out is in planes again: on several threads batch norm is slow otherwise.
     """
     if weight.shape[-2:] == (1, 1) == x.shape[-2:]:
-        x, weight = x.flatten(-3), weight.flatten(-3)
-        # W xᵀ is the faster one on two threads, but not of single images under vmap, as inference has them.
-        return ((weight @ x.mT).mT if weight.requires_grad else x @ weight.mT)[..., None, None]
+        if turned or weight.ndim > 4:
+            return (weight.flatten(-3) @ x.flatten(-3).mT).mT[..., None, None]
+        return F.linear(x.flatten(1), weight.flatten(1))[:, :, None, None]
     if x.device.type != "cpu":
         return F.conv2d(x, weight, stride=stride, padding=padding)
     x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

@@ -318,8 +318,7 @@ def evaluate(
     if adaptor == RECOVERY:
         return [_recover(model, data, task, candidates, options) for task in progress(tasks)]
     infer = ADAPTORS[adaptor]
-    scores, answered = [], []
-    waiting = _Waiting(min(options.data_to_repeat, data.val_loader.batch_size))
+    scores, answered, waiting = [], [], _Waiting(options.data_to_repeat)
 
     def finish() -> None:
         if infer and answered:
@@ -346,7 +345,7 @@ class _Waiting:
     again.
 
     Args:
-        images: of each batch, this many.
+        images: of each batch, this many at the most.
     """
 
     def __init__(self, images: int):
@@ -359,12 +358,13 @@ class _Waiting:
 
     def add(self, x: Tensor, batches: int) -> None:
         """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``."""
-        x = x[: self.images]
-        if not self.lengths and (self.block is None or len(self.block) < batches):
-            image_bytes = x[0].nbytes
-            self.block = x.new_empty(
-                max(batches, QUEUE_BYTES // (self.images * image_bytes)), self.images, *x.shape[1:]
-            )
+        x, waiting = x[: self.images], len(self.lengths)
+        before = self.block
+        if before is None or len(x) > before.shape[1] or (not waiting and len(before) < batches):
+            rows = max(waiting + batches, QUEUE_BYTES // x.nbytes)
+            self.block = x.new_empty(rows, *x.shape)
+            if waiting:  # for batches that were shorter
+                self.block[:waiting, : before.shape[1]] = before[:waiting]
         self.block[len(self.lengths), : len(x)] = x
         self.lengths.append(len(x))
 
@@ -375,7 +375,7 @@ class _Waiting:
             infer: of the images of some batches, (batches, images, ...); those of one size go together.
         """
         lengths, self.lengths = torch.tensor(self.lengths), []
-        if (lengths == self.images).all():
+        if (lengths == self.block.shape[1]).all():
             return infer(self.block[: len(lengths)]).cpu()
         inferred = torch.empty(len(lengths), dtype=torch.int64)
         for length in lengths.unique():
