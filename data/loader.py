@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,8 +49,10 @@ class Preparation:
         self.mean, self.std = (torch.as_tensor(each, device=device).view(-1, 1, 1) for each in (mean, std))
         self.pixels = None if pixels is None else pixels.to(device)
         if self.pixels is not None:
-            self._source = self.pixels.clamp(min=0).unsqueeze(-2)  # of all images and channels alike
-            self._lit = None if (self.pixels >= 0).all() else (self.pixels >= 0).byte().unsqueeze(-2)
+            lit = self.pixels >= 0
+            whole = bool(lit.all())
+            self._source = (self.pixels if whole else self.pixels.clamp(min=0)).unsqueeze(-2)  # of all images alike
+            self._lit = None if whole else lit.byte().unsqueeze(-2)
 
     @classmethod
     def stacked(cls, parts: Sequence[Preparation]) -> Preparation:
@@ -113,7 +116,11 @@ class StackedLoader(Loader):
             raise ValueError("the images of one task at a time are read")
         if any(other.num_images != self.num_images for other in others):
             raise ValueError("the tasks have not equally many images")
-        self.prepare = Preparation.stacked([loader.prepare for loader in loaders])
+
+    @cached_property
+    def prepare(self) -> Preparation:
+        """Made for the first batch, for a run first asks whether all of its tasks could be stacked."""
+        return Preparation.stacked([loader.prepare for loader in self.loaders])
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         for loader in self.loaders:
