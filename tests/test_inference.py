@@ -195,6 +195,27 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
     assert any_wrong  # or this test would say nothing
 
 
+@pytest.mark.parametrize("queue_bytes", [1, 2**20])
+def test_what_waits_for_inference_may_grow_from_task_to_task(monkeypatch, queue_bytes):
+    class Growing(FakeData):
+        def update_task(self, task):
+            parts = self.images[task].split(task + 1), self.labels[task].split(task + 1)
+            self.val_loader = list(zip(*parts, strict=True))
+
+    model, shape = random_tasks("fc", 3)
+    data, options = Growing(shape), InferenceOptions(128, REAL_NEURONS)
+    monkeypatch.setattr(adaptors, "QUEUE_BYTES", queue_bytes)
+    together = evaluate(model, data, range(3), "se_oneshot_entropy_minimization", options)
+    for task in range(3):
+        data.update_task(task)
+        chosen = [adaptors.one_shot(model, range(3), x[None], adaptors.entropy).item() for x, _ in data.val_loader]
+        multitask.select_task(model, task)
+        given = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.val_loader) / 7
+        assert together[task].given == given
+        counts = [{"inferred": mask, "batches": count} for mask, count in sorted(Counter(chosen).items())]
+        assert together[task].inferred == counts
+
+
 def test_evaluation_with_the_task_given_infers_nothing():
     model, shape = random_tasks("fc", 3)
     for score in evaluate(model, FakeData(shape), range(3), "gt", InferenceOptions()):

@@ -329,11 +329,10 @@ def evaluate(
         answered.clear()
 
     for task in progress(tasks):
-        data.update_task(task)
+        answered.append(_answer(model, data, task, mask_of(task), waiting if infer else None))
         # Batches of many tasks go through the superposed network together, as many as memory allows.
-        if not waiting.has_room(len(data.val_loader)):
+        if waiting.full:
             finish()
-        answered.append(_answer(model, data.val_loader, task, mask_of(task), waiting if infer else None))
     finish()
     return scores
 
@@ -352,20 +351,19 @@ class _Waiting:
         self.images, self.lengths = images, []
         self.block: Tensor | None = None
 
-    def has_room(self, batches: int) -> bool:
-        """Whether so many more batches may wait; the first ones always may."""
-        return not self.lengths or len(self.lengths) + batches <= len(self.block)
+    @property
+    def full(self) -> bool:
+        """Whether those that wait should not become more."""
+        return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
 
     def add(self, x: Tensor, batches: int) -> None:
         """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``."""
-        x, waiting = x[: self.images], len(self.lengths)
-        before = self.block
-        if before is None or len(x) > before.shape[1] or (not waiting and len(before) < batches):
-            rows = max(waiting + batches, QUEUE_BYTES // x.nbytes)
-            self.block = x.new_empty(rows, *x.shape)
-            if waiting:  # for batches that were shorter
+        x, waiting, before = x[: self.images], len(self.lengths), self.block
+        if before is None or len(x) > before.shape[1] or waiting == len(before):
+            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x.nbytes) + batches, *x.shape)
+            if waiting:
                 self.block[:waiting, : before.shape[1]] = before[:waiting]
-        self.block[len(self.lengths), : len(x)] = x
+        self.block[waiting, : len(x)] = x
         self.lengths.append(len(x))
 
     def infer(self, infer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -402,18 +400,19 @@ class _Batches:
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, loader, task: int, mask: int | None, waiting: _Waiting | None) -> _Batches:
-    """Answer the batches of ``loader`` with the mask of ``task``, and let them wait for inference."""
+def _answer(model: nn.Module, data, task: int, mask: int | None, waiting: _Waiting | None) -> _Batches:
+    """Answer the test batches of ``task`` with its mask, and let them wait for inference."""
+    data.update_task(task)
     if mask is not None:
         multitask.select_task(model, mask)
     model.eval()
     right, sizes = [], []
-    for x, y in loader:
+    for x, y in data.val_loader:
         answers = y.new_full(y.shape, -1) if mask is None else model(x).argmax(dim=1)
         right.append((answers == y).sum())
         sizes.append(len(y))
         if waiting:
-            waiting.add(x, len(loader))
+            waiting.add(x, len(data.val_loader))
     return _Batches(task, mask, torch.stack(right).tolist(), sizes)
 
 
