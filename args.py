@@ -11,8 +11,8 @@ import yaml
 from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
+from utils import LR_POLICIES, OPTIMIZERS
 from utils.errors import UserError
-from utils.optim import LR_POLICIES, OPTIMIZERS
 
 PROJECT = Path(__file__).resolve().parent
 

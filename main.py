@@ -9,10 +9,18 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from args import PROJECT, make_parser, parse_arguments
+from utils.errors import Stopped, UserError, complain, no_memory, stopping
+
+if __name__ == "__main__":  # help and wrong flags do not wait for torch, which takes seconds to load
+    try:
+        parse_arguments()
+    except UserError as error:
+        sys.exit(complain(error))
+
 import torch
 from torch import nn
 
-from args import PROJECT, make_parser, parse_arguments
 from data import DATASETS
 from data.base import TaskDataset
 from models import Builder, get_model, multitask
@@ -21,24 +29,12 @@ from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, Trai
 from trainers.export import load_export, read_export
 from trainers.memory import Memory, MemoryOptions, mean
 from utils.checkpoint import Record
-from utils.errors import Stopped, UserError, no_memory, stopping
 from utils.parallel import Group, group_of
 from utils.results import Results
 from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
+from utils.settings import NEITHER, NETWORK
 from utils.signals import Signals
-
-# Where and how a run computes, and when it looks; a checkpoint may go on with other values of these.
-NEUTRAL_FLAGS = {
-    *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
-    *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel"),
-    *("checkpoint_minutes", "on_nan"),
-}
-# What the tasks and the frozen network are made of; exported masks mean nothing under other values of these.
-NETWORK_FLAGS = {
-    *("set", "seed", "classes_per_task", "model", "output_size", "conv_type", "bn_type", "conv_init", "mode"),
-    *("nonlinearity", "sparsity", "er_sparsity", "individual_heads", "num_tasks"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,13 +54,10 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         if args.import_file is not None:
             settings, exported = read_export(Path(args.import_file))
             args = parse_arguments(argv, settings)
-            _check_same(args.import_file, settings, vars(args), NETWORK_FLAGS)
+            _check_same(args.import_file, settings, vars(args), NETWORK)
         run(args, signals, exported)
     except (UserError, Stopped) as error:
-        # One line, whatever stands in a path or flag that the message names.
-        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-        print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {line}", file=sys.stderr)
-        return error.status if isinstance(error, Stopped) else 2
+        return complain(error)
     return 0
 
 
@@ -211,7 +204,7 @@ def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported:
     Raises:
         UserError: what they name is damaged beyond use, or of other settings.
     """
-    lasting = {name: value for name, value in vars(args).items() if name not in NEUTRAL_FLAGS}
+    lasting = {name: value for name, value in vars(args).items() if name not in NEITHER}
 
     def check_same(path: Path, theirs: Mapping) -> None:
         _check_same(path, theirs, lasting, theirs | lasting)

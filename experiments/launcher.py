@@ -1,12 +1,13 @@
 """Starts the runs of an experiment script: a ``main.py`` process each, shared out over GPUs or the processor.
 
-The launcher knows ``main.py`` by its flags alone and never loads the project's code. It has no threads: it
+The launcher knows ``main.py`` by its flags alone and loads none of its code. It has no threads: it
 starts processes, looks at them a few times a second, and ends them when it is told to stop. POSIX only.
 """
 
 import argparse
 import ast
 import csv
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -25,6 +26,8 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from utils.settings import NEITHER, SHOWN
+
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.1
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
@@ -41,8 +44,8 @@ RESERVED = {
     "export": "runs would overwrite each other's file; add it to the command that the log of one run begins with",
     "import": "main.py --import FILE runs from it",
 }
-# Flags that leave what is learned as it is, so that a run is found again under another value of them.
-NOT_IN_NAME = {"data", "threads", "workers"}
+# Flags that leave the files of a run as they are, so that it is found again under another value of them.
+NOT_IN_NAME = {name.replace("_", "-") for name in NEITHER - SHOWN}
 
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 
@@ -227,6 +230,16 @@ def gpu_count() -> int:
     import torch  # takes seconds, and only this function needs it
 
     return torch.cuda.device_count()
+
+
+def driver_gpu_count() -> int:
+    """The number of GPUs that NVIDIA's driver lets a process see: at once, and enough to print commands."""
+    count = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    return count.value if driver.cuInit(0) == 0 == driver.cuDeviceGetCount(ctypes.byref(count)) else 0
 
 
 def check_gpus(sets: Sequence[str]) -> None:
@@ -580,7 +593,8 @@ def launch(
         runs = plan(options.seeds, variants, words, tasks)
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             check_gpus(options.gpu_sets)
-        sets = options.gpu_sets or [str(gpu) for gpu in range(gpu_count())] or ["cpu"]
+        count = driver_gpu_count if options.dry_run else gpu_count
+        sets = options.gpu_sets or [str(gpu) for gpu in range(count())] or ["cpu"]
         if not options.dry_run:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):

@@ -20,12 +20,11 @@ from pathlib import Path
 import pandas
 import yaml
 
+from utils.settings import NEITHER
+
 ROOT = Path(__file__).resolve().parents[1]
-# Where, for how long and for which seed a run computes: runs that differ in nothing else are of one setting.
-NEUTRAL = {
-    *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export", "multigpu", "threads"),
-    *("eval_ckpts", "seed", "task_eval"),
-}
+# Runs that differ in nothing else are of one setting.
+NEUTRAL = NEITHER | {"seed", "task_eval"}
 TABLES = {
     "adapt_results": ("tasks_learned", "task", "given", "adapted", "inferred_right"),
     "hopfield": ("tasks_learned", "task", "step", "hamming"),

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments import figures, metrics, records  # noqa: E402
 from experiments.records import Experiment, Run, Setting  # noqa: E402
+from utils.settings import SHOWN  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
 README = ROOT / "README.md"
@@ -154,7 +155,7 @@ def call_of(setting: Setting) -> str:
     kept, passed = [], iter(words[words.index("--resume") + 1 :])
     for word in passed:  # what the launcher does by itself, and where a run computes, is left out
         flag = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if not (word.startswith("--") and flag in records.NEUTRAL - {"eval_ckpts"}):
+        if not (word.startswith("--") and flag in records.NEUTRAL - SHOWN):
             kept.append(word)
         elif "=" not in word:
             next(passed, None)

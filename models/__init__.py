@@ -1,24 +1,49 @@
 """Networks and layers. Knows nothing of flags, data sets and trainers."""
 
-from torch import nn
+from __future__ import annotations
 
-from models.builder import Builder
-from models.gemresnet import GEMResNet18
-from models.init import INITIALISERS
-from models.modules import BN_TYPES, CONV_TYPES
-from models.resnet import ResNet18, ResNet50, ResNet101, WideResNet50_2
-from models.small import FC1024, BNNet, LeNet
+from typing import TYPE_CHECKING
 
-MODELS: dict[str, type[nn.Module]] = {
-    "LeNet": LeNet,
-    "FC1024": FC1024,
-    "BNNet": BNNet,
-    "GEMResNet18": GEMResNet18,
-    "ResNet18": ResNet18,
-    "ResNet50": ResNet50,
-    "ResNet101": ResNet101,
-    "WideResNet50_2": WideResNet50_2,
-}
+from utils.registry import Registry, of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.builder import Builder
+
+# What --model can name.
+MODELS = Registry(
+    {
+        **of("models.small", "LeNet", "FC1024", "BNNet"),
+        **of("models.gemresnet", "GEMResNet18"),
+        **of("models.resnet", "ResNet18", "ResNet50", "ResNet101", "WideResNet50_2"),
+    }
+)
+# What --conv-type can name.
+CONV_TYPES = Registry(
+    {
+        **of("models.modules", "FastMultitaskMaskConv"),
+        "StackedFastMultitaskMaskConv": "models.modules:FastMultitaskMaskConv",  # the original's name for it with NNs
+        **of("models.modules", "MultitaskMaskConv", "MaskConv", "StandardConv"),
+        **of("models.rank_one", "BatchEnsembles", "VectorizedBatchEnsembles"),
+        **of("models.rotation", "PSPRotation"),
+    }
+)
+# What --bn-type can name.
+BN_TYPES = Registry(
+    {
+        **of("models.norms", "StandardBN", "NonAffineBN", "NonAffineNoStatsBN", "MultitaskNonAffineBN"),
+        **of("models.hopfield", "FastHopMaskBN"),
+    }
+)
+# What --conv-init can name.
+INITIALISERS = Registry(
+    of(
+        "models.init",
+        *("signed_constant", "unsigned_constant", "default", "kaiming_normal", "kaiming_uniform"),
+        *("xavier_normal", "xavier_constant", "glorot_uniform"),
+    )
+)
 
 __all__ = ["BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS", "Builder", "get_model"]
 
@@ -36,3 +61,11 @@ def get_model(name: str, builder: Builder, input_shape: tuple[int, int, int], ou
         KeyError: there is no network of that name.
     """
     return MODELS[name](builder, input_shape, output_size)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Builder":  # loads torch, which the tables above do without
+        from models.builder import Builder
+
+        return Builder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from torch import nn
 
+from models import BN_TYPES, CONV_TYPES
 from models.init import initialise
 from models.layers import LayerOptions
-from models.modules import BN_TYPES, CONV_TYPES, IndividualHeads
+from models.modules import IndividualHeads
 from models.multitask import Rng
 
 

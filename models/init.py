@@ -1,10 +1,11 @@
 """How the weights of a network start, by name."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from models import INITIALISERS
 
 
 def _fans(shape: torch.Size) -> tuple[int, int]:
@@ -68,21 +69,6 @@ def glorot_uniform(weight, generator, mode, nonlinearity):
     """Uniform with the Xavier standard deviation."""
     bound = math.sqrt(3) * _xavier_std(weight.shape)
     weight.uniform_(-bound, bound, generator=generator)
-
-
-INITIALISERS: dict[str, Callable[[Tensor, torch.Generator, str, str], None]] = {
-    function.__name__: function
-    for function in (
-        signed_constant,
-        unsigned_constant,
-        default,
-        kaiming_normal,
-        kaiming_uniform,
-        xavier_normal,
-        xavier_constant,
-        glorot_uniform,
-    )
-}
 
 
 @torch.no_grad()

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models import masks
-from models.hopfield import FastHopMaskBN
 from models.layers import FloatStateModule, LayerOptions, convolve, load_into
 from models.multitask import SuperposedModule
-from models.norms import MultitaskNonAffineBN, NonAffineBN, NonAffineNoStatsBN, StandardBN
-from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
-from models.rotation import PSPRotation
 
 TILE_BYTES = 24 * 2**20  # of unpacked masks at once; beyond 32 MiB an allocator hands memory back after each use
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
@@ -237,22 +233,3 @@ class MaskConv(MultitaskMaskConv):
     def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
         self.task = self.check_task(task)
         super().load_task_state(task, state)
-
-
-CONV_TYPES: dict[str, type[nn.Module]] = {
-    "FastMultitaskMaskConv": FastMultitaskMaskConv,
-    "StackedFastMultitaskMaskConv": FastMultitaskMaskConv,  # the original's name for it with NNs
-    "MultitaskMaskConv": MultitaskMaskConv,
-    "MaskConv": MaskConv,
-    "StandardConv": StandardConv,
-    "BatchEnsembles": BatchEnsembles,
-    "VectorizedBatchEnsembles": VectorizedBatchEnsembles,
-    "PSPRotation": PSPRotation,
-}
-BN_TYPES: dict[str, type[nn.Module]] = {
-    "StandardBN": StandardBN,
-    "NonAffineBN": NonAffineBN,
-    "NonAffineNoStatsBN": NonAffineNoStatsBN,
-    "MultitaskNonAffineBN": MultitaskNonAffineBN,
-    "FastHopMaskBN": FastHopMaskBN,
-}

@@ -15,8 +15,9 @@ from args import make_parser, parse_arguments
 from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
+from utils import LR_POLICIES, OPTIMIZERS
 from utils.errors import UserError
-from utils.optim import LR_POLICIES, OPTIMIZERS
+from utils.settings import NEITHER, NETWORK, OUTCOME
 
 PROJECT = Path(__file__).resolve().parents[1]
 ACTIONS = [action for action in make_parser()._actions if action.dest != "help"]
@@ -152,6 +153,19 @@ def test_a_flag_that_picks_an_implementation_takes_every_name_of_its_registry(fl
     dest = flag[2:].replace("-", "_")
     for name in registry:
         assert getattr(parse_arguments([flag, name]), dest) == name
+
+
+@pytest.mark.parametrize(
+    "registry", [DATASETS, MODELS, CONV_TYPES, BN_TYPES, INITIALISERS, TRAINERS, OPTIMIZERS, LR_POLICIES, ADAPTORS]
+)
+def test_every_name_of_a_registry_names_something_that_is_there(registry):
+    given = {name for name, value in registry.items() if value is None}
+    assert given == ({"gt", "hopfield_recovery"} if registry is ADAPTORS else set())
+    assert all(map(callable, (registry[name] for name in set(registry) - given)))
+
+
+def test_every_setting_makes_the_network_or_the_outcome_or_neither():
+    assert sorted([*NETWORK, *OUTCOME, *NEITHER]) == sorted(action.dest for action in ACTIONS)
 
 
 # Spelling
@@ -399,3 +413,33 @@ def test_importing_the_program_does_nothing_but_define_it(tmp_path):
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+SCRIPT = "experiments/GNu/MNISTPerm/LeNet-2500-tasks/supsup_h.py"
+
+
+@pytest.mark.parametrize(
+    "words, status",
+    [
+        (["main.py", "--help"], 0),
+        (["main.py", "--num-task", "3"], 2),
+        (["main.py", "--set", "mnistperm"], 2),
+        (["main.py", "--config", "not-there.yaml"], 2),
+        ([SCRIPT, "--help"], 0),
+        ([SCRIPT, "--dry-run"], 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_answer_that_needs_no_torch_does_not_load_it(words, status):
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+    loaded = {line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert result.returncode == status and "argparse" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "matplotlib"}
+    assert len([line for line in result.stderr.splitlines() if not line.startswith("import time:")]) == (status == 2)
+
+
+def test_the_program_loads_torchvision_only_for_what_needs_it():
+    check = "import sys, main; sys.exit(bool({'torchvision', 'sklearn', 'scipy', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=PROJECT, timeout=120).returncode == 0

@@ -159,7 +159,8 @@ def test_experiment_names(script, name):
         ("--eval_ckpts=5,10 --num_tasks=10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
         ("--eval-ckpts 5 10", "seed=0,eval-ckpts=5,10"),
         ("--num-tasks 5 --num-tasks 10", "seed=0,num-tasks=10"),
-        ("--threads 1 --workers=0", "seed=0"),
+        ("--threads 1 --workers=0 --checkpoint-minutes 5 --on-nan skip", "seed=0"),
+        ("--tasks-in-parallel 8", "seed=0,tasks-in-parallel=8"),
         ("--lr -1", "seed=0,lr=-1"),
         ("--er-sparsity --lr 1", "seed=0,er-sparsity=true,lr=1"),
         ("--pretrained ../a/b=c", "seed=0,pretrained=..%2Fa%2Fb%3Dc"),
@@ -218,7 +219,7 @@ def test_log_folder_that_cannot_be_made(call, tmp_path):
 
 def test_sets_left_out_are_all_gpus_or_the_processor(call, monkeypatch):
     for count, sets in ((3, ["0", "1", "2"]), (0, ["cpu"] * 3)):
-        monkeypatch.setattr(launcher, "gpu_count", lambda count=count: count)
+        monkeypatch.setattr(launcher, "driver_gpu_count", lambda count=count: count)
         status, out, _ = call("--seeds", "3", "--dry-run")
         commands = [shlex.split(line) for line in out.splitlines()]
         assert status == 0

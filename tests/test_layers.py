@@ -7,9 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
-from models import Builder, get_model, masks, multitask
+from models import BN_TYPES, Builder, get_model, masks, multitask
 from models.layers import LayerOptions
-from models.modules import BN_TYPES, MaskConv, MultitaskMaskConv
+from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 from tests.batches import BatchList

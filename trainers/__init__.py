@@ -1,22 +1,43 @@
 """How a task is learned, and how it is tested."""
 
-from trainers.adaptors import ADAPTORS, InferenceOptions, TaskScore, check_adaptor, evaluate
-from trainers.default import DefaultTrainer, TrainingOptions
-from trainers.nns import NNsTrainer
-from trainers.reinit import ADAPTATIONS, ReinitTrainer
+from utils.registry import Registry, of
 
-TRAINERS: dict[str, type[DefaultTrainer]] = {"default": DefaultTrainer, "nns": NNsTrainer, "reinit": ReinitTrainer}
+# What --trainer can name.
+TRAINERS = Registry(
+    {
+        "default": "trainers.default:DefaultTrainer",
+        "nns": "trainers.nns:NNsTrainer",
+        "reinit": "trainers.reinit:ReinitTrainer",
+    }
+)
+# What --adaptor can name. None: the task is given, or its mask is not chosen but recovered.
+ADAPTORS = Registry(
+    {
+        "gt": None,
+        **of(
+            "trainers.adaptors",
+            *("se_oneshot_entropy_minimization", "se_oneshot_g_minimization"),
+            *("se_binary_entropy_minimization", "se_binary_g_minimization"),
+            *("se_gradient_minimization", "se_be_adapt", "se_be_max_adapt"),
+        ),
+        "hopfield_recovery": None,
+    }
+)
+# What --reinit-adapt can name; see ReinitTrainer.
+ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", "n-1-imagenet")
 
-__all__ = [
-    "ADAPTATIONS",
-    "ADAPTORS",
-    "TRAINERS",
-    "DefaultTrainer",
-    "InferenceOptions",
-    "NNsTrainer",
-    "ReinitTrainer",
-    "TaskScore",
-    "TrainingOptions",
-    "check_adaptor",
-    "evaluate",
-]
+# What else the package offers, of modules that load torch.
+_OFFERED = Registry(
+    {
+        **of("trainers.adaptors", "InferenceOptions", "TaskScore", "check_adaptor", "evaluate"),
+        **of("trainers.default", "DefaultTrainer", "TrainingOptions"),
+        **of("trainers.nns", "NNsTrainer"),
+        **of("trainers.reinit", "ReinitTrainer"),
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    if name in _OFFERED:
+        return _OFFERED[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

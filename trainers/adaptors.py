@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.masks import tiles
-from trainers import hopfield
+from trainers import ADAPTORS, hopfield
 from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
@@ -233,25 +233,35 @@ def _superfluous(options: InferenceOptions) -> Objective:
     return partial(superfluous, real_neurons=options.real_neurons)
 
 
-Adaptor = Callable[[nn.Module, Sequence[int], Tensor, InferenceOptions], Tensor]
-# None: the task is given. The adaptors infer the task of batches; a mask is not chosen but recovered by one.
-ADAPTORS: dict[str, Adaptor | None] = {
-    "gt": None,
-    "se_oneshot_entropy_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, entropy),
-    "se_oneshot_g_minimization": lambda model, tasks, images, o: one_shot(model, tasks, images, _superfluous(o)),
-    "se_binary_entropy_minimization": lambda model, tasks, images, o: binary(model, tasks, images, entropy, o.log_base),
-    "se_binary_g_minimization": lambda model, tasks, images, o: binary(
-        model, tasks, images, _superfluous(o), o.log_base
-    ),
-    "se_gradient_minimization": lambda model, tasks, images, o: gradient_descent(
-        model, tasks, images, entropy, o.adapt_lr or ALPHA_LR, o.adapt_steps
-    ),
-    "se_be_adapt": lambda model, tasks, images, o: ensemble(model, tasks, images, entropies),
-    "se_be_max_adapt": lambda model, tasks, images, o: ensemble(
-        model, tasks, images, lambda logits: -logits.softmax(dim=-1).amax(dim=-1)
-    ),
-    RECOVERY: None,
-}
+# The adaptors that --adaptor can name infer the task of batches; the others give it, or recover its mask.
+
+
+def se_oneshot_entropy_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return one_shot(model, tasks, images, entropy)
+
+
+def se_oneshot_g_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return one_shot(model, tasks, images, _superfluous(options))
+
+
+def se_binary_entropy_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return binary(model, tasks, images, entropy, options.log_base)
+
+
+def se_binary_g_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return binary(model, tasks, images, _superfluous(options), options.log_base)
+
+
+def se_gradient_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return gradient_descent(model, tasks, images, entropy, options.adapt_lr or ALPHA_LR, options.adapt_steps)
+
+
+def se_be_adapt(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return ensemble(model, tasks, images, entropies)
+
+
+def se_be_max_adapt(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
+    return ensemble(model, tasks, images, lambda logits: -logits.softmax(dim=-1).amax(dim=-1))
 
 
 def check_adaptor(adaptor: str, model: nn.Module) -> None:

@@ -18,7 +18,6 @@ Scores = dict[str, Tensor]  # those of one task, by the name of the parameter
 # Adaptations that choose among earlier tasks by a new task's first batch: the algorithm that infers the task.
 SIMILAR: dict[str, Callable[..., Tensor]] = {"gradient": one_shot, "binary": binary}
 FROM_RUN = "n-1-imagenet"
-ADAPTATIONS = ("running_mean", *SIMILAR, "random", "n-1", "starting_from_task_0", FROM_RUN)
 
 
 class ReinitTrainer(DefaultTrainer):

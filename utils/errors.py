@@ -1,5 +1,6 @@
 """The errors that end a run with one line."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,14 @@ class Stopped(Exception):
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
         self.status = status
+
+
+def complain(error: UserError | Stopped) -> int:
+    """Print the line of an error that ends ``main.py``; its exit status."""
+    # One line, whatever stands in a path or flag that the message names.
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
+    print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {line}", file=sys.stderr)
+    return error.status if isinstance(error, Stopped) else 2
 
 
 @contextmanager

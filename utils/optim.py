@@ -1,11 +1,13 @@
 """Optimisers and learning-rate schedules, by name."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from utils import LR_POLICIES, OPTIMIZERS
 
 SETTLED = 1e6  # batches after which Adam's corrections of its first steps are exactly 1 in float32
 
@@ -32,15 +34,19 @@ class RMSprop(torch.optim.Adam):
             del state["exp_avg"]
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "rmsprop": lambda parameters, lr, momentum, weight_decay: RMSprop(parameters, lr=lr, weight_decay=weight_decay),
-    "adam": lambda parameters, lr, momentum, weight_decay: torch.optim.Adam(
-        parameters, lr=lr, weight_decay=weight_decay, fused=True
-    ),
-    "sgd": lambda parameters, lr, momentum, weight_decay: torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, weight_decay=weight_decay
-    ),
-}
+def rmsprop(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> RMSprop:
+    """RMSprop without momentum."""
+    return RMSprop(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def adam(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Adam:
+    """Adam with its usual averages."""
+    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def sgd(parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """Stochastic gradient descent with momentum."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 def make_optimizer(
@@ -54,15 +60,14 @@ def make_optimizer(
     return OPTIMIZERS[name](list(parameters), lr, momentum, weight_decay)
 
 
-def _constant(epoch: int, epochs: int) -> float:
+def constant_lr(epoch: int, epochs: int) -> float:
+    """Always the same rate."""
     return 1.0
 
 
-def _cosine(epoch: int, epochs: int) -> float:
+def cosine_lr(epoch: int, epochs: int) -> float:
+    """A cosine's first half, from 1 to 0."""
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-
-LR_POLICIES: dict[str, Callable[[int, int], float]] = {"constant_lr": _constant, "cosine_lr": _cosine}
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy
 import torch
-import torchvision
 import yaml
 from filelock import FileLock, SoftFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
@@ -84,7 +84,7 @@ class RunFolder:
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
+                "torchvision": version("torchvision"),
                 "numpy": numpy.__version__,
             },
             **more,

@@ -1,0 +1,29 @@
+"""What each setting of a run makes: its network, its outcome, or neither. Imports nothing, so that all may ask."""
+
+# The tasks and the frozen network: what was learned means nothing under other values of these.
+NETWORK = frozenset(
+    {
+        *("set", "num_tasks", "classes_per_task", "seed", "model", "output_size", "individual_heads"),
+        *("conv_type", "bn_type", "conv_init", "mode", "nonlinearity", "sparsity", "er_sparsity"),
+    }
+)
+# How tasks are learned and tested: other values give other numbers.
+OUTCOME = frozenset(
+    {
+        *("task_eval", "stream_tasks", "trainer", "epochs", "iter_lim", "batch_size", "test_batch_size"),
+        *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
+        *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
+        *("amp", "channels_last", "compile"),
+        *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
+        *("gamma", "unshared_labels"),
+    }
+)
+# Where and how a run computes, when it looks and what it keeps: a run may go on under other values of these.
+NEITHER = frozenset(
+    {
+        *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
+        *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
+    }
+)
+# Those of them that the files of a run show all the same: when it was evaluated, and the order of sums.
+SHOWN = frozenset({"eval_ckpts", "tasks_in_parallel"})
