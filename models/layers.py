@@ -35,6 +35,8 @@ def convolve(x: Tensor, weight: Tensor, stride, padding, turned: bool = False) -
     """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is the one matrix product it is, or one for each
     task of stacked x and weight (tasks, ...). Such a product, or any that is ``turned``, is ``W xᵀ`` turned round: in
     training it takes four fifths of the time of ``x Wᵀ`` on processors, but for single images under vmap ten times.
+    The two round alike on some processors and not on others. So which it is depends on the model's mode alone: what a
+    task answers in evaluation is the same to the bit while it is in training and when it is selected.
 
     On a processor the convolution itself has the channels last in memory, for with few of them it takes up to four
     times as long in planes. What comes out is in planes again: on several threads batch norm is slow otherwise.
@@ -80,7 +82,8 @@ class FloatStateModule(MultitaskModule):
             RuntimeError: no task was begun or selected.
         """
         if self.selected is not None:
-            return self.kept(name)[self.selected]
+            # A copy, which begins where memory does, like a parameter: some processors' products round by that.
+            return self.kept(name)[self.selected].clone()
         if getattr(self, name) is None:
             raise RuntimeError("a layer with a state for each task computes once a task is begun or selected")
         return getattr(self, name)

@@ -91,8 +91,7 @@ class MaskedConv(SuperposedModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
-        in_training = self.effective is None
-        return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding, turned=in_training))
+        return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding, turned=self.training))
 
     def weight_in_use(self) -> Tensor:
         """The weight of the current mode: of the task in training, of the selected task, or superposed.

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -236,16 +237,42 @@ def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     Returns:
         Logits (tasks, batch, outputs).
     """
-    used = {}
-    for name, module in _named(model, MultitaskModule):
-        own = {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
-        used |= {f"{name}.{key}": value for key, value in module.stacked(own).items()}
+    used = _stacked(model, state)
 
     def call(used: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, used, (x,))
 
     layers = [model, *(module for _, module in _named(model, MultitaskModule))]
     return call(used, x) if all(getattr(layer, "takes_stacks", False) for layer in layers) else vmap(call)(used, x)
+
+
+def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the layers compute with for a stacked ``state``, (tasks, ...), by the names of the model's tensors."""
+    used = {}
+    for name, module in _named(model, MultitaskModule):
+        own = {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
+        used |= {f"{name}.{key}": value for key, value in module.stacked(own).items()}
+    return used
+
+
+@torch.no_grad()
+def tasks_to_test(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """``call_tasks`` for the ``state`` as it is now, in evaluation: each task answers as it will when it is selected.
+
+    To the bit on a processor, where one product for all tasks sums in another order than a task's own, and a factor
+    that begins somewhere in the middle of a stack is summed from another place on than one that lies by itself.
+    """
+    if next(iter(state.values())).device.type != "cpu":
+        return partial(call_tasks, model, state)
+    used = _stacked(model, state)
+    tasks = len(next(iter(used.values())))
+    alone = [{name: values[place].clone() for name, values in used.items()} for place in range(tasks)]
+
+    def call(x: Tensor) -> Tensor:
+        parts = zip(alone, x, strict=True)
+        return torch.stack([functional_call(model, own, (images.clone(),)) for own, images in parts])
+
+    return call
 
 
 def end_one_of_tasks(model: nn.Module, task: int, rng: Rng, state: dict[str, Tensor], place: int) -> None:

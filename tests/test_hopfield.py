@@ -75,6 +75,7 @@ def test_the_network_computes_masked_batch_statistics():
     assert model(x[:1]).isfinite().all(), "one image has statistics too"
 
 
+@pytest.mark.bits
 def test_what_is_stored_survives_a_round_trip_and_is_stored_once():
     model, fresh = network(), network()
     for task in (1, 0):

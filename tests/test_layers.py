@@ -80,6 +80,7 @@ def logits(model, task):
 # Every layer that keeps something for a task
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", PER_TASK)
 def test_later_tasks_change_no_bit_of_a_learned_task_also_after_a_fresh_load(kind):
     weights = 1 if "rank" in kind or kind.startswith("heads") else 0  # the first task trains what is shared
@@ -97,12 +98,14 @@ def test_later_tasks_change_no_bit_of_a_learned_task_also_after_a_fresh_load(kin
     assert all(torch.equal(logits(fresh, task), logits(model, task)) for task in range(4))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", PER_TASK)
 def test_a_task_is_the_same_whatever_was_learned_before_it(kind):
     alone, sequence = learn(network(**PER_TASK[kind]), [2]), learn(network(**PER_TASK[kind]), [3, 0, 2])
     assert torch.equal(logits(alone, 2), logits(sequence, 2))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("kind", PER_TASK)
 def test_selecting_a_task_gives_the_logits_that_training_ended_with(kind):
     model = network(**PER_TASK[kind])
@@ -260,6 +263,7 @@ def test_scores_made_of_a_mask_give_the_mask_and_keep_the_numbers():
     assert torch.equal(scores.flatten().sort().values, fresh.flatten().sort().values)
 
 
+@pytest.mark.bits
 def test_a_layer_for_one_task_is_the_layer_for_many_with_that_task():
     options = LayerOptions(5, 3, er_sparsity=True)
     one, many = MaskConv(3, 6, 3, 1, options), MultitaskMaskConv(3, 6, 3, 1, options)
@@ -297,6 +301,7 @@ def test_both_forms_of_batch_ensembles_compute_the_same():
 # Batch norm
 
 
+@pytest.mark.bits
 def test_statistics_of_each_task_are_those_of_a_batch_norm_of_its_own():
     layer = MultitaskNonAffineBN(3, LayerOptions(2))
     own = [nn.BatchNorm2d(3, affine=False) for _ in range(2)]

@@ -46,6 +46,7 @@ def logits(model, task):
     return model(Batches(0).batches[0][0])
 
 
+@pytest.mark.bits
 def test_what_is_learned_later_changes_no_bit_of_a_learned_task():
     model = learn(network(), [0, 1])
     before = [logits(model, task) for task in (0, 1)]
@@ -53,6 +54,7 @@ def test_what_is_learned_later_changes_no_bit_of_a_learned_task():
     assert all(torch.equal(logits(model, task), before[task]) for task in (0, 1))
 
 
+@pytest.mark.bits
 def test_a_task_is_the_same_whatever_was_learned_before_it():
     alone, sequence = learn(network(), [2]), learn(network(), [3, 0, 2])
     for name, mask in multitask.task_state(alone, 2).items():
@@ -71,16 +73,47 @@ def test_training_moves_the_mask_and_only_the_mask():
     assert weights and all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in weights.items())
 
 
-def test_selecting_a_task_gives_the_logits_that_training_ended_with():
-    model, trainer = network(), None
-    trainer = DefaultTrainer(model, TrainingOptions(lr=1e-2), RNG)
-    trainer.begin_task(1)
-    trainer.train(Batches(1), epoch=0)
-    x = Batches(0).batches[0][0]
+ANSWERING = {
+    "threshold": dict(conv_type="FastMultitaskMaskConv"),
+    "top-k": dict(conv_type="MultitaskMaskConv"),
+    "rank-one": dict(conv_type="VectorizedBatchEnsembles"),
+    "rank-one made": dict(conv_type="BatchEnsembles"),
+    "masks and heads": dict(conv_type="FastMultitaskMaskConv", individual_heads=True),
+}
+
+
+def odd(kind):
+    """A network whose images, of 25 numbers, and heads, of 700, begin anywhere when they lie behind each other."""
+    return get_model("LeNet", Builder(RNG, 4, **ANSWERING[kind]), (1, 5, 5), output_size=7).eval()
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_a_task_that_is_selected_gives_the_logits_that_it_gave_in_training(kind):
+    model = odd(kind)
     with torch.no_grad():
-        in_training = model(x)
-    trainer.end_task()
-    assert torch.equal(logits(model, 1), in_training)
+        for task in (3, 1):
+            for size in (1, 2, 3, 8, 16, 104):
+                x = torch.randn(size, 1, 5, 5, generator=generator("x", size))
+                multitask.begin_task(model, task, RNG)
+                in_training = model(x)
+                multitask.end_task(model)
+                assert torch.equal(model(x), in_training)
+
+
+@pytest.mark.bits
+@pytest.mark.parametrize("kind", ANSWERING)
+def test_tasks_that_are_tested_at_once_answer_as_each_does_when_it_is_selected(kind):
+    model, tasks = odd(kind), [2, 0, 3]
+    state = multitask.begin_tasks(model, tasks, RNG)
+    batches = [torch.randn(3, size, 1, 5, 5, generator=generator("x", size)) for size in (1, 2, 3, 8, 16, 104)]
+    network = multitask.tasks_to_test(model, state)
+    with torch.no_grad():
+        at_once = [network(x) for x in batches]
+        for place, task in enumerate(tasks):
+            multitask.end_one_of_tasks(model, task, RNG, state, place)
+            for x, logits in zip(batches, at_once, strict=True):
+                assert torch.equal(model(x[place].clone()), logits[place])
 
 
 def test_a_learned_task_is_one_bit_a_weight_and_scores_are_gone():
@@ -91,6 +124,7 @@ def test_a_learned_task_is_one_bit_a_weight_and_scores_are_gone():
     assert list(model.parameters()) == [] and multitask.task_parameters(model) == {}
 
 
+@pytest.mark.bits
 def test_a_task_state_survives_a_round_trip_into_a_fresh_network():
     model, fresh = learn(network(), [0, 1]), network()
     for task in (0, 1):

@@ -29,6 +29,7 @@ def test_rmsprop_is_that_of_torch_from_the_first_step_on(weight_decay, scale):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)  # 40 steps of at most 0.1
 
 
+@pytest.mark.bits
 def test_rmsprop_goes_on_from_its_kept_state_to_the_same_bits():
     torch.manual_seed(0)
     start, gradients = torch.randn(100, 9), [[torch.randn(100, 9)] for _ in range(6)]

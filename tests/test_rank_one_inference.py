@@ -63,6 +63,7 @@ def test_coefficient_gradients_are_those_of_autograd_through_the_explicit_sum(mo
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4, "float32"
 
 
+@pytest.mark.bits
 def test_a_superposition_does_not_change_what_a_task_answers(model):
     x = batches()[0]
     multitask.select_task(model, 3)

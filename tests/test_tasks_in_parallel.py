@@ -86,7 +86,10 @@ def test_eight_tasks_at_once_are_as_accurate_as_one_by_one(tmp_path):
     def run(name, *more):
         words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "8", "--epochs", "6", "--eval-ckpts", "3"]
         assert main.main([*words, "--log-dir", str(tmp_path / name), "--name", "run", *more]) == 0
-        return {row["Task"]: float(row["Current Val"]) for row in rows(tmp_path / name / "results.csv")}
+        learned = {row["Task"]: float(row["Current Val"]) for row in rows(tmp_path / name / "results.csv")}
+        for row in rows(tmp_path / name / "run" / "adapt_results.csv"):
+            assert float(row["given"]) == learned[row["task"]]  # however it was learned, it answers as it did then
+        return learned
 
     alone, at_once = run("alone"), run("at once", "--tasks-in-parallel", "5")
     assert len(alone) == 9 and alone.keys() == at_once.keys()  # eight tasks, and means that share a name

@@ -406,7 +406,7 @@ class DefaultTrainer:
     def test(self, loader) -> list[float]:
         """The share of right answers over the whole of ``loader``, for each task in training."""
         self.model.eval()
-        network = self.model if self.state is None else partial(multitask.call_tasks, self.model, self.state)
+        network = self.model if self.state is None else multitask.tasks_to_test(self.model, self.state)
         right, labels = torch.zeros((), dtype=torch.int64), []
         for x, y in loader:
             right = right + (network(x).argmax(dim=-1) == y).sum(dim=-1)
