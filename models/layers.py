@@ -65,6 +65,7 @@ class FloatStateModule(MultitaskModule):
     def __init__(self, num_tasks: int, **shapes: tuple[int, ...]):
         super().__init__()
         self.num_tasks, self.names = num_tasks, tuple(shapes)
+        self.per_task = tuple(f"kept_{name}" for name in shapes)
         for name, shape in shapes.items():
             self.register_parameter(name, None)
             self.register_buffer(f"kept_{name}", torch.zeros(num_tasks, *shape), persistent=False)

@@ -1,19 +1,11 @@
 """The layers that a flag can name."""
 
-import math
-from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
 from models import masks
-from models.layers import FloatStateModule, LayerOptions, convolve, load_into
-from models.multitask import SuperposedModule
-
-TILE_BYTES = 24 * 2**20  # of unpacked masks at once; beyond 32 MiB an allocator hands memory back after each use
-LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
+from models.layers import FloatStateModule, LayerOptions, convolve
+from models.masked import Masked, Threshold, TopK
 
 
 class StandardConv(nn.Conv2d):
@@ -44,179 +36,26 @@ class IndividualHeads(FloatStateModule):
         return convolve(x, self.value("head"), self.stride, self.padding)
 
 
-class MaskedConv(SuperposedModule):
-    """A convolution with a frozen random weight and, for each task, a mask made of real scores.
-
-    Scores exist only for the task in training; learned masks lie bit-packed in ``packed``, uint8
-    (num_tasks, ceil(n / 8)) for ``n`` weights. The weight is a buffer that no checkpoint stores: its seed makes it
-    again.
-    """
+class MaskedConv(Masked):
+    """A masked convolution without bias."""
 
     takes_stacks = True  # where it is fully connected
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
-        super().__init__()
-        self.num_tasks = options.num_tasks
+        super().__init__((out_planes, in_planes, kernel_size, kernel_size), options)
         self.stride, self.padding = stride, kernel_size // 2
-        weight = torch.empty(out_planes, in_planes, kernel_size, kernel_size)
-        self.register_buffer("weight", weight, persistent=False)
-        # Not zeros: memory that nothing has been written to costs nothing yet.
-        packed = torch.empty(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_superposed()
-        self.register_parameter("scores", None)
-        self.task: int | None = None
-        self.learned: set[int] = set()
-
-    @property
-    def rows(self) -> int:
-        """How many masks the layer keeps."""
-        return self.num_tasks
-
-    def row(self, task: int) -> int:
-        """Where in ``packed`` the mask of ``task`` lies.
-
-        Raises:
-            IndexError: the layer has no such task.
-        """
-        return self.check_task(task)
-
-    def size(self, scores: Tensor) -> Tensor:
-        """What decides on the mask of ``scores`` (..., *weight shape): they themselves, or a function of them."""
-        return scores
-
-    @abstractmethod
-    def binarise(self, size: Tensor) -> Tensor:
-        """The mask of ``size`` (..., out, in, height, width), zeros and ones of its shape and type."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""
         return self.probed(x, convolve(x, self.weight_in_use(), self.stride, self.padding, turned=self.training))
 
-    def weight_in_use(self) -> Tensor:
-        """The weight of the current mode: of the task in training, of the selected task, or superposed.
 
-        Raises:
-            RuntimeError: no task was begun or selected, and none superposed.
-        """
-        if self.effective is not None:
-            return self.effective
-        if self.scores is None:
-            raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
-        return self.masked_weight(self.scores)
-
-    def masked_weight(self, scores: Tensor) -> Tensor:
-        """The weight under the mask of ``scores``, (..., *weight shape)."""
-        return masks.MaskedWeight.apply(self.size(scores), self.weight, self.binarise)
-
-    def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"effective": self.masked_weight(state["scores"])}
-
-    def begin_task(self, task: int, generator: torch.Generator) -> None:
-        self.task = self.check_task(task)
-        self.effective = None
-        scores = masks.initial_scores(self.weight.shape, generator)
-        self.scores = nn.Parameter(scores.to(self.weight.device))
-
-    @torch.no_grad()
-    def end_task(self) -> None:
-        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.size(self.scores)).flatten())
-        self.learned.add(self.task)
-        self.scores = None
-        self.select_task(self.task)
-
-    def select_task(self, task: int) -> None:
-        self.effective = self.superposition([task], torch.ones(1, device=self.weight.device))
-
-    def task_parameters(self) -> dict[str, nn.Parameter]:
-        return {} if self.scores is None else {"scores": self.scores}
-
-    def task_state(self, task: int) -> dict[str, Tensor]:
-        return {"mask": self.packed[self.row(task)]}
-
-    def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
-        load_into(self.task_state(task), state)
-        self.learned.add(task)
-
-    @torch.no_grad()
-    def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
-        weight, rows = self.weight.flatten(), self._rows(tasks)
-        mixed = torch.empty(*alphas.shape[:-1], len(weight), device=weight.device)
-        # Some weights of all masks at a time, in whole bytes of eight.
-        for part in masks.tiles(len(weight), max(1, TILE_BYTES // (4 * 8 * len(tasks))) * 8):
-            packed = self.packed[rows, part.start // 8 : math.ceil(part.stop / 8)]
-            mixed[..., part] = alphas @ masks.unpack(packed, part.stop - part.start) * weight[part]
-        return mixed.unflatten(-1, self.weight.shape)
-
-    @torch.no_grad()
-    def coefficient_gradients(
-        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
-    ) -> Tensor:
-        weight = self.weight.flatten(1)  # (out, n / out)
-        packed, rows = self.packed, self._rows(tasks)
-        result = torch.zeros(len(inputs), len(tasks), device=inputs.device)
-        if inputs.shape[1] == 1 and not coarse:
-            # G = g xᵀ, so ⟨G, W ⊙ M⟩ = gᵀ (W ⊙ M) x: all losses go through a mask together, one mask at a time where
-            # the masked weight and what it gives should stay in a processor's cache.
-            x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
-            together = 1 if x.device.type == "cpu" else max(1, TILE_BYTES // (4 * weight.numel()))
-            for some in masks.tiles(len(tasks), together):
-                masked = masks.unpack(packed[rows[some]], weight.numel()).view(-1, *weight.shape).mul_(weight)
-                for batch in masks.tiles(len(inputs), LOSSES):
-                    outputs = (masked.flatten(0, 1) @ x[:, batch]).view(-1, *g[:, batch].shape)
-                    result[batch, some] = outputs.mul_(g[:, batch]).sum(1).T
-            return result
-        # ⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩ with G = output_gradientsᵀ inputs, for some units of the layer at a time: their part
-        # of G ⊙ W and of the masks is made once and used for all pairs of losses and masks. So many units together
-        # that their bits are whole bytes.
-        whole = 8 // math.gcd(8, weight.shape[1])
-        unit_bytes = 4 * whole * weight.shape[1]
-        for batch in masks.tiles(len(inputs), max(1, min(LOSSES, TILE_BYTES // unit_bytes))):
-            widest = max(len(tasks), batch.stop - batch.start)
-            for units in masks.tiles(len(weight), max(1, TILE_BYTES // (unit_bytes * widest)) * whole):
-                products = output_gradients[batch, :, units].mT @ inputs[batch]  # (b, units, n / out)
-                products *= weight[units]
-                first, size = units.start * weight.shape[1], (units.stop - units.start) * weight.shape[1]
-                bits = packed[rows, first // 8 : math.ceil((first + size) / 8)]
-                with masks.coarse_products() if coarse else nullcontext():
-                    result[batch].addmm_(products.flatten(1), masks.unpack(bits, size).T)
-        return result
-
-    def _rows(self, tasks: Sequence[int]) -> Tensor:
-        """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,).
-
-        Raises:
-            IndexError: one of them is not learned.
-        """
-        rows = [self.row(task) for task in tasks]
-        unknown = [task for task in tasks if task not in self.learned]
-        if unknown:
-            raise IndexError(f"task {unknown[0]} is not learned, so it has no mask")
-        return torch.tensor(rows, device=self.packed.device)
+class FastMultitaskMaskConv(MaskedConv, Threshold):
+    """A masked convolution that keeps the weights whose score is not negative (GNs, GNu, NNs)."""
 
 
-class FastMultitaskMaskConv(MaskedConv):
-    """A masked convolution that keeps the weights whose score is not negative, ``M = [S >= 0]`` (GNs, GNu, NNs)."""
-
-    def binarise(self, size: Tensor) -> Tensor:
-        return masks.threshold(size)
-
-
-class MultitaskMaskConv(MaskedConv):
-    """A masked convolution that keeps the fraction ``k`` of its weights with the largest ``|S|`` (GG).
-
-    ``dropped`` is the number of weights that are not kept: ``int((1 - k) * n)`` of ``n``.
-    """
-
-    def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
-        super().__init__(in_planes, out_planes, kernel_size, stride, options)
-        self.dropped = masks.dropped_weights(self.weight.shape, options.sparsity, options.er_sparsity)
-
-    def size(self, scores: Tensor) -> Tensor:
-        return scores.abs()
-
-    def binarise(self, size: Tensor) -> Tensor:
-        return masks.top_k(size, self.dropped)
+class MultitaskMaskConv(MaskedConv, TopK):
+    """A masked convolution that keeps the fraction ``k`` of its weights with the largest ``|S|`` (GG)."""
 
 
 class MaskConv(MultitaskMaskConv):

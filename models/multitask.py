@@ -37,6 +37,7 @@ class MultitaskModule(nn.Module, ABC):
     num_tasks: int
     trains = True  # whether a task has parameters of its own here
     takes_stacks = False  # whether it computes (tasks, batch, ...) at once with what ``stacked`` gives
+    per_task: tuple[str, ...] = ()  # the names of the buffers that have a row for each task
 
     @abstractmethod
     def begin_task(self, task: int, generator: torch.Generator) -> None:
@@ -81,6 +82,16 @@ class MultitaskModule(nn.Module, ABC):
             ValueError: a tensor has another shape or type than this layer's.
         """
 
+    def make_room(self, num_tasks: int) -> None:
+        """Have room for ``num_tasks`` tasks, if there is less."""
+        if num_tasks > self.num_tasks:
+            for name in self.per_task:
+                kept = getattr(self, name)
+                more = kept.new_empty(num_tasks, *kept.shape[1:])
+                more[: len(kept)] = kept
+                setattr(self, name, more)
+            self.num_tasks = num_tasks
+
     def check_task(self, task: int) -> int:
         """``task`` itself, if the layer has it.
 
@@ -102,9 +113,12 @@ class SuperposedModule(MultitaskModule):
             the output.
         seen: the input of the last forward pass with a probe.
         masked: whether the ``M^i`` are masks; else they are real matrices, none of whose weights is dropped.
+        factored: whether ``∂L/∂W_eff`` is taken as two factors, what the layer saw and the gradient of what it gave,
+            by probes; else it is taken whole, which needs no more of a layer than that it reads its weight.
     """
 
     masked = True
+    factored = True
     weight: Tensor
     stride: int
     padding: int
@@ -143,6 +157,10 @@ class SuperposedModule(MultitaskModule):
             coarse: whether the numbers of ``∂L/∂W_eff ⊙ W`` may be rounded to bf16, where that is faster.
         """
 
+    def whole_coefficient_gradients(self, tasks: Sequence[int], gradients: Tensor, coarse: bool = False) -> Tensor:
+        """``coefficient_gradients`` of a layer that is not ``factored``, from ``∂L/∂W_eff`` (b, *weight shape)."""
+        raise ValueError(f"{type(self).__name__} takes the gradient of its weight in factors")
+
     def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         self.effective = self.superposition(tasks, alphas)
 
@@ -173,6 +191,12 @@ def _named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
 
 def _masked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in _named(model, SuperposedModule) if module.masked)
+
+
+def make_room(model: nn.Module, num_tasks: int) -> None:
+    """Have room for ``num_tasks`` tasks in every layer; learned ones stay as they are."""
+    for _, module in _named(model, MultitaskModule):
+        module.make_room(num_tasks)
 
 
 def begin_task(model: nn.Module, task: int, rng: Rng) -> None:

@@ -119,6 +119,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
 
     momentum, eps = 0.1, 1e-5  # as nn.BatchNorm2d
     trains = False
+    per_task = ("means", "variances")
 
     def __init__(self, planes: int, options: LayerOptions):
         super().__init__()

@@ -1,0 +1,164 @@
+"""Any network as one with masks: what is masked, what stays, and what cannot be."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import Builder, multitask
+from models.convert import convert, is_converted
+from utils.seeding import generator
+
+RNG = partial(generator, 0)
+
+
+class Everything(nn.Module):
+    """A convolution of each kind, with what convolutions may have, norms, and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv1d(3, 4, 3, padding=2, dilation=2, padding_mode="circular")
+        self.two = nn.Conv2d(4, 8, (3, 1), stride=(2, 1), groups=2, padding="valid", bias=False)
+        self.three = nn.Conv3d(8, 6, 1)
+        self.norms = nn.ModuleList([nn.BatchNorm1d(4), nn.BatchNorm2d(8, affine=False), nn.BatchNorm3d(6)])
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.layer_norm = nn.LayerNorm(6)
+        self.token = nn.Parameter(torch.ones(1, 1, 6))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):  # (batch, 3, 8)
+        x = self.norms[0](self.one(x))[..., None].expand(-1, -1, -1, 2)
+        x = self.norms[1](self.two(x).relu())
+        x = self.norms[2](self.three(x[..., None])).flatten(2).mT  # (batch, places, 6)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        x = self.layer_norm(x + self.attention(x, x, x, need_weights=False)[0])
+        return self.head(x[:, 0])
+
+
+def images(key, batch=6):
+    return torch.randn(batch, 3, 8, generator=generator("images", key))
+
+
+def learn(model, task, steps=3):
+    multitask.begin_task(model, task, RNG)
+    model.train()
+    x, y = images(task), torch.arange(6) % 5
+    optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    multitask.end_task(model)
+    model.eval()
+
+
+@torch.no_grad()
+def logits(model, task, x):
+    multitask.select_task(model, task)
+    return model(x)
+
+
+@pytest.mark.parametrize("masks", ["threshold", "top-k"])
+def test_every_layer_computes_as_it_did_with_its_weight_under_the_mask(masks):
+    torch.manual_seed(0)
+    given = Everything()
+    model = convert(given, RNG, 2, masks=masks, sparsity=0.3, init=None, norms="batch")
+    learn(model, 0)
+    x = images("test")
+    answers = logits(model, 0, x)
+    # The slow, obvious form: the given network, its weights multiplied by the masks.
+    plain, state = Everything(), given.state_dict()
+    names = {
+        "one.weight", "two.weight", "three.weight", "head.weight", "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    }  # fmt: skip
+    for name in names:
+        layer, _, key = name.rpartition(".")
+        module = model.get_submodule(layer)
+        mask = (getattr(module, key) != 0).float()
+        if masks == "top-k":
+            assert int(mask.sum()) == mask.numel() - int(0.7 * mask.numel())
+        assert 0 < mask.mean() < 1
+        state[name] = state[name] * mask
+    plain.load_state_dict(state)
+    plain.eval()
+    for norm in plain.norms:
+        norm.train()  # by the batch's statistics
+    with torch.no_grad():
+        torch.testing.assert_close(answers, plain(x), rtol=1e-5, atol=1e-6)
+    # And what was given is as it was.
+    assert not is_converted(given) and is_converted(model)
+
+
+def test_later_tasks_leave_earlier_ones_to_the_bit_and_room_grows():
+    torch.manual_seed(0)
+    model = convert(Everything(), RNG, 1)
+    learn(model, 0)
+    x = images("test")
+    before = logits(model, 0, x)
+    multitask.make_room(model, 3)
+    learn(model, 1)
+    learn(model, 2)
+    assert torch.equal(logits(model, 0, x), before)
+    assert not torch.equal(logits(model, 2, x), before)
+
+
+def test_nothing_but_masks_is_trained():
+    model = convert(Everything(), RNG, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    multitask.begin_task(model, 0, RNG)
+    assert all("scores" in name for name in multitask.task_parameters(model))
+    assert not any(parameter.requires_grad for parameter in multitask.shared_parameters(model))
+    multitask.end_task(model)
+    learn(model, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_weights_are_drawn_by_the_seed_alone_and_biases_are_zero():
+    first, second = (convert(Everything(), RNG, 1) for _ in range(2))
+    for one, other in zip(first.modules(), second.modules(), strict=True):
+        if hasattr(one, "packed"):
+            assert torch.equal(one.weight, other.weight) and len(one.weight.abs().unique()) == 1
+    assert not first.head.bias.any() and not first.attention.in_proj_bias.any()
+
+
+def test_running_statistics_are_those_of_the_task():
+    model = convert(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)), RNG, 2)
+    for task in (0, 1):
+        multitask.begin_task(model, task, RNG)
+        model.train()
+        model(torch.randn(8, 4, generator=generator(task)) + 5 * task)
+        multitask.end_task(model)
+    state = [multitask.task_state(model, task) for task in (0, 1)]
+    assert not torch.equal(state[0]["1.mean"], state[1]["1.mean"])
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return x @ self.mix
+
+
+@pytest.mark.parametrize(
+    "model, word",
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "LSTM"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 2)), "Bilinear"),
+        (nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 3)), "ConvTranspose2d"),
+        (nn.Sequential(nn.Linear(4, 4), Own()), "1 (Own) has weights of its own, mix"),
+        (nn.Sequential(nn.ReLU()), "nothing to mask"),
+        (nn.LayerNorm(4), "nothing to mask"),
+        (nn.Sequential(nn.LazyLinear(4)), "run a batch"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))), "parametrised already"),
+        (convert(nn.Sequential(nn.Linear(4, 4)), RNG), "parametrised already"),
+        (nn.Sequential(nn.Linear(4, 4), Builder(RNG, 1).conv1x1(4, 4)), "state for each task already"),
+    ],
+)
+def test_what_cannot_be_masked_is_named(model, word):
+    with pytest.raises(ValueError, match="(?s)" + word.replace("(", r"\(").replace(")", r"\)")):
+        convert(model, RNG)
