@@ -178,7 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--conv-type", choices=CONV_TYPES, default="FastMultitaskMaskConv", help="layer")
     add("--bn-type", choices=BN_TYPES, default="MultitaskNonAffineBN", help="batch norm")
     add("--conv-init", choices=INITIALISERS, default="signed_constant", help="how the weights start")
-    add("--mode", choices=("fan_in", "fan_out"), default="fan_in", help="of the Kaiming initialisers")
+    add("--mode", choices=("fan_in", "fan_out"), default="fan_in", help="of Kaiming initialisers, xavier_constant")
     add(
         "--nonlinearity",
         choices=("relu", "linear", "tanh", "leaky_relu"),

@@ -14,13 +14,13 @@ def _fans(shape: torch.Size) -> tuple[int, int]:
     return shape[1] * field, shape[0] * field
 
 
-def _kaiming_std(shape: torch.Size, mode: str, nonlinearity: str) -> float:
+def _correct_fan(shape: torch.Size, mode: str) -> int:
     fan_in, fan_out = _fans(shape)
-    return nn.init.calculate_gain(nonlinearity) / math.sqrt(fan_in if mode == "fan_in" else fan_out)
+    return fan_in if mode == "fan_in" else fan_out
 
 
-def _xavier_std(shape: torch.Size) -> float:
-    return math.sqrt(2 / sum(_fans(shape)))
+def _kaiming_std(shape: torch.Size, mode: str, nonlinearity: str) -> float:
+    return nn.init.calculate_gain(nonlinearity) / math.sqrt(_correct_fan(shape, mode))
 
 
 def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,29 +46,27 @@ def unsigned_constant(weight, generator, mode, nonlinearity):
 
 def kaiming_normal(weight, generator, mode, nonlinearity):
     """Normal with the Kaiming standard deviation."""
-    weight.normal_(0, _kaiming_std(weight.shape, mode, nonlinearity), generator=generator)
+    nn.init.kaiming_normal_(weight, mode=mode, nonlinearity=nonlinearity, generator=generator)
 
 
 def kaiming_uniform(weight, generator, mode, nonlinearity):
     """Uniform with the Kaiming standard deviation."""
-    bound = math.sqrt(3) * _kaiming_std(weight.shape, mode, nonlinearity)
-    weight.uniform_(-bound, bound, generator=generator)
+    nn.init.kaiming_uniform_(weight, mode=mode, nonlinearity=nonlinearity, generator=generator)
 
 
 def xavier_normal(weight, generator, mode, nonlinearity):
     """Normal with the Xavier standard deviation ``sqrt(2 / (fan_in + fan_out))``."""
-    weight.normal_(0, _xavier_std(weight.shape), generator=generator)
+    nn.init.xavier_normal_(weight, generator=generator)
 
 
 def xavier_constant(weight, generator, mode, nonlinearity):
-    """``±c`` with equal probability, ``c`` the Xavier standard deviation."""
-    weight.copy_(_signs(weight, generator) * _xavier_std(weight.shape))
+    """``±c`` with equal probability, ``c = 1/√fan`` of the one fan that ``mode`` names, as in the original."""
+    weight.copy_(_signs(weight, generator) / math.sqrt(_correct_fan(weight.shape, mode)))
 
 
 def glorot_uniform(weight, generator, mode, nonlinearity):
     """Uniform with the Xavier standard deviation."""
-    bound = math.sqrt(3) * _xavier_std(weight.shape)
-    weight.uniform_(-bound, bound, generator=generator)
+    nn.init.xavier_uniform_(weight, generator=generator)
 
 
 @torch.no_grad()
@@ -79,7 +77,7 @@ def initialise(
 
     Args:
         name: a key of ``INITIALISERS``.
-        mode: ``fan_in`` or ``fan_out``, which of the two the Kaiming initialisers divide by.
+        mode: ``fan_in`` or ``fan_out``, which of the two the Kaiming initialisers and ``xavier_constant`` divide by.
         nonlinearity: what follows the layer, for the gain of the Kaiming initialisers.
 
     Raises:

@@ -70,7 +70,7 @@ KAIMING, XAVIER = math.sqrt(2 / FAN_IN), math.sqrt(2 / (FAN_IN + FAN_OUT))
     [
         ("signed_constant", {-KAIMING, KAIMING}, KAIMING),
         ("unsigned_constant", {KAIMING}, 0),
-        ("xavier_constant", {-XAVIER, XAVIER}, XAVIER),
+        ("xavier_constant", {-1 / math.sqrt(FAN_IN), 1 / math.sqrt(FAN_IN)}, 1 / math.sqrt(FAN_IN)),
         ("kaiming_normal", None, KAIMING),
         ("kaiming_uniform", None, KAIMING),
         ("xavier_normal", None, XAVIER),
@@ -91,10 +91,36 @@ def test_initialisers_have_the_values_and_spread_of_their_definition(name, value
     assert torch.equal(weight, again)
 
 
-def test_kaiming_initialisers_follow_mode_and_nonlinearity():
-    weight = torch.empty(60, 40, 3, 3)
-    initialise(weight, "unsigned_constant", generator("weight"), mode="fan_out", nonlinearity="linear")
-    assert weight.unique().tolist() == pytest.approx([1 / math.sqrt(FAN_OUT)])
+@pytest.mark.parametrize(
+    ("name", "mode", "nonlinearity", "largest"),
+    [
+        ("unsigned_constant", "fan_in", "relu", math.sqrt(2 / 288)),
+        ("unsigned_constant", "fan_out", "linear", 1 / 24),
+        ("signed_constant", "fan_out", "relu", math.sqrt(2) / 24),
+        ("signed_constant", "fan_in", "tanh", 5 / 3 / math.sqrt(288)),
+        ("signed_constant", "fan_in", "leaky_relu", math.sqrt(2 / (1 + 0.01**2) / 288)),
+        ("xavier_constant", "fan_in", "relu", 0.0589256),
+        ("xavier_constant", "fan_out", "relu", 0.0416667),
+        ("kaiming_uniform", "fan_in", "relu", math.sqrt(6 / 288)),
+        ("kaiming_uniform", "fan_out", "linear", math.sqrt(3) / 24),
+        ("kaiming_uniform", "fan_in", "leaky_relu", math.sqrt(6 / 288)),  # torch's, of slope 0 unless told
+        ("glorot_uniform", "fan_in", "relu", math.sqrt(6 / (288 + 576))),
+        ("glorot_uniform", "fan_out", "linear", math.sqrt(6 / (288 + 576))),
+        ("default", "fan_out", "tanh", 1 / math.sqrt(288)),
+    ],
+)
+def test_initialisers_follow_mode_and_nonlinearity_as_the_originals_do(name, mode, nonlinearity, largest):
+    weight = torch.empty(64, 32, 3, 3)
+    initialise(weight, name, generator("weight"), mode, nonlinearity)
+    tolerance = 1e-3 if "uniform" in name or name == "default" else 1e-6  # 18,432 draws; float32
+    assert weight.abs().max().item() == pytest.approx(largest, rel=tolerance)
+
+
+@pytest.mark.parametrize(("mode", "std"), [("fan_in", math.sqrt(2 / 288)), ("fan_out", math.sqrt(2) / 24)])
+def test_kaiming_normal_follows_the_mode(mode, std):
+    weight = torch.empty(64, 32, 3, 3)
+    initialise(weight, "kaiming_normal", generator("weight"), mode)
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
 
 
 def test_every_initialiser_is_tried_here():
