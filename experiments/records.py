@@ -20,6 +20,9 @@ from pathlib import Path
 import pandas
 import yaml
 
+from utils import journal
+from utils.results import COLUMNS as RESULTS
+from utils.results import to_csv
 from utils.settings import NEITHER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +48,7 @@ class Run:
     Attributes:
         about: its ``settings.yaml``.
         rows: its rows of ``results.csv``: of learned tasks, and without a task of evaluations.
+        lines: the same rows as they are written.
         tables: those of ``TABLES`` that it wrote.
         finished: when it was complete; None if it is not.
         seconds: how long it ran; None if it cannot be known.
@@ -53,6 +57,7 @@ class Run:
     folder: Path
     about: dict
     rows: pandas.DataFrame
+    lines: list[dict[str, str]]
     tables: dict[str, pandas.DataFrame]
     finished: str | None
     seconds: float | None
@@ -165,25 +170,30 @@ def read(folders: Iterable[Path]) -> tuple[list[Experiment], list[str]]:
 
 
 def _runs(folder: Path) -> tuple[list[Run], list[str]]:
-    table = _table(folder, "results", COLUMNS)
-    if table is None:
-        return [], [f"{folder}: holds no results.csv"]
+    """The runs of an experiment's folder: those in its ``results.csv``, and those whose folders were copied in."""
+    path, text = _text(folder, "results")
+    table = _parsed(path, ",".join(COLUMNS) if text is None else text, COLUMNS)
+    lines = list(csv.DictReader(io.StringIO(text or "")))
+    places = table.groupby(table["Save Directory"].map(_last_part), sort=False).groups if len(table) else {}
+    copied = sorted(path.parent.name for path in folder.glob("*/settings.yaml") if path.parent.name not in places)
     runs, skipped = [], []
-    for name, rows in table.groupby(table["Save Directory"].map(_last_part), sort=False):
+    for name in [*places, *copied]:
         run = folder / name
         if not (run / "settings.yaml").is_file():
             skipped.append(f"{run}: has rows in results.csv but no settings.yaml")
-        elif rows["Task"].notna().all():
+            continue
+        rows = table.loc[places.get(name, [])]
+        found = _run(run, rows, [lines[place] for place in rows.index])
+        if found.evaluations.empty:
             skipped.append(f"{run}: no evaluation is finished")
         else:
-            runs.append(_run(run, rows))
-    return runs, skipped if len(table) else [f"{folder}: nothing is finished"]
+            runs.append(found)
+    if not (runs or skipped):
+        skipped = [f"{folder}: holds no results.csv" if text is None else f"{folder}: nothing is finished"]
+    return runs, skipped
 
 
-def _run(folder: Path, rows: pandas.DataFrame) -> Run:
-    # A run that was begun afresh in a deleted folder has the rows of the earlier one before its own.
-    restarts = rows["Tasks Learned"].diff().lt(0).cumsum()
-    rows = rows[restarts == restarts.max()].drop_duplicates("Name", keep="last")
+def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> Run:
     path = folder / "settings.yaml"
     try:
         about = yaml.safe_load(path.read_text())
@@ -192,17 +202,45 @@ def _run(folder: Path, rows: pandas.DataFrame) -> Run:
     if not _is_settings(about):
         raise ValueError(f"{path}: is not the settings.yaml of a run")
     tables = {name: _table(folder, name, columns) for name, columns in TABLES.items()}
-    if tables["adapt_results"] is None:
+    scores = tables["adapt_results"]
+    if len(rows):
+        # A run that was begun afresh in a deleted folder has the rows of the earlier one before its own.
+        restarts = rows["Tasks Learned"].diff().lt(0).cumsum()
+        kept = ((restarts == restarts.max()) & ~rows[::-1].duplicated("Name")).tolist()
+        rows, lines = rows[kept], [line for line, keep in zip(lines, kept, strict=True) if keep]
+    evaluated = set(rows.loc[rows["Task"].isna(), "Tasks Learned"]) if len(rows) else set()
+    if scores is None and evaluated:
         raise ValueError(f"{folder / 'adapt_results.csv'}: is not there, though the run was evaluated")
+    if scores is not None and not evaluated.issuperset(scores["tasks_learned"]):  # of another machine, perhaps
+        text = to_csv(RESULTS, _of_checkpoint(folder) or _of_scores(folder, about, scores))
+        rows, lines = _parsed(folder, text, COLUMNS), list(csv.DictReader(io.StringIO(text)))
     finished, log = folder / "finished", folder / "log.txt"
     return Run(
         folder,
         about,
         rows,
+        lines,
         {name: table for name, table in tables.items() if table is not None},
         about.get("finished") or (finished.read_text().strip() if finished.exists() else None),
         about.get("seconds") or (seconds_of(log.read_text(errors="replace")) if log.exists() else None),
     )
+
+
+def _of_checkpoint(folder: Path) -> list[dict]:
+    """The rows that a run's checkpoint keeps; none without one."""
+    path = folder / "checkpoint.pt"
+    return [said["row"] for said in journal.values(path) if said.get("row")] if path.is_file() else []
+
+
+def _of_scores(folder: Path, about: dict, scores: pandas.DataFrame) -> list[dict]:
+    """The rows of a run's evaluations from what it wrote of each task; sizes are known of the last."""
+    means = scores.groupby("tasks_learned")[["given", "adapted", "inferred_right"]].mean().rename_axis("Tasks Learned")
+    rows = means.set_axis(MEASURED, axis=1).reset_index().to_dict("records")
+    if size := about.get("bytes"):
+        rest = size["batch_norm"] + size["other"]
+        rows[-1] |= {name: size[key] + rest for name, key in zip(SIZES, ("packed", "csc16", "coded"), strict=True)}
+    where = {"Save Directory": str(folder), "Set": about["settings"].get("set"), "Seed": about["settings"]["seed"]}
+    return [{"Name": f"mean over the {row['Tasks Learned']} tasks learned so far"} | where | row for row in rows]
 
 
 def _is_settings(about: object) -> bool:
@@ -214,8 +252,11 @@ def _is_settings(about: object) -> bool:
 def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame | None:
     """A table of a run or an experiment; None if there is none."""
     path, text = _text(folder, name)
-    if text is None:
-        return None
+    return None if text is None else _parsed(path, text, columns)
+
+
+def _parsed(path: Path, text: str, columns: Sequence[str]) -> pandas.DataFrame:
+    """A table with these columns at least out of its text; ``path`` is where it comes from."""
     try:
         table = pandas.read_csv(io.StringIO(text))
     except ValueError as error:  # all those of pandas
@@ -233,7 +274,7 @@ def _text(folder: Path, name: str) -> tuple[Path, str | None]:
     path = folder / f"{name}.csv"
     try:
         if path.exists():
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8-sig")
         elif (path := folder / f"{name}.csv.gz").exists():
             text = gzip.decompress(path.read_bytes()).decode()
         else:
@@ -315,7 +356,6 @@ def collect(experiments: Iterable[Experiment], into: Path) -> None:
 
 def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
     """Write a run's folder anew; gives its rows of ``results.csv``."""
-    every = list(csv.DictReader(io.StringIO(_text(run.folder.parent, "results")[1])))
     tables = {name: _text(run.folder, name)[1] for name in run.tables}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -323,7 +363,7 @@ def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]
         _write_table(folder, name, text)
     about = without_paths(run.about, experiment) | {"finished": run.finished, "seconds": run.seconds}
     (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
-    return [every[place] | {"Save Directory": f"runs/{experiment}/{run.name}"} for place in run.rows.index]
+    return [line | {"Save Directory": f"runs/{experiment}/{run.name}"} for line in run.lines]
 
 
 def _write_table(folder: Path, name: str, text: str) -> None:

@@ -6,8 +6,8 @@
                                                       there and write the README's table anew
 
 Numbers are means over seeds, with the sample standard deviation where there are several. Only the files are read that
-main.py writes (README, "What lands where"), so runs of other machines can be copied in, and unfinished ones are shown
-as far as they were evaluated.
+main.py writes (README, "What lands where"), so a run's folder of another machine can be copied in beside the others:
+what results.csv lacks of it is read from the folder. Unfinished runs are shown as far as they were evaluated.
 """
 
 import argparse
@@ -127,7 +127,8 @@ def duration(seconds: float | None) -> str:
 
 
 def megabytes(final: pandas.DataFrame) -> str:
-    return " / ".join(f"{final[column].mean() / figures.MEGABYTE:,.3f}" for column in records.SIZES)
+    """What must be kept in its three forms; ``–`` where a run does not say."""
+    return " / ".join(spread([final[column].mean() / figures.MEGABYTE], ",.3f") for column in records.SIZES)
 
 
 def printed(setting: Setting, paper: dict) -> str:
@@ -159,8 +160,10 @@ def call_of(setting: Setting) -> str:
             kept.append(word)
         elif "=" not in word:
             next(passed, None)
-    seeds = 1 + max(run.settings["seed"] for run in setting.runs)
-    words = ["python", f"{script[1]}/{script[2]}.py", "--data", "DIR", *(["--seeds", str(seeds)] if seeds > 1 else [])]
+    seeds = sorted({run.settings["seed"] for run in setting.runs})
+    first = seeds == list(range(len(seeds)))
+    which = str(len(seeds)) if first else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
+    words = ["python", f"{script[1]}/{script[2]}.py", "--data", "DIR", *(["--seeds", which] if seeds != [0] else [])]
     return shlex.join([*words, *kept])
 
 

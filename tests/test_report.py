@@ -3,6 +3,7 @@
 import csv
 import html
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -282,6 +283,35 @@ def test_what_is_not_finished_is_shown_as_far_as_it_is(tmp_path, capsys):
     assert (row["run"], row["finished"]) == ("`seed=0`", "not finished")
 
 
+def without_rows_of(name: str, folder: Path) -> None:
+    """Make ``results.csv`` that of a machine which does not know a run."""
+    lines = (folder / "results.csv").read_text().splitlines(keepends=True)
+    (folder / "results.csv").write_text("".join(line for line in lines if f"/{name}," not in line))
+
+
+@pytest.mark.parametrize("table", ["without its rows", "with its first rows", "missing", "of a spreadsheet"])
+def test_a_run_folder_of_another_machine_counts(three_seeds, tmp_path, table):
+    folder = shutil.copytree(three_seeds, tmp_path / "runs" / LENET)
+    before = table_with(three_seeds / "report.md", "tasks learned")
+    if table == "missing":
+        (folder / "results.csv").unlink()
+    else:
+        without_rows_of("seed=1", folder)
+    if table == "with its first rows":
+        make_run(tmp_path / "earlier" / LENET, "seed=1", 1, tasks=3, evaluated=(2,))
+        rows = (tmp_path / "earlier" / LENET / "results.csv").read_text().splitlines(keepends=True)[1:]
+        (folder / "results.csv").open("a").writelines(rows)
+    if table == "of a spreadsheet":
+        text = (folder / "results.csv").read_text()
+        (folder / "results.csv").write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert report.report([folder])[1] == []
+    assert table_with(folder / "report.md", "tasks learned") == before
+    assert {row["run"] for row in table_with(folder / "report.md", "commit")} == {f"`seed={n}`" for n in range(3)}
+    records.collect(records.read([folder])[0], tmp_path / "kept")
+    (kept,), skipped = records.read([tmp_path / "kept" / LENET])
+    assert skipped == [] and {run.name for run in kept.runs} == {"seed=0", "seed=1", "seed=2"}
+
+
 # Pictures of every form
 
 
@@ -351,7 +381,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no results.csv" in refused(capsys, tmp_path / "empty")
     header = ",".join(HEADER) + "\n"
-    assert "nothing is finished" in refused(capsys, broken("results.csv", header, "header"))
+    (tmp_path / "empty" / "results.csv").write_text(header)
+    assert "nothing is finished" in refused(capsys, tmp_path / "empty")
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "", "nothing in it"))
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "a,b\n1,2,3\n4,5,6,7\n", "ragged"))
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "\xff\xfe\x00\n", "binary"))
@@ -457,6 +488,23 @@ def test_the_launcher_reports_real_runs(call, tmp_path):
         assert cells["tasks learned"] == row["Tasks Learned"]
     assert drawn(folder / "report.html") == {f"curve-of-{LENET}", LENET}, "digits stand in no figure of the paper"
     assert table_with(folder / "report.md", "method")[0]["published"] == "–"
+
+
+def test_a_real_run_of_another_machine_has_the_rows_of_its_checkpoint(call, tmp_path):
+    words = ["--num-tasks", 2, "--epochs", 1, "--iter-lim", 5, "--threads", 1, "--name", "there"]
+    assert call("main.py", *words, "--log-dir", tmp_path / "there" / "a").returncode == 0
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    shutil.copytree(tmp_path / "there" / "a" / "there", tmp_path / "here" / "a" / "there")
+    ((there,), _), ((here,), skipped) = (records.read([tmp_path / place / "a"]) for place in ("there", "here"))
+    assert not skipped and here.runs[0].lines == there.runs[0].lines and len(here.runs[0].lines) == 3
+
+
+def test_the_command_names_the_seeds(tmp_path):
+    for name, seeds, words in (("a", [0, 1], "--seeds 2"), ("b", [3, 4], "--seeds 3,4"), ("c", [5], "--seeds 5,")):
+        for seed in seeds:
+            make_run(tmp_path / name, f"seed={seed}", seed)
+        (experiment,), _ = records.read([tmp_path / name])
+        assert f" {words} " in report.call_of(experiment.settings[0])
 
 
 def test_no_report_is_no_failed_run(tmp_path, capsys):

@@ -16,7 +16,6 @@ import json
 import mmap
 import os
 import shutil
-import struct
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -30,11 +29,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.journal import FRAME, MAGIC, VALUES
 
-MAGIC = b"SupSup checkpoint 1\n"
 DEAD_BYTES = 64 * 2**20  # that a file may hold before it is written again, however little else is in it
-_FRAME = struct.Struct("<Q32s")  # length and SHA-256 of the block that follows
-_VALUES = "values"  # the name under which a block keeps its JSON
 
 
 @dataclass
@@ -56,13 +53,13 @@ class Record:
     def to_bytes(self) -> bytes:
         text = json.dumps({"kind": self.kind, "latest": sorted(self.latest), **self.values}).encode()
         blocks = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        block = save({**blocks, _VALUES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
-        return _FRAME.pack(len(block), hashlib.sha256(block).digest()) + block
+        block = save({**blocks, VALUES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+        return FRAME.pack(len(block), hashlib.sha256(block).digest()) + block
 
     @classmethod
     def from_block(cls, block: bytes) -> "Record":
         tensors = load(block)
-        values = json.loads(bytes(tensors.pop(_VALUES).numpy()))
+        values = json.loads(bytes(tensors.pop(VALUES).numpy()))
         record = cls(values.pop("kind"), values, tensors, values.pop("latest", ()))
         if not set(record.latest) <= set(tensors):
             raise ValueError("the latest of tensors that are not there")
@@ -145,7 +142,7 @@ class Checkpoint:
                 # A block is 8 bytes and a JSON object: wherever one might begin, see whether the rest is a record.
                 place = damage
                 while (place := content.find(b'{"', place + 1)) >= 0:
-                    begin = place - 8 - _FRAME.size
+                    begin = place - 8 - FRAME.size
                     if begin > damage:
                         file.seek(begin)
                         yield from _records(file)
@@ -170,8 +167,8 @@ class Checkpoint:
         """Whether the file ends in the middle of what begins there, so far as it can tell."""
         with open(self.path, "rb") as file:
             file.seek(begin)
-            frame = file.read(_FRAME.size)
-            short = len(frame) < _FRAME.size or _FRAME.unpack(frame)[0] > self.path.stat().st_size - file.tell()
+            frame = file.read(FRAME.size)
+            short = len(frame) < FRAME.size or FRAME.unpack(frame)[0] > self.path.stat().st_size - file.tell()
         return short and next(self.behind_damage(), None) is None
 
     def append(self, record: Record) -> None:
@@ -291,10 +288,10 @@ def _records(file: BinaryIO) -> Iterator[Record]:
     """The whole records from where ``file`` stands; afterwards it stands behind the last of them."""
     while True:
         begin = file.tell()
-        frame = file.read(_FRAME.size)
-        if len(frame) < _FRAME.size:
+        frame = file.read(FRAME.size)
+        if len(frame) < FRAME.size:
             break
-        length, digest = _FRAME.unpack(frame)
+        length, digest = FRAME.unpack(frame)
         if length > os.fstat(file.fileno()).st_size - file.tell():
             break  # before so much is read: a damaged length may be more than memory holds
         block = file.read(length)
