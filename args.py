@@ -165,7 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--classes-per-task",
         type=_number(int, 1),
         metavar="N",
-        help="for sets split by class (default: the set's own)",
+        help="for sets split by class (default: the set's own; of SplitImageNet 1,000 / --num-tasks)",
     )
     add("--workers", type=_number(int, 0, 1024), default=4, help="processes that decode images (ImageNet)")
     add("--batch-size", type=_number(int, 1), default=128, help="images in a training batch")

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from data import DATASETS
-from data.base import TaskDataset
+from data.base import SplitByClass, TaskDataset
 from models import Builder, get_model, multitask
 from models.norms import is_statistic
 from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
@@ -156,7 +156,8 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         UserError: something does not.
     """
     if data.num_classes > args.output_size:
-        raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs")
+        hint = "; --classes-per-task makes smaller tasks" if isinstance(data, SplitByClass) else ""
+        raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs{hint}")
     if args.conv_type == "MaskConv" and len(tasks_to_learn(args)) > 1:
         raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
@@ -292,7 +293,8 @@ def train(
     """Train tasks at once; their accuracies after each epoch. A signal leaves them where a later run can go on.
 
     Raises:
-        Stopped: there was a signal, or a task failed.
+        Stopped: there was a signal, the data could not be served, or a task failed.
+        UserError: a file of the data cannot be read.
     """
     train_loader, val_loader = data.loaders(group)
     trainer.begin_tasks(group)
@@ -316,7 +318,7 @@ def train(
                     folder.tensorboard.add_scalar(name, value, step)
             if trainer.reached_limit:
                 break
-    except Stopped:
+    except (Stopped, UserError):  # of a signal, or of data that cannot be read, both between two batches
         memory.unfinished.keep(accuracies)
         raise
     if not trainer.given_up:

@@ -72,7 +72,7 @@ class TaskDataset:
         workers: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.choose_classes(classes_per_task)
+        self.choose_classes(classes_per_task, num_tasks)
         self.num_tasks = self.default_tasks if num_tasks is None else num_tasks
         if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
             limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
@@ -83,7 +83,7 @@ class TaskDataset:
         self.open(root)
         self.update_task(0)
 
-    def choose_classes(self, classes_per_task: int | None) -> None:
+    def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         """Take the number of classes of a task that the user chose, before anything is read.
 
         Raises:
@@ -182,7 +182,7 @@ class SplitByClass(TaskDataset):
     base_classes: int  # of the set that is split
     split_seed: int | None = None  # decides the order of the classes; None: the run's seed does
 
-    def choose_classes(self, classes_per_task: int | None) -> None:
+    def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         if classes_per_task is not None:
             if not 1 <= classes_per_task <= self.base_classes:
                 raise UserError(f"--classes-per-task {classes_per_task}: there are {self.base_classes} classes")

@@ -2,24 +2,83 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
+import multiprocessing
 import os
+import re
+import signal
+import sys
+import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing import connection
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from data.base import SplitByClass
 from data.loader import Loader, Preparation
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.seeding import generator
 from utils.signals import ignore
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIZE, RESIZED = 224, 256
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = tuple[str, int, tuple[int | str, ...]]  # path, label, key of the generator that augments it
+
+
+def read_image(path: str) -> Image.Image:
+    """The image of a file in 8 bits a channel, mode RGB; the first one of several.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from PIL import Image  # takes a while to import, and only wanted here
+
+    try:
+        # What Pillow warns of (odd metadata, a size that is large but allowed) is nothing that a user should mend.
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = Image.open(file)
+            image.load()
+            if image.format == "JPEG":
+                _check_end(file)
+            return _eight_bits(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); replace it") from None
+
+
+def _check_end(file: BinaryIO) -> None:
+    """See that a JPEG has its end, and not the zeros that a crash leaves: Pillow would take these for grey."""
+    file.seek(-2, os.SEEK_END)
+    if file.read() == b"\0\0":
+        file.seek(0)
+        if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ValueError("its end is zeros")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits on the scale of 8, for Pillow would cut all above 255 off."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values, largest = np.asarray(image), 1 if image.mode == "F" else 2**16 - 1
+    if not (values.min() >= 0 and values.max() <= largest):
+        raise ValueError(f"values of mode {image.mode} go from {values.min()} to {values.max()}, not 0 to {largest}")
+    return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
 
 
 class _Decoder(Dataset):
@@ -36,13 +95,8 @@ class _Decoder(Dataset):
 
     def __getitem__(self, item: Item) -> tuple[Tensor, int]:
         """An image uint8 [3, 224, 224] and its label."""
-        from torchvision.datasets.folder import pil_loader
-
         path, label, key = item
-        try:
-            image = pil_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); replace it") from None
+        image = read_image(path)
         # torchvision draws from the global generator: each image has it to itself, under its own key, so that the
         # number of workers and the order of images change nothing.
         with torch.random.fork_rng(devices=[]):
@@ -60,16 +114,38 @@ class _Batches(Sampler[list[Item]]):
         return iter(self.batches)
 
 
-def _ignore_signals(_: int) -> None:
-    """A worker ends when its run does, which first finishes its batch."""
+def _start_worker(_: int) -> None:
+    """A worker leaves signals to its run, which first finishes its batch, and does not outlive a failure to answer."""
     ignore()
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    # By default a batch that could not be sent is dropped, and the run waits for it for ever.
+    print(f"a process that decodes images: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    if items:
-        return default_collate(items)
-    # A process's share of a small batch may be nothing.
-    return torch.empty(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    if not items:  # a process's share of a small batch may be nothing
+        return torch.empty(0, 3, SIZE, SIZE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    try:
+        x, y = default_collate(items)
+        if get_worker_info() is not None:  # here, where an error reaches the run, and not when it is sent
+            x.share_memory_(), y.share_memory_()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"shared memory (/dev/shm) has no room for a batch of images ({reason}); "
+            "make it larger or the batch smaller, or do without: --workers 0"
+        ) from None
+    return x, y
+
+
+def _kill(workers: list[multiprocessing.Process]) -> None:
+    """End processes that leave SIGTERM to another."""
+    for worker in workers:
+        worker.kill()
 
 
 class FolderLoader(Loader):
@@ -105,9 +181,10 @@ class FolderLoader(Loader):
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             collate_fn=_collate,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # nothing is drawn from it, and the global one is left alone
         )
+        self._workers: list[multiprocessing.Process] = []
 
     def serve(self, task: int, images: list[tuple[str, int]]) -> None:
         """Serve ``images``, paths and labels, of ``task``."""
@@ -125,36 +202,138 @@ class FolderLoader(Loader):
         self._batches.batches = [
             items[index * size : (index + 1) * size][self.share] for index in range(self.start, len(self))
         ]
+        for x, y in self._decode():
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches as the workers give them.
+
+        Raises:
+            UserError: an image cannot be read.
+            Stopped: a worker has died.
+        """
         try:
-            for x, y in self._decoded:
-                yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            yield from self._start()
         except UserError as error:  # from a worker it comes with that worker's traceback in front
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+        except (EOFError, OSError, RuntimeError) as error:
+            if not self._workers or "Original Traceback" in str(error):  # a bug in what decodes
+                raise
+            connection.wait([worker.sentinel for worker in self._workers], 1)  # it may be about to end
+            ends = [worker.exitcode for worker in self._workers if worker.exitcode is not None]
+            if not ends:
+                raise Stopped(f"the processes that decode images: {str(error).splitlines()[0]}") from error
+            how = f"status {ends[0]}" if ends[0] >= 0 else signal.Signals(-ends[0]).name
+            raise Stopped(
+                f"a process that decodes images has ended by {how}: memory, or shared memory (/dev/shm), may be short; "
+                f"--workers {len(self._workers) // 2} needs less of it"
+            ) from error
+
+    def _start(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Begin an epoch; the first one starts the workers."""
+        handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        batches = iter(self._decoded)
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            # By torch's handler the death of a worker would be an error in the middle of a step; it is found out anyway
+            # when a batch of that worker is waited for.
+            signal.signal(signal.SIGCHLD, handler)
+        if not self._workers and self._decoded.num_workers:
+            self._workers = list(set(multiprocessing.active_children()) - others)
+            # A program that ends by an error may still hold this loader. It then sends SIGTERM to its workers, which
+            # these ignore, and waits for them for ever.
+            atexit.register(_kill, self._workers)
+        return batches
+
+
+# What other programs leave beside a user's own files: hidden folders, and those of network drives and systems.
+_LEFT_BEHIND = (".", "@", "#", "$", "__MACOSX", "lost+found", "System Volume Information")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder of the user's."""
+    try:
+        return not entry.name.startswith(_LEFT_BEHIND) and entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def find_images(folder: str) -> Iterator[tuple[str, str]]:
+    """The images below a folder, as (folder, name), in no order.
+
+    Raises:
+        UserError: a folder cannot be read, or what is called an image is no file.
+    """
+    todo, seen = [folder], set()
+    try:
+        while todo:
+            here = todo.pop()
+            about = os.stat(here)
+            if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if _is_folder(entry):
+                        todo.append(entry.path)
+                    elif entry.name.lower().endswith(_EXTENSIONS) and not entry.name.startswith("."):
+                        if not (entry.is_file() or entry.is_dir()):
+                            raise UserError(f"{entry.path}: is no file; remove or replace it")
+                        if entry.is_file():
+                            yield here, entry.name
+    except OSError as error:
+        raise UserError(f"{error.filename or here}: {error.strerror}") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 class SplitImageNet(SplitByClass):
     """ImageNet in tasks of ten classes, 100 of them, the same for every seed.
 
     Reads ``<root>/imagenet/{train,val}/<class>/<image>``; nothing is downloaded. A class's number is the place of its
-    folder's name in the sorted list.
+    folder's name in the sorted list. Hidden files and folders, and those that other programs leave, are no images.
     """
 
     num_classes, base_classes = 10, 1000
     split_seed = 1
     input_shape = (3, SIZE, SIZE)
 
+    def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
+        """As the original: N tasks share all classes. One task alone is the first of the set's own."""
+        if classes_per_task is None and num_tasks is not None and num_tasks > 1:
+            classes_per_task, rest = divmod(self.base_classes, num_tasks)
+            if rest:
+                raise UserError(
+                    f"--num-tasks {num_tasks}: the {self.base_classes} classes cannot be shared out evenly to so many "
+                    "tasks; say how many each has with --classes-per-task"
+                )
+        super().choose_classes(classes_per_task, num_tasks)
+
     def open(self, root: str | Path | None) -> None:
         if root is None:
             raise UserError("--data is needed for SplitImageNet: the parent folder of imagenet/")
         self.folder = Path(root).expanduser() / "imagenet"
-        self.class_names = self._names("train")
-        different = set(self.class_names) ^ set(self._names("val"))
-        if different:
-            raise UserError(f"{self.folder}: train and val have different classes, such as {min(different)}")
+        self.class_names, others = self._names("train"), self._names("val")
+        for split, names, rest in (("train", self.class_names, others), ("val", others, self.class_names)):
+            if extra := sorted(set(names) - set(rest)):
+                raise UserError(
+                    f"{self.folder}: train has {len(self.class_names)} class folders and val {len(others)}; "
+                    f"only {split} has {_some(extra)}"
+                )
+        if len(others) != self.base_classes:
+            odd = [name for name in others if not re.fullmatch(r"n\d{8}", name)]
+            such = f"; others are not called like {_some(odd)}" if 0 < len(odd) < len(others) else ""
+            raise UserError(f"{self.folder}: has {len(others)} class folders, should have {self.base_classes}{such}")
         for task in range(self.num_tasks):
             for split in ("train", "val"):
                 for label in self.classes_of(task):
-                    self._check_class(self.folder / split / self.class_names[label])
+                    folder = self.folder / split / self.class_names[label]
+                    if next(find_images(str(folder)), None) is None:
+                        raise UserError(f"{folder}: has no images, and task {task} is made of this class")
         common = dict(seed=self.seed, device=self.device, workers=self.workers)
         self.train_loader = FolderLoader(True, batch_size=self.batch_size, share=self.share, **common)
         self.val_loader = FolderLoader(False, batch_size=self.test_batch_size, **common)
@@ -163,26 +342,19 @@ class SplitImageNet(SplitByClass):
         """The class folders of a split, sorted."""
         folder = self.folder / split
         try:
-            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+            with os.scandir(folder) as entries:
+                return sorted(entry.name for entry in entries if _is_folder(entry))
         except OSError as error:
             raise UserError(
-                f"SplitImageNet is missing: {folder}: {error.strerror}; put the class folders there, "
+                f"SplitImageNet is missing: {error.filename or folder}: {error.strerror}; put the class folders there, "
                 "they are not downloaded"
             ) from None
-        if len(names) != self.base_classes:
-            raise UserError(f"{folder}: has {len(names)} class folders, should have {self.base_classes}")
-        return names
-
-    def _check_class(self, folder: Path) -> None:
-        from torchvision.datasets.folder import is_image_file
-
-        if not any(is_image_file(entry.name) for entry in os.scandir(folder)):
-            raise UserError(f"{folder}: has no images")
 
     def serve(self, task: int) -> None:
-        from torchvision.datasets import ImageFolder
-        from torchvision.datasets.folder import IMG_EXTENSIONS
-
-        labels = {self.class_names[label]: place for place, label in enumerate(self.classes_of(task))}
+        labels = sorted((self.class_names[label], place) for place, label in enumerate(self.classes_of(task)))
         for split, loader in (("train", self.train_loader), ("val", self.val_loader)):
-            loader.serve(task, ImageFolder.make_dataset(str(self.folder / split), labels, IMG_EXTENSIONS))
+            images = []
+            for name, place in labels:
+                found = sorted(find_images(str(self.folder / split / name)))
+                images += [(os.path.join(*path), place) for path in found]
+            loader.serve(task, images)

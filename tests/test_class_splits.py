@@ -1,5 +1,11 @@
 """CIFAR and ImageNet, split by class, held against the slow and obvious way to make each batch. No network."""
 
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
+import main
 from data import DATASETS
 from data.cifar import crop_and_flip
-from utils.errors import UserError
+from data.imagenet import read_image
+from models import MODELS
+from models.small import FullyConnected
+from utils.checkpoint import Checkpoint
+from utils.errors import Stopped, UserError
 from utils.seeding import generator
 
+PROJECT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 
@@ -166,7 +179,8 @@ def imagenet(tmp_path_factory):
 
 
 def open_imagenet(root, **more):
-    return DATASETS["SplitImageNet"](root, num_tasks=2, batch_size=8, test_batch_size=7, **more)
+    flags = dict(num_tasks=2, classes_per_task=10, batch_size=8, test_batch_size=7)
+    return DATASETS["SplitImageNet"](root, **(flags | more))
 
 
 def test_imagenet_tasks_are_the_originals_whatever_the_seed(imagenet):
@@ -225,12 +239,181 @@ def test_imagenet_that_is_missing_is_refused_with_where_it_was_looked_for(tmp_pa
 
 def test_imagenet_with_a_class_too_few_or_without_images_is_refused(tmp_path, imagenet):
     with pytest.raises(UserError) as error:
-        DATASETS["SplitImageNet"](imagenet, num_tasks=3)
-    assert "n" in message(error) and message(error).endswith("has no images")
+        open_imagenet(imagenet, num_tasks=3)
+    folder = imagenet / "imagenet" / "train" / f"n{ORDER[20]:08d}"
+    assert message(error) == f"{folder}: has no images, and task 2 is made of this class"
     for split in ("train", "val"):
         (tmp_path / "imagenet" / split / "n1").mkdir(parents=True)
     with pytest.raises(UserError, match="has 1 class folders, should have 1000"):
         open_imagenet(tmp_path)
+
+
+@pytest.mark.parametrize("num_tasks, classes", [(None, 10), (1, 10), (2, 500), (8, 125), (1000, 1)])
+def test_imagenet_tasks_share_all_classes_as_the_originals(num_tasks, classes, monkeypatch):
+    monkeypatch.setattr(DATASETS["SplitImageNet"], "open", lambda self, root: None)
+    monkeypatch.setattr(DATASETS["SplitImageNet"], "serve", lambda self, task: None)
+    data = DATASETS["SplitImageNet"](None, num_tasks=num_tasks)
+    assert data.num_classes == classes and data.classes_of(0) == ORDER[:classes].tolist()
+    assert DATASETS["SplitImageNet"](None, num_tasks=num_tasks, classes_per_task=1).num_classes == 1
+    with pytest.raises(UserError, match="--num-tasks 3: .* evenly .* --classes-per-task"):
+        DATASETS["SplitImageNet"](None, num_tasks=3)
+
+
+@pytest.fixture
+def copy(imagenet, tmp_path):
+    """A copy of the images of ``imagenet`` to spoil: ``copy(split, place in ORDER) -> that class's folder``."""
+
+    def folder(split: str, place: int) -> Path:
+        return tmp_path / "imagenet" / split / f"n{ORDER[place]:08d}"
+
+    shutil.copytree(imagenet / "imagenet", tmp_path / "imagenet")
+    folder.root = tmp_path
+    return folder
+
+
+def save_all(folder: Path, name: str, values: np.ndarray, *modes: str, **more) -> None:
+    image = Image.fromarray(values)
+    for mode in modes:
+        image = image.convert(mode)
+    image.save(folder / name, **more)
+
+
+def test_copies_and_what_other_programs_leave_are_no_images_and_no_classes(copy):
+    before = [open_imagenet(copy.root).val_loader.images, open_imagenet(copy.root).train_loader.images]
+    for split in ("train", "val"):
+        for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN"):
+            for above in (copy(split, 0), copy(split, 0).parent):
+                (above / name / "deep").mkdir(parents=True)
+                shutil.copy(copy(split, 0) / "0.png", above / name / "deep" / "0-checkpoint.png")
+        (copy(split, 0) / "@eaDir" / "0.png").mkdir()
+        for name in ("._0.png", ".0.png", "Thumbs.db", ".DS_Store", "desktop.ini"):
+            (copy(split, 0) / name).write_bytes(b"\0\5\26\7")
+            (copy(split, 0).parent / name).write_bytes(b"\0\5\26\7")
+        (copy(split, 0) / "again").symlink_to(".")
+        (copy(split, 0) / "itself").symlink_to("itself")
+    data = open_imagenet(copy.root)
+    assert [data.val_loader.images, data.train_loader.images] == before
+
+
+def test_images_in_folders_of_a_class_come_in_torchvisions_order(copy):
+    for name in ("a", "a-b", "a/c"):
+        (copy("train", 1) / name).mkdir()
+        for image in ("2.PNG", "1.png"):
+            shutil.copy(copy("train", 1) / "0.png", copy("train", 1) / name / image)
+    data = open_imagenet(copy.root)
+    classes = {f"n{ORDER[place]:08d}": place for place in range(10)}
+    expected = ImageFolder.make_dataset(str(copy.root / "imagenet" / "train"), classes, (".png",))
+    assert data.train_loader.images == expected and len(expected) == 26
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_folder_too_many_is_named(split, copy):
+    (copy.root / "imagenet" / split / "extra").mkdir()
+    with pytest.raises(UserError, match=f"train has 100. class folders and val 100.; only {split} has extra"):
+        open_imagenet(copy.root)
+    other = {"train": "val", "val": "train"}[split]
+    (copy.root / "imagenet" / other / "extra").mkdir()
+    with pytest.raises(UserError, match="1001 class folders, should have 1000; .* extra"):
+        open_imagenet(copy.root)
+
+
+def test_a_class_with_nothing_but_copies_has_no_images(copy):
+    for path in copy("val", 13).iterdir():
+        path.rename(path.with_name(f"._{path.name}"))
+    with pytest.raises(UserError, match=f"{copy('val', 13)}: has no images, and task 1 is made of this class"):
+        open_imagenet(copy.root)
+
+
+def test_what_is_called_an_image_and_is_no_file_is_named_and_not_waited_for(copy):
+    path = copy("val", 3) / "2.png"
+    for make in (os.mkfifo, lambda path: path.symlink_to(path.name), lambda path: path.symlink_to("gone.png")):
+        make(path)
+        with pytest.raises(UserError, match=f"{path}: "):
+            open_imagenet(copy.root)
+        path.unlink()
+
+
+def test_a_class_folder_without_permission_is_named(copy, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):  # what permissions do to anyone but root
+        if Path(path).name == copy("train", 4).name:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"{copy('train', 4)}: Permission denied"):
+        open_imagenet(copy.root)
+
+
+RAMP = (np.add.outer(np.arange(300), np.arange(300)) % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "name, values, modes",
+    [
+        ("16-bit.png", RAMP.astype(np.uint16) * 257, []),
+        ("16-bit.tiff", RAMP.astype(np.uint16) * 257, []),
+        ("big-endian.tiff", RAMP.astype(">u2") * 257, []),
+        ("32-bit.tiff", RAMP.astype(np.int32) * 257, []),
+        ("float.tiff", RAMP.astype(np.float32) / 255, []),
+        ("grey.png", RAMP, []),
+        ("alpha.png", RAMP, ["RGBA"]),
+        ("grey alpha.png", RAMP, ["LA"]),
+        ("palette.png", RAMP, ["P"]),
+        ("cmyk.tiff", RAMP, ["RGB", "CMYK"]),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_every_type_of_image_keeps_its_brightness(name, values, modes, tmp_path):
+    save_all(tmp_path, name, values, *modes)
+    image = read_image(str(tmp_path / name))
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.repeat(RAMP[..., None], 3, 2))
+
+
+def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path):
+    for name in ("a.webp", "a.png", "a.tiff"):
+        more = dict(save_all=True, append_images=[Image.fromarray(255 - RAMP)])
+        save_all(tmp_path, name, RAMP, **more, **(dict(lossless=True) if name == "a.webp" else {}))
+        assert np.array_equal(np.asarray(read_image(str(tmp_path / name)))[..., 0], RAMP)
+
+
+def spoiled(path: Path, kind: str) -> None:
+    """Write an image that cannot be read."""
+    if kind == "zero bytes":
+        path.write_bytes(b"")
+    elif kind == "junk":
+        path.write_bytes(b"junk" * 99)
+    elif kind == "too large":
+        path.write_bytes(b"")
+        Image.new("1", (13500, 13500)).save(path, "png")
+    elif kind == "beyond 16 bits":
+        Image.fromarray(RAMP.astype(np.int32) * 99999).save(path, "tiff")
+    elif kind == "floats beyond 1":
+        Image.fromarray(RAMP.astype(np.float32)).save(path, "tiff")
+    else:  # cut, a hole
+        noise = np.random.RandomState(0).randint(0, 256, (90, 90, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(path, "jpeg")
+        whole = path.read_bytes()
+        half = len(whole) // 2
+        path.write_bytes(whole[:half] + (bytes(len(whole) - half) if kind == "hole" else b""))
+
+
+@pytest.mark.parametrize(
+    "kind", ["zero bytes", "junk", "too large", "beyond 16 bits", "floats beyond 1", "cut", "hole"]
+)
+def test_an_image_that_cannot_be_read_is_named(kind, tmp_path):
+    path = tmp_path / "image.png"
+    spoiled(path, kind)
+    with pytest.raises(UserError) as error:
+        read_image(str(path))
+    assert message(error).startswith(f"{path}: cannot be read (") and len(message(error)) < len(str(path)) + 300
+
+
+def test_zeros_behind_the_end_of_a_jpeg_are_no_hole(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + bytes(99))
+    assert read_image(str(tmp_path / "a.jpg")).size == RAMP.shape
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -244,6 +427,97 @@ def test_an_image_that_cannot_be_read_is_named_in_one_line(imagenet, workers):
     finally:
         path.write_bytes(whole)
     assert message(error).startswith(f"{path}: cannot be read")
+
+
+# Workers that fail
+
+# Sends the signal that it is told to the workers, while the second batch is trained.
+RUN = """
+import multiprocessing, os, sys
+import main
+from models import MODELS
+from trainers import DefaultTrainer
+from tests.test_class_splits import Tiny
+
+
+def step(trainer, x, y, before=DefaultTrainer.step):
+    global batches
+    batches += 1
+    if batches == 2 and number:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+    return before(trainer, x, y)
+
+
+MODELS["Tiny"], DefaultTrainer.step = Tiny, step
+number, batches = int(sys.argv.pop(1)), 0
+sys.exit(main.main(sys.argv[1:]))
+"""
+FLAGS = (
+    "--set SplitImageNet --model Tiny --num-tasks 1 --batch-size 2 --epochs 1 --threads 1 --multigpu cpu --workers 1"
+)
+FLAGS += " --adaptor gt --output-size 10 --name run --data"
+
+
+class Tiny(FullyConnected):
+    """A network of four units a layer."""
+
+    def __init__(self, builder, input_shape, output_size):
+        super().__init__(builder, (4, 4), input_shape, output_size)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "training image", "test image"])
+def test_a_run_whose_worker_fails_ends_with_one_line_and_goes_on_where_it_was(how, copy, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    argv, whole, cut = [*FLAGS.split(), str(copy.root), "--log-dir"], str(tmp_path / "whole"), str(tmp_path / "cut")
+    assert main.main([*argv, whole]) == 0
+
+    image = copy("val" if how == "test image" else "train", 3) / "1.png"
+    content, number, said = image.read_bytes(), 0, f"{image}: cannot be read"
+    if how == "SIGKILL":
+        number, said = signal.SIGKILL, "ended by SIGKILL: memory, or shared memory (/dev/shm), may be short"
+    else:
+        image.write_bytes(b"junk")
+    called = [sys.executable, "-c", RUN, str(int(number)), *argv, cut]
+    ended = subprocess.run(called, cwd=PROJECT, capture_output=True, text=True, timeout=100)
+    image.write_bytes(content)
+    assert ended.returncode == 1 and said in ended.stderr, ended.stderr
+    assert len(ended.stderr.splitlines()) == 1 and "batches of task 0" in ended.stderr, ended.stderr
+
+    assert (tmp_path / "cut" / "run" / "training.pt").exists()
+    assert main.main([*argv, cut, "--resume"]) == 0
+    records = [Checkpoint(tmp_path / name / "run" / "checkpoint.pt").read()[0] for name in ("whole", "cut")]
+    a, b = ({name: value for record in each for name, value in record.tensors.items()} for each in records)
+    assert a and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_a_program_that_ends_by_an_error_does_not_wait_for_its_workers(copy):
+    (copy("train", 3) / "1.png").write_bytes(b"junk")
+    program = "import sys; from data import DATASETS; "
+    program += "data = DATASETS['SplitImageNet'](sys.argv[1], num_tasks=1, workers=2, batch_size=4)\n"
+    program += "batches = [x for x, y in data.train_loader]"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, copy.root], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1 and "UserError" in ended.stderr
+
+
+def test_shared_memory_without_room_is_said_and_not_waited_for(imagenet, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)\nfurther")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(UserError) as error:
+        everything(open_imagenet(imagenet, workers=1).train_loader)
+    assert message(error).startswith("shared memory (/dev/shm) has no room") and "--workers 0" in message(error)
+    everything(open_imagenet(imagenet).train_loader)
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(imagenet, monkeypatch):
+    monkeypatch.setattr("data.imagenet.default_collate", lambda items: (torch.zeros(1).share_memory_(), lambda: 0))
+    monkeypatch.setattr("data.imagenet.get_worker_info", lambda: None)
+    with pytest.raises(Stopped, match="a process that decodes images has ended by status 1"):
+        everything(open_imagenet(imagenet, workers=1).train_loader)
 
 
 # Real data
