@@ -408,6 +408,15 @@ def coefficient_gradients(
     return sum(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in factors)
 
 
+def whole_coefficient_gradients(model: nn.Module, tasks: Sequence[int], gradients: dict[str, Tensor]) -> Tensor:
+    """``∂L/∂alphas`` of ``b`` losses from ``∂L/∂W_eff`` of every layer, by the names of ``superpose``: (b, k)."""
+    layers = dict(_named(model, SuperposedModule))
+    return sum(
+        layers[name.removesuffix(".effective")].whole_coefficient_gradients(tasks, gradient)
+        for name, gradient in gradients.items()
+    )
+
+
 def smallest_derivatives(
     model: nn.Module, tasks: Sequence[int], inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
 ) -> Tensor:
@@ -505,6 +514,11 @@ def can_superpose(model: nn.Module) -> bool:
     """Whether tasks can be superposed: some layer has masks or the like, and no layer stands in the way."""
     layers = [type(module) for _, module in _named(model, MultitaskModule)]
     return superposed_size(model) > 0 and all(layer.superpose is not MultitaskModule.superpose for layer in layers)
+
+
+def is_factored(model: nn.Module) -> bool:
+    """Whether every layer that can be superposed takes ``∂L/∂W_eff`` in factors."""
+    return all(module.factored for _, module in _named(model, SuperposedModule))
 
 
 def superposed_size(model: nn.Module) -> int:

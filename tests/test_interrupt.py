@@ -265,7 +265,7 @@ def test_when_another_process_of_the_run_ends_the_run_stops_with_one_line_of_its
 
 def test_nothing_is_written_inside_a_short_task(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("trainers.unfinished.write_record", lambda path, record: written.append(path))
+    monkeypatch.setattr("trainers.unfinished.write_records", lambda path, record: written.append(path))
     assert call_main(tmp_path, "--adaptor", "gt") == 0
     assert not written
 

@@ -74,10 +74,31 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
+    if not multitask.is_factored(model):
+        return _alpha_gradients_whole(model, tasks, alphas, images, objective, tile_bytes)
     gradients = torch.empty(len(images), len(tasks), device=images.device)
     for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
         gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
     return gradients
+
+
+def _alpha_gradients_whole(
+    model: nn.Module, tasks: Sequence[int], alphas: Tensor, images: Tensor, objective: Objective, tile_bytes: int
+) -> Tensor:
+    """``alpha_gradients`` by a backward pass for each batch by itself, to the superposed weights: for any network."""
+    shared, parts = alphas.ndim == 1, []
+    for tile in tiles(len(images), max(1, tile_bytes // (4 * multitask.superposed_size(model)))):
+        found: list[tuple[Tensor, ...]] = []
+        for batch in range(tile.start, tile.stop):
+            if not shared or batch == 0:
+                weights = multitask.superpose(model, tasks, alphas if shared else alphas[batch])
+            with torch.enable_grad():
+                for weight in weights.values():
+                    weight.requires_grad_()
+                found.append(torch.autograd.grad(objective(model(images[batch])), list(weights.values())))
+        stacked = {name: torch.stack(each) for name, each in zip(weights, zip(*found, strict=True), strict=True)}
+        parts.append(multitask.whole_coefficient_gradients(model, tasks, stacked))
+    return torch.cat(parts)
 
 
 def _backward(
@@ -129,8 +150,11 @@ def one_shot(
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
-    best = torch.empty(len(images), dtype=torch.int64, device=images.device)
     alphas = uniform(len(tasks), images.device)
+    if not multitask.is_factored(model):
+        best = alpha_gradients(model, tasks, alphas, images, objective, tile_bytes).argmin(dim=1)
+        return torch.tensor(tasks, device=images.device)[best]
+    best = torch.empty(len(images), dtype=torch.int64, device=images.device)
     for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
         best[members] = multitask.smallest_derivatives(model, tasks, inputs, output_gradients)
     return torch.tensor(tasks, device=images.device)[best]

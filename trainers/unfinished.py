@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainers.default import DefaultTrainer
-from utils.checkpoint import Checkpoint, Record, write_record
+from utils.checkpoint import Checkpoint, Record, write_records
 from utils.errors import UserError
 
 NAME = "training.pt"
@@ -79,7 +79,7 @@ class Unfinished:
         if self.trainer.healthy:
             tasks = self.trainer.tasks
             values = {"settings": self.settings, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
-            write_record(self.path, Record("training", values, self.trainer.training_record()))
+            write_records(self.path, Record("training", values, self.trainer.training_record()))
             self._say()
 
     def keep_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:

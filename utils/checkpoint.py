@@ -230,13 +230,13 @@ class Checkpoint:
         self._dead, self._end = 0, self.size()
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a checkpoint that holds one record in the place of the one that is there, which stays until it is proved.
+def write_records(path: Path, *records: Record) -> None:
+    """Write a checkpoint that holds these records in the place of the one there, which stays until it is proved.
 
     Raises:
         OSError: there is no room, or what was written does not read back.
     """
-    data = MAGIC + record.to_bytes()
+    data = MAGIC + b"".join(record.to_bytes() for record in records)
     replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
 
 

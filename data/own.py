@@ -1,0 +1,114 @@
+"""Data of the user's own, in whatever form they come: batches that training and tests can go through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.seeding import generator
+
+
+class OwnLoader:
+    """Batches (x float32 (batch, ...), y int64 (batch,)) of what the user gave, on the device of the run.
+
+    Args:
+        data: arrays or tensors (x, y), of which x (N, ...) is cut into batches, in training in an order drawn from
+            ``(seed, task, epoch)``; or any iterable of batches (x, y), such as a ``torch.utils.data.DataLoader``, which
+            keeps its own order. One that can be gone through only once is read into memory. Images of type uint8
+            become numbers in [0, 1].
+        outputs: labels lie in [0, outputs).
+        batch_size: of arrays.
+        shuffle: whether arrays are served in another order in every epoch.
+
+    Attributes:
+        num_images: how many images there are; known once all were served.
+
+    Raises:
+        ValueError: there are no data, or x and y do not fit each other.
+    """
+
+    def __init__(
+        self,
+        data: Iterable[Any],
+        outputs: int,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 128,
+        shuffle: bool = False,
+        seed: int = 0,
+        task: int = 0,
+    ) -> None:
+        self.outputs, self.batch_size, self.device = outputs, batch_size, torch.device(device)
+        self.shuffle, self.key = shuffle, (seed, task)
+        self.arrays: tuple[Tensor, Tensor] | None = None
+        if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
+            self.arrays = self._checked(*data)
+            self.num_images = len(self.arrays[1])
+            self.batches = range(0, self.num_images, batch_size)
+        else:
+            # An iterator is its own iterable: the second epoch would find nothing.
+            self.batches = list(data) if iter(data) is data or not hasattr(data, "__len__") else data
+            self.num_images = 0
+        if len(self.batches) == 0:
+            raise ValueError("there is no batch (x, y) in the data")
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch to iterate over, and its first batch."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images = 0
+        for index, (x, y) in enumerate(self._pairs()):
+            images += len(y)
+            if index >= self.start:
+                yield x.to(self.device), y.to(self.device)
+        self.num_images = images
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.arrays is None:
+            for batch in self.batches:
+                try:
+                    x, y = batch
+                except (TypeError, ValueError):
+                    raise ValueError(f"a batch is a pair (x, y), not {type(batch).__name__}") from None
+                x, y = self._checked(x, y)
+                yield _numbers(x), y
+            return
+        x, y = self.arrays
+        rows = torch.arange(len(y))
+        if self.shuffle:
+            seed, task = self.key
+            rows = torch.randperm(len(y), generator=generator(seed, "order", task, self.epoch))
+        for start in self.batches:
+            some = rows[start : start + self.batch_size]
+            yield _numbers(x[some]), y[some]
+
+    def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
+        """x and y (int64) as tensors.
+
+        Raises:
+            ValueError: they are not as many images as labels, or labels are no whole numbers in [0, outputs).
+        """
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        if y.ndim != 1 or x.ndim < 2 or len(x) != len(y):
+            raise ValueError(
+                f"x {tuple(x.shape)} and y {tuple(y.shape)} should be (batch, ...) and (batch,), "
+                "as many images as labels"
+            )
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            raise ValueError(f"labels are whole numbers, not {y.dtype}")
+        if len(y) and not (0 <= y.min() and y.max() < self.outputs):
+            raise ValueError(f"labels go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
+        return x, y.long()
+
+
+def _numbers(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()

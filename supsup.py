@@ -1,0 +1,388 @@
+"""SupSup in Python: one frozen network, a mask for each task, and the task of new data inferred from a gradient.
+
+    from supsup import SupSup
+
+    net = SupSup(my_model, outputs=100)
+    net.learn("cats", loader, epochs=3)
+    net.infer(x)
+
+See ``SupSup``.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.own import OwnLoader
+from models import Builder, get_model, multitask
+from models.convert import convert
+from models.masked import Masked
+from trainers.adaptors import InferenceOptions, TaskScore, alpha_gradients, entropy, evaluate, superfluous, uniform
+from trainers.default import DefaultTrainer, TrainingOptions
+from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
+from utils.seeding import generator
+
+KIND = "supsup"  # of the first record of a saved file
+ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
+MASKED_LAYERS = {"threshold": "FastMultitaskMaskConv", "top-k": "MultitaskMaskConv"}  # of the project's own networks
+
+
+class SupSup:
+    """A frozen network that learns tasks by name, each as a mask of one bit a weight, and forgets none.
+
+    Tasks may be added at any time; what was learned before never changes by a bit. A task depends on the seed and on
+    how many were learned before it, on nothing else.
+
+    Args:
+        model: any ``nn.Module`` made of Linear, Conv and attention layers, of which a converted copy is taken (see
+            ``models.convert``); or the name of one of the project's networks, such as ``"LeNet"``, or
+            ``"torchvision:NAME"``.
+        outputs: of the network, the superfluous ones included: more outputs than classes make inference sharper.
+        input_shape: (channels, height, width) of an image, which the project's networks must know.
+        masks: ``threshold``, ``M = [S >= 0]``; or ``top-k``, the fraction ``sparsity`` of the largest ``|S|``.
+        sparsity, er_sparsity: of top-k masks; with ``er_sparsity`` the multiplier of the Erdős–Rényi budget.
+        weights: how the frozen weights are drawn, a name such as ``signed_constant`` (see ``models.init``); ``None``
+            keeps those of ``model``, as for one that was trained before.
+        norms: ``task``, batch norms keep running statistics for each task; ``batch``, they use those of the batch.
+        real_neurons: outputs that stand for classes; with it, tasks are inferred by the objective G over the others
+            (paper, section 3.4), without it by the entropy H of all.
+        seed: of everything random.
+        device: where the network lies and computes.
+
+    Attributes:
+        model: the network with masks.
+        tasks: the names of the learned tasks, in the order of learning.
+
+    Raises:
+        ValueError: the network has weights that cannot be masked, or other outputs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str,
+        outputs: int,
+        *,
+        input_shape: tuple[int, int, int] = (1, 28, 28),
+        masks: str = "threshold",
+        sparsity: float = 0.5,
+        er_sparsity: bool = False,
+        weights: str | None = "signed_constant",
+        norms: str = "task",
+        real_neurons: int | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if masks not in MASKED_LAYERS:
+            raise ValueError(f"masks={masks!r}: is not one of {', '.join(MASKED_LAYERS)}")
+        if real_neurons is not None and not 0 < real_neurons < outputs:
+            raise ValueError(f"real_neurons={real_neurons}: should be at least 1 and fewer than the outputs, {outputs}")
+        self.settings: dict[str, Any] = {
+            "model": model if isinstance(model, str) else None,
+            "outputs": outputs,
+            "input_shape": list(input_shape),
+            "masks": masks,
+            "sparsity": sparsity,
+            "er_sparsity": er_sparsity,
+            "weights": weights,
+            "norms": norms,
+            "real_neurons": real_neurons,
+            "seed": seed,
+        }
+        self.outputs, self.device, self.tasks = outputs, torch.device(device), []
+        self._seed, self._rng = seed, partial(generator, seed)
+        self.model = self._network(model).to(self.device).eval()
+        self._objective = entropy if real_neurons is None else partial(superfluous, real_neurons=real_neurons)
+
+    def _network(self, model: nn.Module | str) -> nn.Module:
+        s = self.settings
+        if isinstance(model, str) and not model.startswith("torchvision:"):
+            if s["weights"] is None:
+                raise ValueError(f"weights=None: {model} has none that were given; say how they are drawn")
+            norm = {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}[s["norms"]]
+            layers = Builder(
+                self._rng,
+                ROOM,
+                MASKED_LAYERS[s["masks"]],
+                norm,
+                s["weights"],
+                sparsity=s["sparsity"],
+                er_sparsity=s["er_sparsity"],
+            )
+            return get_model(model, layers, tuple(s["input_shape"]), self.outputs)
+        if isinstance(model, str):
+            model = torchvision_network(model.partition(":")[2], self.outputs, self._seed)
+        return convert(
+            model,
+            self._rng,
+            ROOM,
+            masks=s["masks"],
+            sparsity=s["sparsity"],
+            er_sparsity=s["er_sparsity"],
+            init=s["weights"],
+            norms=s["norms"],
+        )
+
+    def learn(
+        self,
+        name: str,
+        data: Iterable[Any],
+        *,
+        epochs: int = 1,
+        batch_size: int = 128,
+        optimizer: str = "rmsprop",
+        lr: float = 1e-3,
+        **options: Any,
+    ) -> float:
+        """Learn a task: a mask that answers its data.
+
+        Args:
+            name: of the task; new.
+            data: batches (x, y) in any form that ``data.own.OwnLoader`` takes: a ``DataLoader``, two arrays, a list.
+            epochs: passes over the data.
+            batch_size: of arrays.
+            optimizer, lr: of the scores.
+            options: more of ``trainers.TrainingOptions``, such as ``iter_lim`` or ``lr_policy``.
+
+        Returns:
+            The mean loss of the last epoch.
+
+        Raises:
+            ValueError: there is a task of that name, or the data are not batches with labels in [0, outputs).
+            RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
+        """
+        self._check_new(name)
+        number = len(self.tasks)
+        loader = OwnLoader(
+            data,
+            self.outputs,
+            device=self.device,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=self._seed,
+            task=number,
+        )
+        self._make_room(number + 1)
+        more = TrainingOptions(epochs=epochs, optimizer=optimizer, lr=lr, **options)
+        trainer = DefaultTrainer(self.model, more, self._rng)
+        trainer.begin_tasks([number])
+        for epoch in range(epochs):
+            (loss,) = trainer.train(loader, epoch)
+            if trainer.failed:
+                raise RuntimeError(next(iter(trainer.failed.values())))
+            if trainer.reached_limit:
+                break
+        for _ in trainer.end_tasks():
+            self.tasks.append(name)
+        self.model.eval()
+        return loss
+
+    def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
+        """How much each learned task explains a batch: ``-∂L/∂alpha`` of its coefficient (paper, equation 4).
+
+        Args:
+            x: a batch (batch, ...) of one task, as the network takes it.
+            images: from how many of its first images; None for all.
+
+        Returns:
+            A number a task, by name; the largest is that of the inferred task.
+
+        Raises:
+            ValueError: no task is learned.
+        """
+        self._check_learned()
+        numbers = range(len(self.tasks))
+        x = torch.as_tensor(x).to(self.device)[None, :images]
+        gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, self._objective)
+        return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
+
+    def infer(self, x: Tensor, images: int | None = None) -> str:
+        """The name of the task that a batch is of, by one gradient (paper, section 3.3).
+
+        Args, Raises: as ``scores``.
+        """
+        scores = self.scores(x, images)
+        return max(scores, key=scores.__getitem__)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, task: str | None = None) -> Tensor:
+        """What the network answers, float32 (batch, outputs), with the mask of ``task``; None infers it from x.
+
+        Raises:
+            ValueError: no task is learned, or none of that name.
+        """
+        self._check_learned()
+        multitask.select_task(self.model, self._number(self.infer(x) if task is None else task))
+        return self.model.eval()(torch.as_tensor(x).to(self.device))
+
+    def predict(self, x: Tensor, task: str | None = None) -> Tensor:
+        """The labels of a batch, int64 (batch,), with the mask of ``task``; None infers it from x.
+
+        Raises: as ``logits``.
+        """
+        return self.logits(x, task).argmax(dim=1)
+
+    def evaluate(
+        self,
+        data: Mapping[str, Iterable[Any]],
+        *,
+        images: int = 1,
+        batch_size: int = 128,
+        unshared_labels: bool = False,
+    ) -> dict[str, TaskScore]:
+        """Test tasks on their own data, with the task given and with the task inferred once for each batch.
+
+        Args:
+            data: for each task, by name, batches (x, y) in any form that ``learn`` takes.
+            images: from how many of the first images of a batch its task is inferred.
+            batch_size: of arrays.
+            unshared_labels: whether a batch whose task is inferred wrong is wrong as a whole.
+
+        Returns:
+            For each task its accuracies ``given`` and ``adapted`` (inferred) in [0, 1], and ``inferred_right``, the
+            share of batches whose task was inferred right.
+        """
+        self._check_learned()
+        loaders = {
+            self._number(name): OwnLoader(batches, self.outputs, device=self.device, batch_size=batch_size)
+            for name, batches in data.items()
+        }
+        real = self.settings["real_neurons"]
+        adaptor = "se_oneshot_entropy_minimization" if real is None else "se_oneshot_g_minimization"
+        options = InferenceOptions(images, real_neurons=real or self.outputs, unshared_labels=unshared_labels)
+        scores = evaluate(
+            self.model, _Tests(loaders), list(loaders), adaptor, options, candidates=range(len(self.tasks))
+        )
+        return dict(zip(data, scores, strict=True))
+
+    def save(self, path: str | Path) -> None:
+        """Keep all that was learned in one file: masks, and what no seed makes again.
+
+        The file holds tensors and JSON alone. It is there whole, or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        first = Record(KIND, {"settings": self.settings, "frozen": self._fingerprint()}, self._given())
+        tasks = [
+            Record("task", {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
+            for number, name in enumerate(self.tasks)
+        ]
+        write_records(Path(path).expanduser(), first, *tasks)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu"
+    ) -> "SupSup":
+        """What ``save`` kept, ready to infer, and to learn more.
+
+        Args:
+            model: the network, if ``SupSup`` was given one as a module; its weights do not matter.
+
+        Raises:
+            utils.errors.UserError: the file is missing or damaged, or is none of ``save``.
+            ValueError: it was made with another network.
+        """
+        path = Path(path).expanduser()
+        records, damaged = Checkpoint(path).read()
+        if damaged or not records or records[0].kind != KIND:
+            raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
+        settings = dict(records[0].values["settings"])
+        name, outputs = settings.pop("model"), settings.pop("outputs")
+        if (name is None) != (model is not None):
+            raise ValueError(
+                f"{path}: is of a network given as a module; give one of the same layers as model"
+                if name is None
+                else f"{path}: is of the network {name}, so no model is needed"
+            )
+        net = cls(name or model, outputs, **{**settings, "input_shape": tuple(settings["input_shape"])}, device=device)
+        multitask.load_shared_state(net.model, records[0].tensors)
+        if net._fingerprint() != records[0].values["frozen"]:
+            raise ValueError(f"{path}: was made over other frozen weights than this network has here")
+        net._take(path, records[1:])
+        return net
+
+    def merge(self, path: str | Path) -> None:
+        """Take the tasks of another file of ``save``, learned elsewhere over the same frozen weights.
+
+        Raises:
+            utils.errors.UserError: the file is missing or damaged.
+            ValueError: its weights are others, or it has a task of a name that is here already.
+        """
+        path = Path(path).expanduser()
+        records, damaged = Checkpoint(path).read()
+        if damaged or not records or records[0].kind != KIND:
+            raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
+        if records[0].values["frozen"] != self._fingerprint():
+            raise ValueError(f"{path}: its masks are over other frozen weights")
+        for record in records[1:]:
+            self._check_new(record.values["name"])
+        self._take(path, records[1:])
+
+    def _take(self, path: Path, records: list[Record]) -> None:
+        self._make_room(len(self.tasks) + len(records))
+        for record in records:
+            try:
+                multitask.load_task_state(self.model, len(self.tasks), named_part(record.tensors, "own"))
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}: does not fit this network: {error}") from None
+            self.tasks.append(record.values["name"])
+
+    def _given(self) -> dict[str, Tensor]:
+        """What tasks share and no seed makes."""
+        return {name: value.detach().cpu() for name, value in multitask.shared_state(self.model).items()}
+
+    def _fingerprint(self) -> str:
+        """A hash of all that is frozen: masks mean nothing over other weights."""
+        digest = hashlib.sha256()
+        weights = {name: module.weight for name, module in self.model.named_modules() if isinstance(module, Masked)}
+        for name, value in sorted((weights | self._given()).items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _make_room(self, tasks: int) -> None:
+        room = ROOM
+        while room < tasks:
+            room *= 2
+        multitask.make_room(self.model, room)
+
+    def _check_new(self, name: str) -> None:
+        if name in self.tasks:
+            raise ValueError(f"there is a task {name!r} already")
+
+    def _number(self, name: str) -> int:
+        if name not in self.tasks:
+            raise ValueError(f"no task {name!r} is learned; there are {', '.join(self.tasks)}")
+        return self.tasks.index(name)
+
+    def _check_learned(self) -> None:
+        if not self.tasks:
+            raise ValueError("no task is learned yet")
+
+
+class _Tests:
+    """The test batches of tasks, as ``trainers.adaptors.evaluate`` asks for them."""
+
+    def __init__(self, loaders: Mapping[int, OwnLoader]) -> None:
+        self.loaders = loaders
+
+    def update_task(self, task: int) -> None:
+        self.val_loader = self.loaders[task]
+
+
+def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
+    """A network of ``torchvision.models`` by its name, with random weights drawn from ``seed``.
+
+    Raises:
+        ValueError: torchvision has none of that name.
+    """
+    from torchvision import models  # takes a second to import
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.get_model(name, weights=None, num_classes=outputs)
