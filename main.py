@@ -364,11 +364,7 @@ def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
             lines.append("   ...")
     lines.append(line("mean", *map(mean, columns)))
     folder.log("\n".join(lines))
-    storage = memory.storage()
-    folder.log(
-        f"bytes of all masks: {storage.packed:,} bit-packed, {storage.csc16:,} as CSC-16, {storage.coded:,} coded, "
-        f"{storage.bound:,.0f} at the least; beside them {storage.batch_norm:,} of batch norm, {storage.other:,} other"
-    )
+    folder.log(str(memory.storage()))
     if args.export is not None:
         memory.export(Path(args.export))
         folder.log(f"exported: {args.export}")

@@ -131,14 +131,12 @@ class TaskDataset:
     def serve(self, task: int) -> None:
         """Make the loaders of ``task``."""
         base = self.base
-        shared = dict(mean=base.mean, std=base.std, view=self.view(task))
+        shared = dict(mean=base.mean, std=base.std, view=self.view(task), seed=self.seed, task=task)
         self.train_loader = BatchLoader(
             base.train_images,
             base.train_labels,
             batch_size=self.batch_size,
             shuffle=True,
-            seed=self.seed,
-            task=task,
             augment=self.augment,
             share=self.share,
             **shared,

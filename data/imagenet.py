@@ -152,7 +152,7 @@ class FolderLoader(Loader):
     """Serves (x float32 [B, 3, 224, 224], y int64 [B]) from image files, as ``BatchLoader`` does from tensors.
 
     Args:
-        augment: whether images are cropped and flipped at random, in an order of its own for each epoch.
+        augment: whether images are cropped and flipped at random, and each epoch has an order of its own.
         batch_size: images in a batch; the last one holds what is left.
         seed: of order and augmentation, together with task, epoch and image.
         device: where batches go.
@@ -171,7 +171,8 @@ class FolderLoader(Loader):
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.share = slice(share[0], None, share[1])
-        self.augment, self.batch_size, self.seed, self.device = augment, batch_size, seed, device
+        self.shuffle = augment
+        self.batch_size, self.seed, self.device = batch_size, seed, device
         self.prepare = Preparation(MEAN, STD, None, device)
         self._batches = _Batches()
         self._decoded = DataLoader(
@@ -193,11 +194,7 @@ class FolderLoader(Loader):
 
     def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
         key = (self.seed, "augment", self.task, self.epoch)
-        rows = range(self.num_images)
-        if self.augment:
-            order = generator(self.seed, "order", self.task, self.epoch)
-            rows = torch.randperm(self.num_images, generator=order).tolist()
-        items = [(*self.images[row], (*key, row)) for row in rows]
+        items = [(*self.images[row], (*key, row)) for row in self.order().tolist()]
         size = self.batch_size
         self._batches.batches = [
             items[index * size : (index + 1) * size][self.share] for index in range(self.start, len(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,11 +77,30 @@ class Preparation:
 
 
 class Loader(ABC):
-    """What every loader can say and be told: how many batches an epoch has, and which epoch is next."""
+    """What every loader can say and be told: how many batches an epoch has, and which epoch is next.
+
+    Attributes:
+        shuffle: whether each epoch has an order of its own, drawn from (seed, task, epoch).
+    """
 
     num_images: int
     batch_size: int
     prepare: Preparation
+    shuffle: bool
+    seed: int
+    task: int
+
+    def shuffled(self) -> Loader:
+        """The same images, in an order drawn from the seed and the task."""
+        loader = copy(self)
+        loader.shuffle = True
+        return loader
+
+    def order(self) -> Tensor:
+        """The places of the images in the order of this epoch: int64 [num_images]."""
+        if not self.shuffle:
+            return torch.arange(self.num_images)
+        return torch.randperm(self.num_images, generator=generator(self.seed, "order", self.task, self.epoch))
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -180,7 +200,8 @@ class BatchLoader(Loader):
         self.set_epoch(0)
 
     def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, order = self.epoch, self._order()
+        epoch, order = self.epoch, self.order().to(self.images.device)
+        order = order if self.rows is None else self.rows[order]  # rows of the base set
         for index in range(self.start, len(self)):
             rows = order[index * self.batch_size : (index + 1) * self.batch_size]
             x = self.images.index_select(0, rows)  # [B, C, H, W] uint8
@@ -189,13 +210,3 @@ class BatchLoader(Loader):
             x, rows = x[self.share], rows[self.share]  # after augmentation, so that it is that of the whole batch
             y = self.labels.index_select(0, rows)
             yield x, y if self.new_labels is None else self.new_labels[y]
-
-    def _order(self) -> Tensor:
-        """Rows of the base set in the order of this epoch: int64 [num_images]."""
-        if self.shuffle:
-            keyed = generator(self.seed, "order", self.task, self.epoch)
-            order = torch.randperm(self.num_images, generator=keyed)
-        else:
-            order = torch.arange(self.num_images)
-        order = order.to(self.images.device)
-        return order if self.rows is None else self.rows[order]

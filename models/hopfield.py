@@ -14,8 +14,8 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
 
     A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the
     mean of all masks it is all that recovery knows of them. The masks themselves are kept as bits, uint8
-    (num_tasks, ceil(d / 8)), to select a task that is given and to measure what is recovered; from them ``psi`` is made
-    again when a checkpoint is loaded.
+    (num_tasks, ceil(d / 8)), though recovery needs none: to select a task that is given, to measure what is recovered,
+    and to make ``psi`` again when a checkpoint is loaded, which is smaller for that.
     """
 
     eps = 1e-5  # as nn.BatchNorm2d
@@ -88,6 +88,9 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
     def load_task_state(self, task: int, state: dict[str, Tensor]) -> None:
         load_into(self.task_state(task), state)
         self._store(task)
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"psi": self.psi, "mean": self.mean}
 
     def begin_recovery(self) -> nn.Parameter:
         self.mask, self.scores = None, nn.Parameter(self.mean.clone())

@@ -12,6 +12,8 @@ Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and on
 
 def threshold(scores: Tensor) -> Tensor:
     """``M = [S >= 0]`` (paper, section 3.2): zeros and ones of the scores' shape and type."""
+    if torch.compiler.is_compiling():
+        return (scores >= 0).to(scores.dtype)  # see _times
     return torch.ge(scores, 0, out=torch.empty_like(scores))  # straight into the wanted type
 
 
@@ -62,7 +64,7 @@ class MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(size: Tensor, weight: Tensor, binarise: Binarise) -> Tensor:
-        return binarise(size).mul_(weight)
+        return _times(binarise(size), weight)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -71,7 +73,16 @@ class MaskedWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return gradient.mul_(weight), None, None
+        return _times(gradient, weight), None, None
+
+
+def _times(x: Tensor, weight: Tensor) -> Tensor:
+    """``x ⊙ weight`` in the place of ``x``; but not in compiled code.
+
+    There torch 2.11 passes no gradient through a ``Function`` that gives what it wrote into, in place or by ``out=``;
+    and the compiler saves copies by itself.
+    """
+    return x * weight if torch.compiler.is_compiling() else x.mul_(weight)
 
 
 def dropped_weights(shape: torch.Size | tuple[int, ...], sparsity: float, er_sparsity: bool) -> int:

@@ -169,6 +169,10 @@ class RecoveringModule(MultitaskModule):
     """A multitask layer that can recover a task's mask from a memory whose size does not grow with the tasks."""
 
     @abstractmethod
+    def memory(self) -> dict[str, Tensor]:
+        """All that recovery knows of the learned tasks, by name."""
+
+    @abstractmethod
     def begin_recovery(self) -> nn.Parameter:
         """Compute with a mask made of scores that start from what all tasks have in common; returns the scores."""
 
@@ -471,6 +475,15 @@ def _patches(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
         return x[..., ::stride, ::stride].flatten(3).mT.flatten(1, 2)
     patches = F.unfold(x.flatten(0, 1), kernel_size, padding=padding, stride=stride)  # (b * images, in * k², h' w')
     return patches.unflatten(0, x.shape[:2]).mT.flatten(1, 2)
+
+
+def recovery_memory(model: nn.Module) -> dict[str, Tensor]:
+    """All that recovery knows of the learned tasks, ``{layer.name: tensor}``."""
+    return {
+        f"{name}.{key}": value
+        for name, module in _named(model, RecoveringModule)
+        for key, value in module.memory().items()
+    }
 
 
 def begin_recovery(model: nn.Module) -> list[nn.Parameter]:

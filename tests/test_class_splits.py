@@ -204,6 +204,17 @@ def test_imagenet_test_images_are_those_of_the_usual_pipeline(imagenet):
         assert torch.equal(x, pipeline(Image.open(path).convert("RGB")))
 
 
+def test_imagenet_test_images_can_be_shuffled_by_the_seed(imagenet):
+    orders = []
+    for seed in (1, 1, 2):
+        data = open_imagenet(imagenet, seed=seed)
+        plain, drawn = (everything(loader)[0] for loader in (data.val_loader, data.val_loader.shuffled()))
+        assert not torch.equal(plain, drawn)
+        orders.append([[torch.equal(a, b) for b in plain].index(True) for a in drawn])
+        assert sorted(orders[-1]) == list(range(len(plain)))
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_imagenet_batches_depend_on_seed_task_and_epoch_and_not_on_the_workers(imagenet):
     alone, workers = open_imagenet(imagenet, seed=1), open_imagenet(imagenet, seed=1, workers=2)
     other = open_imagenet(imagenet, seed=2)

@@ -213,6 +213,19 @@ def test_validation_never_shuffles(root):
     assert everything(loader)[1].tolist() == make_arrays()["test_labels"].tolist()
 
 
+def test_shuffled_images_are_the_same_in_an_order_of_the_seed_and_the_task(root):
+    def order(seed, task):
+        data = DATASETS["MNISTPerm"](root, seed=seed)
+        data.update_task(task)
+        data.val_loader.labels = torch.arange(TEST)
+        drawn = everything(data.val_loader.shuffled())[1].tolist()
+        assert everything(data.val_loader)[1].tolist() == list(range(TEST)) == sorted(drawn)
+        return drawn
+
+    drawn = order(0, 1)
+    assert drawn == order(0, 1) and drawn not in (list(range(TEST)), order(1, 1), order(0, 2))
+
+
 def test_augmentation_is_keyed_batched_and_exact_from_the_middle():
     calls = []
 

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from data import DATASETS
 from models import Builder, get_model, masks, multitask
 from trainers import adaptors, hopfield
 from utils.seeding import generator
@@ -141,3 +142,37 @@ def test_a_run_reports_every_step_of_recovery(call, tmp_path):
     assert int(rows[9]["hamming"]) < int(rows[0]["hamming"])
     with open(tmp_path / "runs" / "hop" / "confusion.csv") as file:
         assert [(row["task"], row["batches"]) for row in csv.DictReader(file)] == [("0", "1"), ("1", "1")]
+    # The matrices and the mean vectors of both layers in float32: all that recovery needs, however many tasks.
+    kept = 2 * (PLANES**2 + PLANES) * 4
+    with open(tmp_path / "runs" / "results.csv") as file:
+        sizes = [[int(row[name]) for name in row if name.startswith("Bytes")] for row in csv.DictReader(file)]
+    assert sizes == [[kept, kept, kept, kept, 0]] * 3
+    assert f"Hopfield networks that masks are recovered from: {kept:,}, however many tasks" in result.stdout
+
+
+def test_with_the_task_given_its_mask_is_what_must_be_kept(call, tmp_path):
+    words = "--set SplitDigits --num-tasks 2 --model BNNet --conv-type StandardConv --bn-type FastHopMaskBN"
+    result = call("main.py", *words.split(), "--adaptor=gt", "--iter-lim=2", "--threads=1", "--log-dir=runs")
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "runs" / "results.csv") as file:
+        assert [int(row["Bytes"]) for row in csv.DictReader(file)] == [512, 1024, 1024]
+
+
+def test_the_order_of_the_data_in_recovery_is_drawn_from_the_seed(monkeypatch):
+    met = []
+
+    def recover(model, loader, *args, **kwargs):
+        met.append(torch.cat([x for x, _ in loader]))
+        return []
+
+    monkeypatch.setattr(hopfield, "recover", recover)
+    for seed in (0, 0, 1):
+        builder = Builder(partial(generator, 0), 2, "StandardConv", "FastHopMaskBN")
+        data = DATASETS["SplitDigits"](seed=seed, num_tasks=2)
+        model = get_model("BNNet", builder, data.input_shape, OUTPUTS)
+        store(model, 1)
+        adaptors.evaluate(model, data, [1], adaptors.RECOVERY, adaptors.InferenceOptions())
+    first, again, other = met
+    in_file_order = torch.cat([x for x, _ in data.val_loader])
+    assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, in_file_order)
+    assert torch.allclose(first.sum(dim=0), in_file_order.sum(dim=0), atol=1e-4)

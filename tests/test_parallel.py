@@ -202,6 +202,34 @@ def plain(tmp_path_factory):
     return learned(tmp_path_factory.mktemp("plain"), "plain", *MASKS.split(), "--multigpu", "cpu", "--epochs", "4")
 
 
+@pytest.mark.parametrize("norm", ["MultitaskNonAffineBN", "FastHopMaskBN"])
+@pytest.mark.parametrize(
+    "conv, weights",
+    [
+        *(("FastMultitaskMaskConv", 0), ("MultitaskMaskConv", 0), ("BatchEnsembles", 0)),
+        *(("VectorizedBatchEnsembles", -1), ("PSPRotation", -1), ("StandardConv", -1)),
+    ],
+)
+def test_every_layer_learns_when_compiled_as_it_does_otherwise(conv, norm, weights, monkeypatch):
+    # The compiler's own view of the gradients, without the C++ that it makes of them.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def step(compiled):
+        rng = partial(generator, 3)
+        builder = Builder(rng, 1, conv, norm, "kaiming_normal")
+        model = nn.Sequential(builder.conv3x3(2, 4), builder.batchnorm(4), nn.ReLU(), builder.conv3x3(4, 5, stride=2))
+        model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+        trainer = DefaultTrainer(model, TrainingOptions(train_weight_tasks=weights, compile=compiled), rng)
+        trainer.begin_task(0)
+        loss = trainer.step(torch.randn(9, 2, 6, 6, generator=rng("x")), torch.arange(9) % 5)
+        own = {name: value.detach() for name, value in multitask.training_state(model).items()}
+        return [loss, *own.values(), *(p.grad for p in trainer.parameters)]
+
+    for plain, compiled in zip(step(False), step(True), strict=True):
+        assert plain.count_nonzero()
+        torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("option", ["--amp=bf16", "--channels-last", "--compile"])
 def test_faster_training_keeps_the_accuracy(option, plain, tmp_path):
     if option == "--compile" and not (shutil.which("g++") or shutil.which("clang++")):

@@ -477,13 +477,17 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
 
 
 def _recover(model: nn.Module, data, task: int, tasks: Sequence[int], options: InferenceOptions) -> TaskScore:
-    """How ``task`` is answered with its own mask, and with the one that is recovered from its test data."""
+    """How ``task`` is answered with its own mask, and with the one that is recovered from its test data.
+
+    Recovery goes by the batches it meets, the first above all. Their order is drawn from the seed and the task, for
+    a file may have its images in one that says something of them.
+    """
     data.update_task(task)
     multitask.select_task(model, task)
     score = TaskScore(task, accuracy(model, data.val_loader))
     score.steps = hopfield.recover(
         model,
-        data.val_loader,
+        data.val_loader.shuffled(),
         task,
         entropy,
         lr=options.adapt_lr or hopfield.LR,

@@ -20,7 +20,7 @@ from utils.errors import UserError
 class Storage:
     """Bytes that must be kept beside the seed, which makes the frozen network again.
 
-    The first four are forms of the masks; the last two come on top of each.
+    The first four are forms of the masks; the others come on top of each.
 
     Attributes:
         packed: one bit a weight.
@@ -28,6 +28,7 @@ class Storage:
         coded: entropy-coded, with what decoding needs.
         bound: ``n * H2(density)``, summed over layers and tasks, which no coder of independent weights falls below.
         batch_norm: running statistics.
+        hopfield: what masks are recovered from, instead of the masks; its size does not depend on their number.
         other: trained weights, heads and rank-one vectors.
     """
 
@@ -36,7 +37,24 @@ class Storage:
     coded: int = 0
     bound: float = 0.0
     batch_norm: int = 0
+    hopfield: int = 0
     other: int = 0
+
+    @property
+    def rest(self) -> int:
+        """What comes on top of the masks, in whatever form."""
+        return self.batch_norm + self.hopfield + self.other
+
+    def __str__(self) -> str:
+        if self.hopfield:
+            return (
+                f"bytes of the Hopfield networks that masks are recovered from: {self.hopfield:,}, however many tasks; "
+                f"beside them {self.batch_norm:,} of batch norm, {self.other:,} other"
+            )
+        return (
+            f"bytes of all masks: {self.packed:,} bit-packed, {self.csc16:,} as CSC-16, {self.coded:,} coded, "
+            f"{self.bound:,.0f} at the least; beside them {self.batch_norm:,} of batch norm, {self.other:,} other"
+        )
 
     def __add__(self, more: "Storage") -> "Storage":
         return Storage(*(getattr(self, field.name) + getattr(more, field.name) for field in fields(self)))
@@ -55,6 +73,15 @@ def task_storage(model: nn.Module, task: int) -> Storage:
         coded=len(code) + storage.COUNT_BYTES * len(kept),
         bound=sum(storage.bound_bytes(shape.numel(), count) for shape, count in zip(shapes, kept, strict=True)),
     ) + tensor_storage(rest)
+
+
+def recovery_storage(model: nn.Module) -> Storage:
+    """What the learned tasks cost, all of them together, when their masks are recovered.
+
+    The masks themselves are kept too, but not for that: a task that is given is tested with its own, what is recovered
+    is measured against it, and a run that goes on makes its Hopfield networks of them.
+    """
+    return Storage(hopfield=sum(value.nbytes for value in multitask.recovery_memory(model).values()))
 
 
 def tensor_storage(tensors: Mapping[str, Tensor]) -> Storage:

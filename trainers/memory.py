@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from models import multitask
-from trainers.adaptors import TaskScore
+from trainers.adaptors import RECOVERY, TaskScore
 from trainers.default import DefaultTrainer
-from trainers.export import Storage, task_storage, tensor_storage, write_export
+from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.unfinished import NAME, Unfinished
 from utils.checkpoint import Checkpoint, Record, joined, named_part
 from utils.errors import UserError
@@ -277,6 +277,8 @@ class Memory:
 
     def storage(self) -> Storage:
         """What must be kept of all that is learned."""
+        if self.options.adaptor == RECOVERY:
+            return recovery_storage(self.model) + tensor_storage(self._shared())
         masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
         for mask in masks:
             if mask in changed or mask not in self._storage:
@@ -324,7 +326,6 @@ class Memory:
 
     def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
         options, path, storage = self.options, self.folder.path.resolve(), self.storage()
-        rest = storage.batch_norm + storage.other
         return {
             "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
             "Name": f"{self.folder.path.parent.name} {self.folder.path.name}: {what}",
@@ -336,10 +337,10 @@ class Memory:
             "Tasks Learned": len(self.learned),
             "Seed": options.seed,
             "Sparsity": options.sparsity if options.conv_type in ("MaskConv", "MultitaskMaskConv") else None,
-            "Bytes": storage.packed + rest,
-            "Bytes CSC-16": storage.csc16 + rest,
-            "Bytes Coded": storage.coded + rest,
-            "Bytes Bound": round(storage.bound + rest),
+            "Bytes": storage.packed + storage.rest,
+            "Bytes CSC-16": storage.csc16 + storage.rest,
+            "Bytes Coded": storage.coded + storage.rest,
+            "Bytes Bound": round(storage.bound + storage.rest),
             "Bytes Batch Norm": storage.batch_norm,
             **more,
         }
