@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import platform
 import re
 import shlex
 import signal
@@ -19,24 +20,33 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 from urllib.parse import quote
 
 from tqdm import tqdm
 
+from experiments import status
+from experiments.status import Status
 from utils.settings import NEITHER, SHOWN
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 0.1
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
 GRACE_SECONDS = 120  # what a run that is told to end gets for its batch and its checkpoint
-WORK_REMAINS = 75  # the exit status after --stop-after, EX_TEMPFAIL of sysexits.h: call again
+WORK_REMAINS = 75  # the exit status when runs are left for a later call, EX_TEMPFAIL of sysexits.h: call again
+MOST_SEEDS = 10_000
+# What stops the runs: the terminal's and the system's signals, and those of clusters before a time limit.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOPPED = {status for number in STOP_SIGNALS for status in (-number, 128 + number)}
+ECHO_SECONDS = 2.0  # within these another kind of signal tells the same, as the SIGHUP of a terminal that closes
+IN_USE = "another process is running in this folder"  # how main.py ends where a run is under way
 
 # Flags of main.py that the launcher sets itself, and what to do instead of passing them to a script.
 RESERVED = {
-    "seed": "use --seeds N, which runs the seeds 0 to N-1",
+    "seed": "use --seeds N, which runs the seeds 0 to N-1, or --seeds 3, for seed 3 alone",
     "name": "runs are named after their seed and the flags passed on",
     "config": "the script has its own; pass the flags to change, or run main.py itself",
     "multigpu": "use --gpu-sets",
@@ -62,11 +72,16 @@ if os.getppid() == int(sys.argv[1]):  # else the launcher died before the reques
 
 @dataclass(frozen=True)
 class Run:
-    """One call of ``main.py``: its name, its seed, and its flags beyond those that every run gets."""
+    """One call of ``main.py``: its name, its seed, and its flags beyond those that every run gets.
+
+    Attributes:
+        tasks: how many it is to learn; None if the call does not say.
+    """
 
     name: str
     seed: int
     flags: tuple[str, ...] = ()
+    tasks: int | None = None
 
 
 @dataclass
@@ -122,11 +137,28 @@ def parse_gpu_sets(text: str) -> list[str]:
     return sets
 
 
-def parse_seeds(text: str) -> int:
-    """The number of seeds. Raises ``argparse.ArgumentTypeError`` unless it is a whole number from 1."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the number of seeds to run, a whole number from 1")
-    return int(text)
+def parse_seeds(text: str) -> list[int]:
+    """The seeds to run: ``"3"`` is 0, 1 and 2; ``"3,4"`` is these two, and ``"3,"`` this one.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither a number from 1 nor a list of seeds that are all different.
+    """
+    words = [word.strip() for word in text.removesuffix(",").split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither the number of seeds to run, such as 3 for 0, 1 and 2, nor a list of seeds, such as "
+            "3,4 or 3,"
+        )
+    seeds = [int(word) for word in words]
+    if "," in text:
+        if len(set(seeds)) < len(seeds):
+            raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+        return seeds
+    if not 1 <= seeds[0] <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the number of seeds to run, 1 to {MOST_SEEDS}; for seed {seeds[0]} alone say {seeds[0]},"
+        )
+    return list(range(seeds[0]))
 
 
 def parse_minutes(text: str) -> float:
@@ -146,20 +178,26 @@ def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
     Raises:
         ValueError: a word belongs to no flag, or a flag is one that the launcher sets itself.
     """
-    flags: dict[str, list[str]] = {}
-    values = None
+    found = {}
+    for flag, (word, *more) in _by_flag(words):
+        if flag in RESERVED:
+            raise ValueError(f"--{flag} is set by this script: {RESERVED[flag]}")
+        values = [*word.split("=", 1)[1:], *more]
+        found[flag] = ",".join(values) if values else "true"
+    return found
+
+
+def _by_flag(words: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Each flag as ``parse_passed_on`` names it, with its words."""
+    found: list[tuple[str, list[str]]] = []
     for word in words:
         if re.match(r"--?[A-Za-z]", word):
-            flag, equals, value = word.lstrip("-").partition("=")
-            flag = flag.replace("_", "-")
-            if flag in RESERVED:
-                raise ValueError(f"--{flag} is set by this script: {RESERVED[flag]}")
-            values = flags[flag] = [value] if equals else []
-        elif values is None:
+            found.append((word.lstrip("-").partition("=")[0].replace("_", "-"), [word]))
+        elif not found:
             raise ValueError(f"{word!r} belongs to no flag; --help tells what a script takes")
         else:
-            values.append(word)
-    return {flag: ",".join(values) if values else "true" for flag, values in flags.items()}
+            found[-1][1].append(word)
+    return found
 
 
 def experiment_name(script: Path) -> str:
@@ -190,12 +228,34 @@ def run_name(seed: int, variant: Mapping[str, str], passed_on: Mapping[str, str]
     return name
 
 
+def plain_name(name: str) -> str:
+    """What ``run_name`` calls a run whose folder's name also tells flags that leave its files as they are."""
+    parts = re.split(r",(?=[^,=]+=)", name)
+    return ",".join(part for part in parts if part.partition("=")[0] not in NOT_IN_NAME)
+
+
+def found_in(folder: Path, runs: Iterable[Run]) -> list[Run]:
+    """The runs under the names of their folders, where an earlier call or version gave one another name."""
+    folders: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            folders.setdefault(plain_name(path.name), []).append(path)
+
+    def name_of(run: Run) -> str:
+        there = folders.get(run.name, [])
+        best = max(there, key=lambda path: ((path / "finished").exists(), path.name == run.name), default=run)
+        return best.name
+
+    return [replace(run, name=name_of(run)) for run in runs]
+
+
 def plan(
-    seeds: int, variants: Sequence[Mapping[str, object]], words: Sequence[str], tasks: int | None = None
+    seeds: Iterable[int], variants: Sequence[Mapping[str, object]], words: Sequence[str], tasks: int | None = None
 ) -> list[Run]:
     """Every run of a call: each variant with each seed, ``words`` passed on unchanged.
 
-    A flag passed on wins over the variant's; variants that become the same by it are run once.
+    A flag passed on wins over the variant's, and may name several values: ``--sparsity 4,16``. Variants that become
+    the same by it are run once.
 
     Args:
         tasks: if each task is a run of its own, the number of tasks, unless ``--num-tasks`` is passed on.
@@ -204,18 +264,27 @@ def plan(
         ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
     """
     passed_on = parse_passed_on(words)
+    several = [flag for flag in variants[0] if "," in passed_on.get(flag, "")]
+    if several:
+        words = [word for flag, of in _by_flag(words) if flag not in several for word in of]
+        values = product(*(passed_on.pop(flag).split(",") for flag in several))
+        picked = [dict(zip(several, value, strict=True)) for value in values]
+        variants = [{**variant, **values} for values in picked for variant in variants]
+    told = passed_on.get("stream-tasks", passed_on.get("num-tasks", ""))
+    count = int(told) if told.isascii() and told.isdigit() else None
     if tasks is not None:
-        count = passed_on.get("num-tasks", str(tasks))
-        if not (count.isascii() and count.isdigit() and int(count) > 0):
-            raise ValueError(f"--num-tasks {count}: is not a whole number from 1")
-        variants = [{**variant, "task-eval": task} for variant in variants for task in range(int(count))]
+        if "num-tasks" in passed_on and not count:
+            raise ValueError(f"--num-tasks {passed_on['num-tasks']}: is not a whole number from 1")
+        every = range(tasks if count is None else count)
+        variants = [{**variant, "task-eval": task} for variant in variants for task in every]
+        count = 1
     runs = {}
-    for seed in range(seeds):
+    for seed in seeds:
         for variant in variants:
             flags = [_flag(flag, value) for flag, value in variant.items() if flag not in passed_on]
             resolved = {flag: passed_on.get(flag, str(value)) for flag, value in variant.items()}
             name = run_name(seed, resolved, passed_on)
-            runs[name] = Run(name, seed, (*flags, *words))
+            runs[name] = Run(name, seed, (*flags, *words), count)
     return list(runs.values())
 
 
@@ -268,18 +337,23 @@ def open_log(path: Path) -> BinaryIO:
         OSError: the log cannot be written, or the run is already under way (``BlockingIOError``).
     """
     log = path.open("ab")
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return log
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                log.close()
-                raise BlockingIOError(None, "the run is already under way in another process") from None
-            time.sleep(POLL_SECONDS)
-        except OSError:
-            return log  # a file system without locks
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return log
+
+
+def holder(path: Path) -> str:
+    """Who started the run whose log this is, as far as the log tells."""
+    found = None
+    with suppress(OSError), path.open(errors="replace") as log:
+        for line in log:
+            found = re.match(r"\$ .*  # (process \d+ on \S+)$", line) or found
+    return f", started by {found[1]}" if found else ""
 
 
 def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, threads: str) -> Job:
@@ -291,7 +365,7 @@ def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, threads:
         argv = list(command)
     env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     with open_log(path) as log:
-        log.write(f"$ {shlex.join(command)}\n".encode())
+        log.write(f"$ {shlex.join(command)}  # process {os.getpid()} on {platform.node()}\n".encode())
         log.flush()
         begins = log.tell()
         # In a session of its own: Ctrl-C reaches the launcher alone, and what the run starts ends with it.
@@ -326,18 +400,62 @@ def is_silent(job: Job, seconds: float) -> bool:
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP in the list given out, so that no run can slip through between its
-    start and its entry in the books. Signals ignored so far (``nohup``, ``&``) stay ignored."""
+    """Collect ``STOP_SIGNALS`` in the list given out, so that no run can slip through between its start and its
+    entry in the books. Signals ignored so far (``nohup``, ``&``) stay ignored."""
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    first = 0.0
+
+    def catch(number: int, _: object) -> None:
+        nonlocal first
+        if not caught:
+            first = time.monotonic()
+        if not caught or number in caught or time.monotonic() - first > ECHO_SECONDS:
+            caught.append(number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, lambda number, _: caught.append(number))
+        signal.signal(number, catch)
     try:
         yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Progress:
+    """A bar over the tasks of all runs, with the time left: nothing but what lies in the runs' folders counts.
+
+    There is none where the output is no terminal.
+    """
+
+    def __init__(self, folder: Path, runs: Sequence[Run]):
+        self._folder, self._runs = folder, runs
+        self._seen: dict[Run, Status] = {}
+        self._next = 0.0
+        # Without smoothing the rate is that since the start, without what was done before.
+        self.bar = tqdm(unit="task", smoothing=0, dynamic_ncols=True, disable=None)
+        self.look(now=True)
+        self.bar.initial = self.bar.n
+
+    def look(self, now: bool = False) -> None:
+        """Bring the bar up to the runs' files, if it is time for it."""
+        if self.bar.disable or not (now or time.monotonic() > self._next):
+            return
+        began = time.monotonic()
+        for run in self._runs:
+            if run not in self._seen or self._seen[run].state != "finished":
+                self._seen[run] = status.read(self._folder / run.name)
+        every = self._seen.values()
+        known = next((of.tasks for of in every if of.tasks), None)  # runs of an experiment have as many tasks
+        tasks = {run: of.tasks or run.tasks or known for run, of in self._seen.items()}
+        done = {run: tasks[run] or of.done if of.state == "finished" else of.done for run, of in self._seen.items()}
+        self.bar.total = None if None in tasks.values() else sum(tasks.values())
+        self.bar.n = sum(done.values())
+        finished = sum(of.state == "finished" for of in every)
+        self.bar.set_postfix_str(f"{finished} of {len(self._runs)} runs finished")
+        ended = time.monotonic()
+        self._next = ended + max(1, 50 * (ended - began))  # looking takes a fiftieth of the time at the most
 
 
 def why(job: Job) -> str:
@@ -359,7 +477,7 @@ def summary(results: Path, names: Sequence[str]) -> list[list[str]]:
     """
     rows = []
     if results.exists():
-        with results.open(newline="") as file:
+        with results.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.DictReader(file) if not row.get("Task")]
     found = [(Path(row.get("Save Directory") or "").name, row) for row in rows]
     return [
@@ -400,8 +518,7 @@ def write_report(folder: Path) -> None:
 
 def may_try_again(job: Job) -> bool:
     """Whether a failed run may fare better: not if its flags were refused, nor if somebody stopped it."""
-    stopped = {number for by in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for number in (-by, 128 + by)}
-    return job.hung or job.process.returncode not in {2, *stopped}
+    return job.hung or job.process.returncode not in {2, *STOPPED}
 
 
 def run_all(
@@ -412,7 +529,7 @@ def run_all(
     threads: str,
     hung_after: float,
     stop_after: float,
-) -> tuple[dict[Run, tuple[int | None, str]], list[Run]]:
+) -> tuple[dict[Run, tuple[int | None, str]], list[Run], list[Run]]:
     """Run what is not finished, one run a set at a time. A run that crashes or hangs is started once more.
 
     Args:
@@ -424,13 +541,15 @@ def run_all(
         hung_after: seconds without a sign of life after which a run is ended.
         stop_after: seconds after which no run starts and those under way are told to end.
 
-    Returns: for each failed run its exit status (None if it did not start) and the reason; and the runs that
-    ``stop_after`` has left unfinished.
+    Returns: for each failed run its exit status (None if it did not start) and the reason; the runs that
+    ``stop_after`` has left unfinished; and those that are under way in another process.
 
-    Exits with 128 + the signal's number, every run ended, on SIGINT, SIGTERM or SIGHUP.
+    Exits with 128 + the signal's number, every run ended, on one of ``STOP_SIGNALS``.
     """
     waiting, free, jobs, failed, left = list(runs), list(sets), [], {}, []
     tried: set[Run] = set()
+    held: dict[Run, float] = {}  # by another process, and until when that may be one killed a moment ago
+    elsewhere: list[Run] = []
     stop_at = time.monotonic() + stop_after
 
     def say(line: str) -> None:
@@ -445,9 +564,12 @@ def run_all(
         run, outcome = job.run, "done"
         if job.process.returncode:
             outcome = why(job)
-            if job.deadline and not job.hung:
+            if (job.deadline or (caught and job.process.returncode in STOPPED)) and not job.hung:
                 outcome = "stopped"
                 left.append(run)
+            elif IN_USE in outcome:
+                outcome = "under way in another process"
+                elsewhere.append(run)
             elif may_try_again(job) and run not in tried:
                 outcome += "; trying once more"
                 tried.add(run)
@@ -455,26 +577,37 @@ def run_all(
             else:
                 failed[run] = (job.process.returncode, outcome)
         say(f"{run.name}: {outcome}, after {time.monotonic() - job.since:.0f} s")
-        if run not in waiting:
-            bar.update()
 
-    with caught_signals() as caught, tqdm(total=len(runs), unit="run", disable=None) as bar:
+    def start_next(run: Run) -> None:
+        """Start a run on the first free set, unless it is finished, under way, or cannot be started."""
+        if (folder / run.name / "finished").exists():
+            waiting.remove(run)
+            return say(f"{run.name}: finished {'in another process' if run in held else 'before, skipped'}")
+        try:
+            jobs.append(start(run, free[0], command(run, free[0]), folder, threads))
+            say(f"{run.name}: started on {free.pop(0)}, log in {jobs[-1].log}")
+            held.pop(run, None)
+        except BlockingIOError:
+            held.setdefault(run, time.monotonic() + LOCK_SECONDS)
+            if run not in elsewhere and time.monotonic() > held[run]:
+                elsewhere.append(run)
+                say(f"{run.name}: under way in another process{holder(folder / f'{run.name}.log')}")
+            return
+        except OSError as error:
+            failed[run] = (None, f"not started: {error.strerror}")
+            say(f"{run.name}: {failed[run][1]}")
+        waiting.remove(run)
+        if run in elsewhere:
+            elsewhere.remove(run)
+
+    progress = Progress(folder, runs)
+    with caught_signals() as caught, progress.bar:
         try:
             while True:
                 stopping = bool(caught) or time.monotonic() > stop_at
-                while waiting and free and not stopping and not caught:
-                    run = waiting.pop(0)
-                    if (folder / run.name / "finished").exists():
-                        say(f"{run.name}: finished before, skipped")
-                        bar.update()
-                        continue
-                    try:
-                        jobs.append(start(run, free[0], command(run, free[0]), folder, threads))
-                        say(f"{run.name}: started on {free.pop(0)}, log in {jobs[-1].log}")
-                    except OSError as error:
-                        failed[run] = (None, f"not started: {error.strerror}")
-                        say(f"{run.name}: {failed[run][1]}")
-                        bar.update()
+                for run in list(waiting):
+                    if free and not stopping and not caught:
+                        start_next(run)
                 for job in list(jobs):
                     if job.process.poll() is not None:
                         settle(job)
@@ -486,9 +619,9 @@ def run_all(
                         say(f"{job.run.name}: {reason}told to end, which may take {GRACE_SECONDS} s")
                     if len(caught) > 1 or time.monotonic() > (job.deadline or float("inf")):
                         kill(job)
-                if not jobs and (stopping or not waiting):
+                if not jobs and (stopping or all(run in elsewhere for run in waiting)):
                     break
-                bar.refresh()
+                progress.look()
                 time.sleep(POLL_SECONDS)
         finally:
             for job in jobs:  # there are none, unless something went wrong here
@@ -498,11 +631,14 @@ def run_all(
                     job.process.wait(GRACE_SECONDS)
                 kill(job)
                 job.process.wait()
+            progress.look(now=True)
     if caught:
         name = signal.Signals(caught[0]).name
         print(f"stopped by {name}; the same call goes on from here", file=sys.stderr)
         sys.exit(128 + caught[0])
-    return failed, left + [run for run in waiting if not (folder / run.name / "finished").exists()]
+    left += [run for run in waiting if run not in elsewhere]
+    left, elsewhere = ([run for run in of if not (folder / run.name / "finished").exists()] for of in (left, elsewhere))
+    return failed, left, elsewhere
 
 
 def _parser(script: Path) -> _Parser:
@@ -514,7 +650,10 @@ def _parser(script: Path) -> _Parser:
         epilog="All further flags go on to main.py as they are (see main.py --help):\n"
         "--num-tasks 10 --epochs 1 makes a small version of any experiment.\n"
         "Finished runs are skipped; unfinished ones go on from their checkpoint. A run that crashes or hangs is\n"
-        "started once more, and goes on likewise.",
+        "started once more, and goes on likewise. A run that another process is at is left to it.\n"
+        f"Exit status: 0; 1 if a run failed; 2 for bad input; {WORK_REMAINS} if work remains, left by\n"
+        "--stop-after or under way in another process: call again; 128 + the signal's number after SIGINT, SIGTERM,\n"
+        "SIGHUP, SIGUSR1 or SIGUSR2, on which every run keeps what it has learned.",
     )
     parser.add_argument(
         "--gpu-sets",
@@ -525,7 +664,13 @@ def _parser(script: Path) -> _Parser:
         '"0,1" one run on two GPUs, "cpu|cpu" two runs on the processor '
         "(default: each GPU a set, or cpu if there is none)",
     )
-    parser.add_argument("--seeds", type=parse_seeds, default=1, metavar="N", help="run the seeds 0 to N-1 (default: 1)")
+    parser.add_argument(
+        "--seeds",
+        type=parse_seeds,
+        default="1",
+        metavar="N",
+        help="run the seeds 0 to N-1; a list such as 3,4 or 3, runs those seeds (default: %(default)s)",
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="the parent folder of the data sets (default: as main.py)"
     )
@@ -583,14 +728,15 @@ def launch(
         main: the program that does a run.
 
     Exit status: 0, 1 if a run failed, 2 for bad input (nothing was started, or every run refused its flags),
-    75 if ``--stop-after`` has left work, 128 + the signal's number if stopped by a signal.
+    75 if ``--stop-after`` has left work or a run is under way in another process, 128 + the signal's number if
+    stopped by a signal.
     """
     script = Path(script).resolve()
     parser = _parser(script)
     options, words = parser.parse_known_args(argv)
     folder = options.log_dir.expanduser().absolute() / experiment_name(script)
     try:
-        runs = plan(options.seeds, variants, words, tasks)
+        runs = found_in(folder, plan(options.seeds, variants, words, tasks))
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             check_gpus(options.gpu_sets)
         count = driver_gpu_count if options.dry_run else gpu_count
@@ -636,7 +782,7 @@ def launch(
             print(shlex.join(command(run, sets[number % len(sets)])))
         sys.exit(0)
     patience, limit = 60 * options.hung_after, 60 * options.stop_after
-    failed, left = run_all(runs, sets, folder, command, threads, patience, limit)
+    failed, left, elsewhere = run_all(runs, sets, folder, command, threads, patience, limit)
     rows = summary(folder / "results.csv", [run.name for run in runs])
     if rows:
         print_table(rows)
@@ -651,6 +797,9 @@ def launch(
             "the same call goes on from here",
             file=sys.stderr,
         )
+    for run in elsewhere:
+        print(f"under way in another process: {run.name}; call again when it has ended", file=sys.stderr)
+    if left or elsewhere:
         sys.exit(WORK_REMAINS)
     refused = len(failed) == len(runs) and all(status == 2 for status, _ in failed.values())
     sys.exit(2 if refused else 1 if failed else 0)
