@@ -68,7 +68,7 @@ def test_a_script_plans_runs_that_main_understands(script):
     assert len({(run.name) for run in runs}) == len(runs)
     assert all(Path(run.log_dir) == launcher.ROOT / "runs" / script.stem for run in runs)
     if script.stem == "rn50-supsup":
-        assert [(run.sparsity, run.task_eval) for run in runs] == [(m, t) for m in (4, 8, 16) for t in (0, 1)]
+        assert [(run.sparsity, run.task_eval) for run in runs] == [(m, t) for m in (4, 8, 16, 32) for t in (0, 1)]
         assert (runs[0].epochs, runs[0].batch_size, runs[0].warmup_length, runs[0].weight_decay) == (100, 256, 5, 0)
     else:
         assert [run.sparsity for run in runs] == MULTIPLIERS.get(script.stem, [0.5])

@@ -7,9 +7,9 @@ permutation, which the learner never sees.
 Command:  python experiments/NNs/supsup.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 20 --eval-ckpts 10,20
           ... --gpu-sets cpu --data DIR --num-tasks 10 --stream-tasks 20 --eval-ckpts 10,20  (10 masks for 20 tasks)
-Expected: a mask for each permutation, allocated at its first batch, and 93.5 % of the test images right after the first
-          20, the same to the bit as with the tasks given in training (measured, seed 0). The authors' code: 93.4 to
-          93.7 % on the first six. With 10 masks for 20 tasks: 93.4 % on the first ten, chance on the others.
+Expected: a mask for each permutation, allocated at its first batch, and the same bits as with the tasks given in
+          training. The authors' code: 0.9355 after 6 tasks. Measured: 0.9348 with the task given as with it inferred
+          after 20 tasks, 0.9347 and 0.9345 after 50 (seed 0).
 """
 
 import sys

@@ -4,8 +4,8 @@ Only the rank-one vectors of each task are learned; the weight stays as the seed
 
 Command:  python experiments/GG/splitcifar100/rn18-batche-randw.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
-Expected: the paper plots this curve and prints no number; the small run
-          gives 0.200 and 0.200 when just learned (measured, seed 0, --amp bf16 --channels-last).
+Expected: the paper plots this curve and prints no number. Measured: 0.6616 after 5 tasks (seed 0, --num-tasks 5
+          --epochs 10 --amp bf16 --channels-last).
 Run time: about 17 s of processor time an epoch of a task on one core (Xeon, AVX-512; 11 s with --channels-last,
           6 s with --amp bf16 too), so 23 hours for a run of 20 tasks; not measured on a GPU.
 """

@@ -4,8 +4,8 @@ Each task is scored when it was just trained, as if a network were kept for each
 
 Command:  python experiments/GG/splitcifar100/rn18-upperbound.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
-Expected: the paper plots this curve and prints no number; the small run
-          gives 0.402 and 0.530 when just learned (measured, seed 0, --amp bf16 --channels-last).
+Expected: the paper plots this curve and prints no number. Measured: 0.8088 after 5 tasks, each when just learned (seed
+          0, --num-tasks 5 --epochs 10 --amp bf16 --channels-last).
 Run time: about 17 s of processor time an epoch of a task on one core (Xeon, AVX-512; 11 s with --channels-last,
           6 s with --amp bf16 too), so 23 hours for a run of 20 tasks; not measured on a GPU.
 """

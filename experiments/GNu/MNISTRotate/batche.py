@@ -5,7 +5,7 @@ weights. The task is given.
 
 Command:  python experiments/GNu/MNISTRotate/batche.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 4 --epochs 1
-Expected: 94.6 % of the test images right after 2 rotations, 92.7 % after 10, 92.3 % after 36 (measured, seed 0).
+Expected: measured: 0.9464 after 2 rotations, 0.9272 after 10, 0.9234 after 36 (seed 0).
 """
 
 import sys

@@ -5,7 +5,7 @@ orthogonal matrices of its own. The task is given.
 
 Command:  python experiments/GNu/MNISTRotate/psp.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 4 --epochs 1
-Expected: only plotted in the paper.
+Expected: measured: 0.9755 after 2 rotations, 0.9729 after 10, 0.9595 after 36 (seed 0).
 """
 
 import sys

@@ -6,9 +6,8 @@ hopfield.csv in the run's folder has the Hamming distance to the task's own mask
 
 Command:  python experiments/GNu/SplitMNIST/hopsupsup.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --set SplitDigits --epochs 5 --batch-size 32 --test-batch-size 8
-Expected: 99.8, 97.7, 99.0, 99.7 and 98.1 % of the test images right, with the recovered mask as with the task's own:
-          after 20 to 32 steps they are the same (measured, seed 0, 46 s on one core). The authors' code reaches
-          99.9, 97.5, 99.3, 99.3 and 89.5 % with the recovered mask.
+Expected: the authors' code: 0.9709 with the recovered masks of 5 tasks. Measured: 0.9886 after 5 tasks, with the
+          recovered masks as with the tasks' own: after 20 to 32 steps they are the same (seed 0).
 """
 
 import sys

@@ -5,7 +5,8 @@ inferred wrong makes the whole batch wrong.
 
 Command:  python experiments/GNu/MNISTPerm/FC-250-tasks/supsup_g.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets "cpu|cpu" --seeds 2 --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 94.91 % of the test images right after 250 tasks, the task inferred (published in the text).
+Expected: 0.9491 of the test images right after 250 tasks, the task inferred (published in the text, which does not name
+          the network).
 """
 
 import sys

@@ -5,8 +5,8 @@ weights. The task is given.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-250-tasks/batche.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 88.7 % of the test images right after 10 tasks (measured, seed 0); 95.2, 88.6 and 88.4 % on the first three
-          (the authors' code).
+Expected: measured: 0.8874 after 10 tasks, 0.8821 after 250 (seed 0). The authors' code: 0.9074 over the first 3, each
+          when just learned.
 """
 
 import sys

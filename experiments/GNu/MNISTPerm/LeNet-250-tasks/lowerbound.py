@@ -5,7 +5,7 @@ plain training forgets.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-250-tasks/lowerbound.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 86.8 % of the test images right after 10 tasks (measured, seed 0), and less with every further one.
+Expected: measured: 0.8623 after 10 tasks (seed 0), and less with every further one.
 """
 
 import sys

@@ -5,8 +5,8 @@ orthogonal matrices of its own. The task is given.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-250-tasks/psp.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 94.6 % of the test images right after 10 tasks, 92.1 to 96.1 % each (measured, seed 0); 96.4, 96.2 and 96.3 %
-          on the first three, each when just learned (the authors' code).
+Expected: measured: 0.9460 after 10 tasks, 0.8363 after 50, 0.3663 after 250 (seed 0). The authors' code: 0.9627 over
+          the first 3, each when just learned.
 """
 
 import sys

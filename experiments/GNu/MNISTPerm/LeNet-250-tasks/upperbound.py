@@ -4,7 +4,7 @@ All weights are trained on each task in turn, and each task is scored when it wa
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-250-tasks/upperbound.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: 95.4 % of the test images right over 10 tasks (measured, seed 0).
+Expected: measured: 0.9541 over 10 tasks, each when just learned (seed 0).
 """
 
 import sys

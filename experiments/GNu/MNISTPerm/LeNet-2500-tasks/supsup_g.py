@@ -5,7 +5,7 @@ inferred wrong makes the whole batch wrong.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-2500-tasks/supsup_g.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets "cpu|cpu" --seeds 2 --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: the paper only plots this curve; the 250-task version has 94.91 % (published in the text).
+Expected: the paper only plots this curve.
 """
 
 import sys
