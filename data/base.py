@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.files import as_bytes
 from data.loader import Augment, BatchLoader, Loader, StackedLoader, View
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class BaseSet:
-    """The images that all tasks share: uint8 [N, C, H, W], labels int64 [N], normalisation a channel."""
+    """The images that all tasks share: uint8 [N, C, H, W], labels int64 [N], normalisation a channel.
+
+    Images that are floats from 0 to 1, and labels of other whole numbers, become these.
+
+    Raises:
+        UserError: they have another type or shape.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -24,6 +31,26 @@ class BaseSet:
     test_labels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            about = f"{split}_images are {images.dtype} {tuple(images.shape)}: "
+            if images.dtype != torch.uint8:
+                try:
+                    images = torch.from_numpy(as_bytes(images.cpu().numpy())).to(images.device)
+                except (TypeError, ValueError) as error:  # the former of types that numpy does not have
+                    raise UserError(f"{about}{error}") from None
+            if images.ndim != 4 or images.shape[1:] != self.train_images.shape[1:]:
+                raise UserError(f"{about}should be uint8 [N, C, H, W], alike for training and test")
+            if len(self.mean) not in (1, images.shape[1]):
+                raise UserError(f"{about}have {images.shape[1]} channels, and the mean has {len(self.mean)}")
+            if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"{split}_labels are {labels.dtype} {tuple(labels.shape)}: should be int64 ({len(images)},)"
+                )
+            object.__setattr__(self, f"{split}_images", images)
+            object.__setattr__(self, f"{split}_labels", labels.long())
 
     def to(self, device: str | torch.device) -> BaseSet:
         return replace(
@@ -55,7 +82,8 @@ class TaskDataset:
     default_tasks = 1
     max_tasks: int | None = 1  # None: no limit
     augment: Augment | None = None  # for training batches; see BatchLoader
-    num_classes: int  # labels lie in [0, num_classes)
+    num_classes: int  # labels of a task lie in [0, num_classes)
+    base_classes: int  # labels of the base set lie in [0, base_classes); num_classes, if it is not said
     train_loader: Loader
     val_loader: Loader
 
@@ -94,8 +122,30 @@ class TaskDataset:
 
     def open(self, root: str | Path | None) -> None:
         """Make the images ready, and say what shape they have: ``input_shape`` (C, H, W)."""
-        self.base = self.load(root).to(self.device)
+        base = self.load(root)
+        self._check(base, root)
+        self.base = base.to(self.device)
         self.input_shape = tuple(self.base.train_images.shape[1:])
+
+    def _check(self, base: BaseSet, root: str | Path | None) -> None:
+        """See that every task has images of each of its classes to learn from and to be tested on."""
+        where = type(self).__name__ if root is None else f"--data {root}: {type(self).__name__}"
+        last = getattr(self, "base_classes", self.num_classes) - 1
+        for said, labels in (("training", base.train_labels), ("test", base.test_labels)):
+            there = labels.unique().tolist()
+            if not there:
+                raise UserError(f"{where} has no {said} images")
+            if there[0] < 0 or there[-1] > last:
+                raise UserError(f"{where} has {said} labels from {there[0]} to {there[-1]}, should be 0 to {last}")
+            for task in range(self.num_tasks):
+                missing = sorted({*self.classes_of(task)} - {*there})
+                if missing:
+                    classes = f"class{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+                    raise UserError(f"{where} has no {said} images of {classes}, which task {task} is made of")
+
+    def classes_of(self, task: int) -> Sequence[int]:
+        """The classes that ``task`` is made of; none if it does not choose among them."""
+        return ()
 
     def load(self, root: str | Path | None) -> BaseSet:
         """Read the base set."""
@@ -177,7 +227,6 @@ class Rotating(TaskDataset):
 class SplitByClass(TaskDataset):
     """Task i has consecutive classes in an order drawn by the seed; a class's label is its place in the task."""
 
-    base_classes: int  # of the set that is split
     split_seed: int | None = None  # decides the order of the classes; None: the run's seed does
 
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
@@ -193,13 +242,6 @@ class SplitByClass(TaskDataset):
         order = np.random.RandomState(seed).permutation(self.base_classes)
         return order[task * self.num_classes : (task + 1) * self.num_classes].tolist()
 
-    def open(self, root: str | Path | None) -> None:
-        super().open(root)
-        for split in ("train", "test"):
-            missing = set(range(self.base_classes)) - set(getattr(self.base, f"{split}_labels").tolist())
-            if missing:
-                raise UserError(f"--data {root}: {type(self).__name__} has no {split} images of class {min(missing)}")
-
     def view(self, task: int) -> View:
         classes = self.classes_of(task)
         new_labels = torch.zeros(self.base_classes, dtype=torch.int64)
@@ -213,5 +255,8 @@ class Split(TaskDataset):
     default_tasks = 5
     max_tasks = 5
 
+    def classes_of(self, task: int) -> Sequence[int]:
+        return (2 * task, 2 * task + 1)
+
     def view(self, task: int) -> View:
-        return View(classes=(2 * task, 2 * task + 1))
+        return View(classes=self.classes_of(task))

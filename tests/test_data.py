@@ -1,8 +1,12 @@
 """The data sets, held against the slow and obvious way to make each batch. No network."""
 
+import errno
+import gzip
 import hashlib
 import io
+import os
 import pickle
+import shutil
 import struct
 import tarfile
 import threading
@@ -20,6 +24,8 @@ from torchvision.datasets import CIFAR100
 from torchvision.transforms.functional import rotate
 
 from data import DATASETS
+from data.base import BaseSet
+from data.files import as_bytes
 from data.loader import BatchLoader, View
 from utils.errors import UserError
 
@@ -513,7 +519,12 @@ def test_damaged_npz(root, content):
         ("train_images", lambda a: a.astype(np.float32), "should be uint8"),
         ("train_images", lambda a: a[:, :27], "28, 28"),
         ("train_images", lambda a: a[0, 0, 0], "28, 28"),
-        ("train_labels", lambda a: a.astype(np.int32), "should be int64"),
+        ("train_labels", lambda a: a.astype(np.float64), "should be int64"),
+        ("train_images", lambda a: a.astype(np.float32) / 255 - 0.1, "floats from 0 to 1"),
+        ("train_images", lambda a: (a > 99).astype(np.int64), "should be uint8"),
+        ("train_images", lambda a: np.where(a > 99, np.nan, 0), "should be uint8"),
+        ("train_images", lambda a: a.astype(np.complex64), "should be uint8"),
+        ("test_images", lambda a: a * (np.arange(len(a)) < 40)[:, None, None], "30 black images in a row"),
         ("test_labels", lambda a: a[:, None], "should be int64"),
         ("test_labels", lambda a: a[:-1], "70 images and 69 labels"),
         ("test_labels", lambda a: a + 1, "0 to 9"),
@@ -529,6 +540,178 @@ def test_npz_with_other_content(tmp_path, key, change, right):
     with pytest.raises(UserError) as error:
         DATASETS["MNIST"](tmp_path)
     assert str(path) in message(error) and right in message(error)
+
+
+@pytest.mark.parametrize("change", [lambda a: a.astype(np.int64), lambda a: a.astype(np.float32) / 255])
+def test_images_whose_meaning_is_clear_are_made_bytes(change, tmp_path):
+    arrays = make_arrays()
+    changed = {key: change(value) if "images" in key else value.astype(np.uint8) for key, value in arrays.items()}
+    write_npz(tmp_path, changed)
+    data = DATASETS["MNIST"](tmp_path).base
+    for key, value in arrays.items():
+        kept = getattr(data, key)
+        assert np.array_equal(kept.numpy().reshape(value.shape), value)
+        assert kept.dtype == (torch.uint8 if "images" in key else torch.int64)
+
+
+def test_black_and_white_is_made_bytes():
+    assert as_bytes(np.array([[True, False]])).tolist() == [[255, 0]]
+
+
+def test_labels_that_a_crash_has_made_zeros_are_noticed_and_sorted_ones_are_not(tmp_path):
+    labels = np.random.RandomState(0).randint(0, 10, 5000).astype(np.int64)
+    images = np.ones((5000, 28, 28), np.uint8)
+    write_npz(tmp_path, make_arrays() | {"train_images": images, "train_labels": np.sort(labels)})
+    DATASETS["MNIST"](tmp_path)
+    write_npz(tmp_path, make_arrays() | {"train_images": images, "train_labels": labels * (np.arange(5000) < 3000)})
+    with pytest.raises(UserError) as error:
+        DATASETS["MNIST"](tmp_path)
+    assert "train_labels has 2,00" in message(error) and "labels 0 in a row" in message(error)
+
+
+@pytest.mark.parametrize("place", ["mnist", "."])
+def test_the_npz_of_keras_is_read(place, tmp_path):
+    arrays = make_arrays()
+    (tmp_path / "mnist").mkdir()
+    keys = zip(("x_train", "y_train", "x_test", "y_test"), arrays.values(), strict=True)
+    np.savez_compressed(tmp_path / place / "mnist.npz", **{key: value.astype(np.uint8) for key, value in keys})
+    x, y = everything(DATASETS["MNIST"](tmp_path).val_loader)
+    assert torch.equal(x, slow(arrays["test_images"])) and y.tolist() == arrays["test_labels"].tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("place", ["mnist/MNIST/raw", "mnist/raw", "mnist", "MNIST/raw"])
+def test_idx_files_are_read_where_users_put_them(place, packed, tmp_path):
+    write_idx(tmp_path / place, make_arrays())
+    if packed:
+        for path in (tmp_path / place).iterdir():
+            Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    else:
+        for path in (tmp_path / place).glob("t10k*"):  # as some spell them
+            path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    x, _ = everything(DATASETS["MNIST"](tmp_path).val_loader)
+    assert torch.equal(x, slow(make_arrays()["test_images"]))
+
+
+def test_a_packed_idx_file_that_is_damaged_is_named(tmp_path):
+    write_idx(tmp_path / "mnist", make_arrays())
+    path = tmp_path / "mnist" / "t10k-images-idx3-ubyte"
+    for content in (gzip.compress(path.read_bytes())[:-99], path.read_bytes().replace(b"\0\0\x08\3", b"\0\0\x0d\3")):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            DATASETS["MNIST"](tmp_path)
+        assert message(error).startswith(f"{path}: cannot be read")
+
+
+@pytest.mark.parametrize("path", ["mnist/mnist.npz", "mnist.npz", "mnist/MNIST/raw/train-labels-idx1-ubyte"])
+def test_a_pipe_or_a_broken_link_is_refused_and_not_waited_for(path, tmp_path):
+    if path.endswith("ubyte"):
+        write_idx(tmp_path / "mnist" / "MNIST" / "raw", make_arrays())
+    path = tmp_path / path
+    path.parent.mkdir(exist_ok=True)
+    for make in (os.mkfifo, lambda path: path.symlink_to(path.name)):
+        path.unlink(missing_ok=True)
+        make(path)
+        with pytest.raises(UserError) as error:
+            DATASETS["MNIST"](tmp_path)
+        assert message(error).startswith(f"{path}: cannot be read (is no file)")
+
+
+def test_a_folder_that_may_not_be_read_is_not_called_missing(root, monkeypatch):
+    listdir = os.listdir
+
+    def refuse(path):  # what permissions do to anyone but root
+        if Path(path).name == "mnist":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(UserError, match=f"{root / 'mnist'}: Permission denied"):
+        DATASETS["MNIST"](root)
+
+
+def test_cifar_is_read_where_users_put_it_and_called_damaged_if_it_is(cifar_100_server, tmp_path):
+    archive, arrays = cifar_100_server
+    batches = archive.with_name("cifar-100-python")
+    kept = archive.rename(tmp_path / "kept.tar.gz")
+    for number, place in enumerate(["cifar100/cifar-100-python", "cifar100", "cifar-100-python"]):
+        shutil.copytree(batches, tmp_path / str(number) / place)
+        assert np.array_equal(DATASETS["SplitCIFAR100"](tmp_path / str(number)).base.test_labels, arrays["test_labels"])
+    for name in ("train", "test", "meta"):
+        folder = shutil.copytree(batches, tmp_path / f"damaged {name}" / "cifar100" / "cifar-100-python")
+        (folder / name).write_bytes((folder / name).read_bytes()[:-9] + bytes(9))
+        with pytest.raises(UserError) as error:
+            DATASETS["SplitCIFAR100"](tmp_path / f"damaged {name}")
+        assert message(error).startswith(f"{folder / name}: is damaged")
+    for place in ("archive/cifar100", "archive"):
+        (tmp_path / "archive" / "cifar100").mkdir(parents=True)
+        shutil.copy(kept, tmp_path / place / archive.name)
+        DATASETS["SplitCIFAR100"](tmp_path / "archive")
+        shutil.rmtree(tmp_path / "archive")
+
+
+# What a base set must be, and what a task needs
+
+
+def base_set(**changes):
+    arrays = {key: torch.from_numpy(value) for key, value in make_arrays().items()}
+    images = {key: value.unsqueeze(1) for key, value in arrays.items() if "images" in key}
+    return BaseSet(**(arrays | images | dict(mean=(0.0,), std=(1.0,)) | changes))
+
+
+def test_floats_of_a_base_set_are_not_divided_by_255_again():
+    bytes_ = base_set()
+    floats = base_set(train_images=bytes_.train_images / 255, test_labels=bytes_.test_labels.int())
+    for name, value in vars(bytes_).items():
+        assert torch.equal(getattr(floats, name), value) if isinstance(value, torch.Tensor) else True
+    assert floats.train_images.dtype == torch.uint8 and floats.test_labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"train_images": torch.randn(300, 1, 28, 28)}, "train_images are torch.float32"),
+        ({"train_images": torch.ones(300, 1, 28, 28, dtype=torch.bfloat16)}, "train_images are torch.bfloat16"),
+        ({"test_images": torch.zeros(70, 28, 28).byte()}, "[N, C, H, W]"),
+        ({"test_images": torch.zeros(70, 1, 32, 32).byte()}, "alike for training and test"),
+        ({"test_labels": torch.zeros(70)}, "test_labels are torch.float32"),
+        ({"train_labels": torch.zeros(299).long()}, "should be int64 (300,)"),
+        ({"mean": (0.0, 0.0, 0.0)}, "1 channels, and the mean has 3"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_a_base_set_of_another_type_or_shape_is_refused(changes, said):
+    with pytest.raises(UserError) as error:
+        base_set(**changes)
+    assert said in message(error)
+
+
+@pytest.mark.parametrize("split, said", [("train", "training"), ("test", "test")])
+@pytest.mark.parametrize("name, digits", [("SplitMNIST", [6, 7]), ("SplitMNIST", [7]), ("SplitDigits", [6, 7])])
+def test_a_task_without_images_is_named_with_its_classes(name, digits, split, said, root, monkeypatch):
+    monkeypatch.setattr(DATASETS[name], "load", lambda self, root: lacking(digits, split))
+    with pytest.raises(UserError) as error:
+        DATASETS[name](root)
+    classes = "classes 6, 7" if len(digits) > 1 else "class 7"
+    assert message(error) == f"--data {root}: {name} has no {said} images of {classes}, which task 3 is made of"
+    DATASETS[name](root, num_tasks=3)  # of tasks that have all of theirs
+
+
+def lacking(digits, split):
+    whole = base_set()
+    images, labels = getattr(whole, f"{split}_images"), getattr(whole, f"{split}_labels")
+    rows = ~torch.isin(labels, torch.tensor(digits))
+    return base_set(**{f"{split}_images": images[rows], f"{split}_labels": labels[rows]})
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_beyond_the_classes_are_refused(label, monkeypatch):
+    labels = make_arrays()["test_labels"]
+    labels[3] = label
+    monkeypatch.setattr(DATASETS["DigitsPerm"], "load", lambda *_: base_set(test_labels=torch.from_numpy(labels)))
+    with pytest.raises(UserError, match=r"DigitsPerm has test labels from .* to .*, should be 0 to 9"):
+        DATASETS["DigitsPerm"]()
 
 
 # Real data
