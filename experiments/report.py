@@ -35,11 +35,20 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results: written by experiments/report.py --collect -->", "<!-- end of results -->"
 FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
 NOT_MEASURED = "not measured"
-CSS = (
-    "body{font:15px/1.5 sans-serif;max-width:68em;margin:2em auto;padding:0 1em}img{max-width:100%}"
-    "table{border-collapse:collapse;display:block;overflow-x:auto}th,td{border:1px solid #bbb;padding:.2em .6em}"
-    "th{background:#eee}pre{background:#f4f4f4;padding:.6em;overflow-x:auto}"
-)
+CSS = """
+:root { color-scheme: light dark; --line: #bbb; --soft: #f1f1f1 }
+@media (prefers-color-scheme: dark) { :root { --line: #555; --soft: #2b2b2b } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em }
+body, pre { overflow-wrap: anywhere }
+h2 { margin-top: 2.5em; border-bottom: 1px solid var(--line) }
+figure { margin: 1.5em 0 }
+img { max-width: 100%; background: white }
+.table { overflow-x: auto; margin: 1.5em 0 }
+table { border-collapse: collapse; overflow-wrap: normal }
+th, td { border: 1px solid var(--line); padding: .2em .6em; text-align: left; vertical-align: top }
+th, pre { background: var(--soft) }
+pre { padding: .6em; white-space: pre-wrap }
+""".strip()
 
 
 class Code(str):
@@ -87,7 +96,11 @@ def web_page(blocks: Iterable[Block], title: str) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{text(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    parts = [f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{text(title)}</title><style>{CSS}</style>']
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{text(title)}</title><style>\n{CSS}\n</style>"
+    ]
     for kind, *of in blocks:
         if kind == "heading":
             parts.append(f"<h{of[0]}>{text(of[1])}</h{of[0]}>")
@@ -96,12 +109,11 @@ def web_page(blocks: Iterable[Block], title: str) -> str:
         elif kind == "code":
             parts.append(f"<pre>{html.escape(of[0].rstrip())}</pre>")
         elif kind == "image":
-            parts.append(
-                f'<figure><img src="{quote(of[0])}" alt="{text(of[1])}"><figcaption>{text(of[1])}</figcaption>'
-            )
-            parts.append("</figure>")
+            image = f'<a href="{quote(of[0])}"><img src="{quote(of[0])}" alt="{text(of[1])}"></a>'  # larger, on a phone
+            parts.append(f"<figure>{image}<figcaption>{text(of[1])}</figcaption></figure>")
         else:
-            parts.append("\n".join(["<table>", row(of[0], "th"), *(row(cells, "td") for cells in of[1]), "</table>"]))
+            rows = [row(of[0], "th"), *(row(cells, "td") for cells in of[1])]
+            parts.append("\n".join(['<div class="table"><table>', *rows, "</table></div>"]))
     return "\n".join(parts) + "\n</html>\n"
 
 
@@ -236,7 +248,7 @@ def page(experiments: Sequence[Experiment], paper: dict) -> tuple[list[Block], l
             _overview(name, members, paper),
         ]
         for experiment in members:
-            picture = figures.of_experiment(experiment)
+            picture = figures.of_experiment(experiment, paper)
             pictures.append(picture)
             blocks += [("heading", 3, experiment.name), ("image", f"{picture.name}.png", picture.caption)]
             blocks += _about(experiment, paper)
@@ -280,7 +292,7 @@ def _overview(figure: str, experiments: Sequence[Experiment], paper: dict) -> Bl
 
 def _about(experiment: Experiment, paper: dict) -> list[Block]:
     curve, field = [], []
-    names = [setting.label or "all runs" for setting in experiment.settings]
+    names = [figures.short(setting, paper) or "all runs" for setting in experiment.settings]
     for name, setting in zip(names, experiment.settings, strict=True):
         for tasks, rows in setting.evaluations.groupby("Tasks Learned"):
             accuracies = [spread(rows[column]) for column in records.MEASURED]
@@ -293,12 +305,8 @@ def _about(experiment: Experiment, paper: dict) -> list[Block]:
         ("table", ["setting", "tasks learned", "given", "inferred", "batches inferred right", "seeds"], curve),
         ("table", ["setting", "task", *FIELD], field),
     ]
-    blocks += _of_nns(experiment) + _of_recovery(experiment)
-    run = experiment.runs[0]
-    blocks.append(("text", "Settings that were told; all others stand at main.py's defaults."))
-    blocks.append(
-        ("table", ["flag", "value"], [[Code(f"--{k.replace('_', '-')}"), Code(v)] for k, v in told(run).items()])
-    )
+    blocks += _of_nns(experiment) + _of_recovery(experiment, names)
+    blocks += _settings(experiment, names)
     blocks.append(("code", "\n".join(dict.fromkeys(map(call_of, experiment.settings)))))
     rows = []
     for run in experiment.runs:
@@ -323,14 +331,35 @@ def _of_nns(experiment: Experiment) -> list[Block]:
     return [("table", ["run", "hidden tasks", "masks allocated", "decisions right"], rows)] if rows else []
 
 
-def _of_recovery(experiment: Experiment) -> list[Block]:
+def _of_recovery(experiment: Experiment, names: Sequence[str]) -> list[Block]:
     rows = []
-    for setting in experiment.settings:
+    for name, setting in zip(names, experiment.settings, strict=True):
         table = setting.table("hopfield")
         ends = table[table["step"] == table.groupby(["seed", "tasks_learned", "task"])["step"].transform("max")]
         for (tasks, task), of in ends.groupby(["tasks_learned", "task"]):
-            rows.append([setting.label or "all runs", str(tasks), str(task), spread(of["hamming"], ".1f")])
+            rows.append([name, str(tasks), str(task), spread(of["hamming"], ".1f")])
     return [("table", ["setting", "tasks learned", "task", "Hamming distance in the end (bits)"], rows)] if rows else []
+
+
+def _settings(experiment: Experiment, names: Sequence[str]) -> list[Block]:
+    """What was told to all runs, and what tells the settings apart."""
+    flags = dict.fromkeys(flag for run in experiment.runs for flag in told(run))
+
+    def value(flag: str, runs: Sequence[Run]) -> str:
+        return ", ".join(dict.fromkeys(str(run.settings.get(flag)) for run in runs))
+
+    of_each = {flag: [value(flag, setting.runs) for setting in experiment.settings] for flag in flags}
+    same = [flag for flag, values in of_each.items() if len(set(values)) == 1]
+    differing = [flag for flag in flags if flag not in same]
+    typed = {flag: Code(f"--{flag.replace('_', '-')}") for flag in flags}
+    blocks: list[Block] = [
+        ("text", "Settings that were told; all others stand at main.py's defaults."),
+        ("table", ["flag", "value"], [[typed[flag], Code(of_each[flag][0])] for flag in same]),
+    ]
+    if differing:
+        rows = [[name, *(Code(of_each[flag][place]) for flag in differing)] for place, name in enumerate(names)]
+        blocks.append(("table", ["setting", *(typed[flag] for flag in differing)], rows))
+    return blocks
 
 
 def told(run: Run) -> dict[str, object]:
