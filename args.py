@@ -12,6 +12,7 @@ from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
+from utils.cores import MOST_THREADS
 from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent
@@ -105,7 +106,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a GPU's number or cpu; with several, such as 0,1 or cpu,cpu, each is a process that trains on its share "
         "of every batch, with the result of one that trains on all of it (default: GPU 0, or cpu if there is none)",
     )
-    add("--threads", type=_number(int, 1, 4096), help="processor threads (default: all cores)")
+    add(
+        "--threads",
+        type=_number(int, 1, MOST_THREADS),
+        help="processor threads (default: as OMP_NUM_THREADS says, or else all cores open to the run if its products "
+        "are large enough to gain by them, and 1 if not; a run that goes on does so with those it began with)",
+    )
     add(
         "--resume",
         type=_path,

@@ -10,9 +10,12 @@ from functools import partial
 from pathlib import Path
 
 from args import PROJECT, make_parser, parse_arguments
+from utils.cores import available_cores, sleep_while_waiting, wanted_threads
 from utils.errors import Stopped, UserError, complain, no_memory, stopping
 
-if __name__ == "__main__":  # help and wrong flags do not wait for torch, which takes seconds to load
+if __name__ == "__main__":
+    sleep_while_waiting()
+    # help and wrong flags do not wait for torch, which takes seconds to load
     try:
         parse_arguments()
     except UserError as error:
@@ -23,7 +26,8 @@ from torch import nn
 
 from data import DATASETS
 from data.base import SplitByClass, TaskDataset
-from models import Builder, get_model, multitask
+from models import MODELS, Builder, get_model, multitask
+from models.builder import product_sizes
 from models.norms import is_statistic
 from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
 from trainers.export import load_export, read_export
@@ -35,6 +39,12 @@ from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
 from utils.settings import NEITHER, NETWORK
 from utils.signals import Signals
+
+# Multiplications of a mean product from which on all cores are faster than one when the machine is idle, and no slower
+# than that by a tenth beside a busy process. Two threads for one, in time, on two cores of an AMD EPYC, idle and beside
+# one busy process: LeNet 0.9 to 1.3 and 1.1 (12 million), with a batch of 1,000 0.6 and 1.2 (92), eight tasks at once
+# 0.7 and 1.1 (94), sixteen 0.6 and 1.1 (188), BNNet 0.5 and 1.0 (248), GEMResNet18 0.9 and 1.2 with a batch of 16.
+WORTH_THREADS = 2**27
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,11 +86,13 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
     memory = recall(args, model, trainer, exported)
+    threads_because = set_threads(args, data, devices, memory)
     Results(Path(args.log_dir) / "results.csv").check()
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
         with stopping(), signals.waiting():
             memory.open(folder)
+            folder.log(threads_because)
             with group_of(devices, follow, args, exported) as group:
                 trainer.join(group)
                 learn(args, data, model, trainer, memory, folder, signals)
@@ -95,15 +107,12 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
 
 
 def set_up(args: Namespace) -> list[torch.device]:
-    """Threads, seeds and the devices of the run, each the device of one process."""
-    if args.threads is None:
-        args.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """Seeds and the devices of the run, each the device of one process."""
     seed_everything(args.seed)
     gpus = torch.cuda.device_count()
     if args.multigpu is None:
         args.multigpu = "0" if gpus else "cpu"
     names = args.multigpu.split(",")
-    torch.set_num_threads(max(1, args.threads // len(names)))
     for name in names:
         if name != "cpu" and int(name) >= gpus:
             there = (
@@ -111,6 +120,39 @@ def set_up(args: Namespace) -> list[torch.device]:
             )
             raise UserError(f"--multigpu {args.multigpu}: {there}")
     return [torch.device("cpu") if name == "cpu" else torch.device("cuda", int(name)) for name in names]
+
+
+def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.device], memory: Memory) -> str:
+    """Settle the processor threads of the run, and compute with this process's part of them from now on.
+
+    Results depend on the number, so that it depends on nothing that changes while a run goes on, such as how busy the
+    machine is: it is what ``--threads`` says, what a run that goes on began with, what ``OMP_NUM_THREADS`` says, or
+    all cores open to the run if its products are large enough to gain by them, and else 1.
+
+    Returns:
+        What to tell of it.
+    """
+    if args.threads is not None:
+        why = "as --threads says"
+    elif (threads := memory.threads) is not None:
+        args.threads, why = threads, "as the run began"
+    elif (threads := wanted_threads()) is not None:
+        args.threads, why = threads, "as OMP_NUM_THREADS says"
+    elif devices[0].type != "cpu":
+        args.threads, why = available_cores(), "all cores open to the run"
+    else:
+        images = min(args.tasks_in_parallel, len(tasks_to_learn(args))) * args.batch_size // len(devices)
+        size = mean(product_sizes(MODELS[args.model], (max(1, images), *data.input_shape), args.output_size))
+        large, cores = size >= WORTH_THREADS, available_cores()
+        args.threads = cores if large else 1
+        why = f"{'large' if large else 'small'} products, {size / 1e6:,.0f} million multiplications each; {cores} cores"
+    share_threads(args, len(devices))
+    return f"threads: {args.threads} ({why})"
+
+
+def share_threads(args: Namespace, processes: int) -> None:
+    """Compute with this process's part of the run's threads, one of so many processes."""
+    torch.set_num_threads(max(1, args.threads // processes))
 
 
 def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskDataset, nn.Module, DefaultTrainer]:
@@ -331,6 +373,7 @@ def train(
 def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
     """Train in step with the first process of the group, which alone tests, evaluates and writes."""
     data, model, trainer = build(args, set_up(args)[group.rank], group)
+    share_threads(args, group.size)
     trainer.check(tasks_to_learn(args))
     memory = recall(args, model, trainer, exported)
     trainer.join(group)

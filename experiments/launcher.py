@@ -57,6 +57,9 @@ RESERVED = {
 # Flags that leave the files of a run as they are, so that it is found again under another value of them.
 NOT_IN_NAME = {name.replace("_", "-") for name in NEITHER - SHOWN}
 
+# Tells a run how many share the cores, itself included. How many threads pay is for the run to know.
+RUNS_AT_ONCE = "SUPSUP_RUNS_AT_ONCE"
+
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 
 # On Linux each run starts through this stub. It asks the kernel to kill it when the launcher is gone, even by
@@ -320,13 +323,6 @@ def check_gpus(sets: Sequence[str]) -> None:
         raise ValueError(f"--gpu-sets: GPU {max(wanted)} is not there; {have}")
 
 
-def threads_per_run(concurrent: int) -> int:
-    """The processor threads of each of ``concurrent`` runs that share the cores open to this process."""
-    with suppress(AttributeError):  # not on macOS
-        return max(1, len(os.sched_getaffinity(0)) // concurrent)
-    return max(1, (os.cpu_count() or 1) // concurrent)
-
-
 def open_log(path: Path) -> BinaryIO:
     """Open a run's log for appending and lock it; the run inherits the lock with its output.
 
@@ -356,14 +352,14 @@ def holder(path: Path) -> str:
     return f", started by {found[1]}" if found else ""
 
 
-def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, threads: str) -> Job:
-    """Start a run with its output in its log. Raises ``OSError`` as ``open_log``."""
+def start(run: Run, gpu_set: str, command: Sequence[str], folder: Path, at_once: int) -> Job:
+    """Start a run, one of ``at_once``, with its output in its log. Raises ``OSError`` as ``open_log``."""
     path = folder / f"{run.name}.log"
     if sys.platform == "linux":
         argv = [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *command]
     else:
         argv = list(command)
-    env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    env = {**os.environ, RUNS_AT_ONCE: str(at_once), "PYTHONUNBUFFERED": "1"}
     with open_log(path) as log:
         log.write(f"$ {shlex.join(command)}  # process {os.getpid()} on {platform.node()}\n".encode())
         log.flush()
@@ -526,7 +522,6 @@ def run_all(
     sets: Sequence[str],
     folder: Path,
     command: Callable[[Run, str], list[str]],
-    threads: str,
     hung_after: float,
     stop_after: float,
 ) -> tuple[dict[Run, tuple[int | None, str]], list[Run], list[Run]]:
@@ -537,7 +532,6 @@ def run_all(
         sets: the GPU sets, or ``cpu``.
         folder: the experiment's folder; it must exist.
         command: ``command(run, gpu_set)`` gives the words of a run's command.
-        threads: the processor threads of each run, for the libraries that read the environment.
         hung_after: seconds without a sign of life after which a run is ended.
         stop_after: seconds after which no run starts and those under way are told to end.
 
@@ -547,6 +541,7 @@ def run_all(
     Exits with 128 + the signal's number, every run ended, on one of ``STOP_SIGNALS``.
     """
     waiting, free, jobs, failed, left = list(runs), list(sets), [], {}, []
+    at_once = min(len(sets), len(runs))  # of all runs, the finished ones too, so that the next call says the same
     tried: set[Run] = set()
     held: dict[Run, float] = {}  # by another process, and until when that may be one killed a moment ago
     elsewhere: list[Run] = []
@@ -584,7 +579,7 @@ def run_all(
             waiting.remove(run)
             return say(f"{run.name}: finished {'in another process' if run in held else 'before, skipped'}")
         try:
-            jobs.append(start(run, free[0], command(run, free[0]), folder, threads))
+            jobs.append(start(run, free[0], command(run, free[0]), folder, at_once))
             say(f"{run.name}: started on {free.pop(0)}, log in {jobs[-1].log}")
             held.pop(run, None)
         except BlockingIOError:
@@ -751,9 +746,6 @@ def launch(
         parser.error(f"--log-dir: cannot write to {folder}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
-    # Of all runs, the finished ones too: a run that goes on does so with the threads it began with.
-    share = str(threads_per_run(min(len(sets), len(runs))))
-    threads = parse_passed_on(words).get("threads", share)
     data = [] if options.data is None else ["--data", str(options.data.expanduser().absolute())]
 
     def command(run: Run, gpu_set: str) -> list[str]:
@@ -771,8 +763,6 @@ def launch(
             run.name,
             "--multigpu",
             gpu_set,
-            "--threads",
-            threads,
             "--resume",
             *run.flags,
         ]
@@ -782,7 +772,7 @@ def launch(
             print(shlex.join(command(run, sets[number % len(sets)])))
         sys.exit(0)
     patience, limit = 60 * options.hung_after, 60 * options.stop_after
-    failed, left, elsewhere = run_all(runs, sets, folder, command, threads, patience, limit)
+    failed, left, elsewhere = run_all(runs, sets, folder, command, patience, limit)
     rows = summary(folder / "results.csv", [run.name for run in runs])
     if rows:
         print_table(rows)

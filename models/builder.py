@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from models import BN_TYPES, CONV_TYPES
 from models.init import initialise
@@ -82,3 +84,41 @@ class Builder:
     def activation(self) -> nn.Module:
         """ReLU."""
         return nn.ReLU()
+
+
+class _Product(nn.Module):
+    """A convolution of which only the shape is computed, and how many multiplications it takes."""
+
+    def __init__(self, shape: tuple[int, int, int, int], stride: int):
+        super().__init__()
+        self.weight, self.stride, self.size = torch.empty(shape), stride, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x, self.weight, stride=self.stride, padding=self.weight.shape[-1] // 2)
+        self.size = y.numel() * self.weight[0].numel()
+        return y
+
+
+class _ShapeBuilder(Builder):
+    """Makes networks of which only shapes are computed: no weight is drawn, no memory taken."""
+
+    def __init__(self):
+        self._individual_heads = False
+
+    def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
+        return _Product((out_planes, in_planes, kernel_size, kernel_size), stride)
+
+    def batchnorm(self, planes: int) -> nn.Module:
+        return nn.Identity()
+
+
+def product_sizes(network: type[nn.Module], batch: tuple[int, int, int, int], output_size: int) -> list[int]:
+    """The multiplications that each layer's product takes for a batch of that shape, (images, *input shape).
+
+    Args:
+        network: an entry of ``MODELS``.
+    """
+    with torch.device("meta"):
+        model = network(_ShapeBuilder(), batch[1:], output_size).eval()
+        model(torch.empty(batch))
+    return [module.size for module in model.modules() if isinstance(module, _Product)]

@@ -16,6 +16,7 @@ from trainers.default import DefaultTrainer
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.unfinished import NAME, Unfinished
 from utils.checkpoint import Checkpoint, Record, joined, named_part
+from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.results import Results, to_csv, write_whole
 from utils.run import RunFolder
@@ -67,6 +68,7 @@ class Memory:
         unfinished: those in training.
         spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
             each other; ``recover`` takes one back when its turn comes.
+        threads: the processor threads that a run that goes on began with; None for a new one.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Memory:
         self.evaluations: dict[int, list[TaskScore]] = {}
         self.left_out: list[int] = []
         self.spare: dict[int, Record] = {}
+        self.threads: int | None = None
         self._rows: list[dict] = []
         self._damaged = 0
         self._saved = 0  # tasks in the checkpoint
@@ -165,6 +168,9 @@ class Memory:
         values = record.values
         if record.kind == "run":
             self.check_same(path, values["settings"])
+            self.threads = values.get("threads")  # none of before it was kept
+            if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
+                raise ValueError(f"threads {self.threads!r}")
         elif record.kind == "task":
             own, shared, of_trainer = (named_part(record.tensors, part) for part in ("own", "shared", "trainer"))
             try:
@@ -210,7 +216,7 @@ class Memory:
             self._write_tables()
         self._write_settings()
         if not self._checkpoint.has_records():
-            self._checkpoint.append(Record("run", {"settings": self.lasting}))
+            self._checkpoint.append(Record("run", {"settings": self.lasting, "threads": self.settings["threads"]}))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._write_task(task, None)
 
