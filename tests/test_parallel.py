@@ -146,6 +146,46 @@ def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
+# A run of two processes whose group is destroyed as NCCL does it: nobody is done before all are. Each process runs it,
+# for the other one imports the program of the first.
+PARTING = """
+import sys
+import time
+sys.path[:0] = [{root!r}, {here!r}]
+import torch
+import torch.distributed as dist
+from test_parallel import nothing
+from utils.parallel import group_of
+
+destroy = dist.destroy_process_group
+
+def destroy_together():
+    store = dist.distributed_c10d._get_default_store()
+    store.add("parting", 1)
+    while store.add("parting", 0) < 2:
+        time.sleep(0.01)
+    destroy()
+
+dist.destroy_process_group = destroy_together
+if __name__ == "__main__":
+    with group_of([torch.device("cpu")] * 2, nothing):
+        {end}
+"""
+
+
+def nothing(group):
+    """What the other process of a group may have to do."""
+
+
+@pytest.mark.parametrize("end, status", [("pass", 0), ("dist.destroy_process_group = destroy; sys.exit(3)", 3)])
+def test_processes_that_part_together_do_not_wait_for_each_other(end, status, tmp_path):
+    script = tmp_path / "run.py"
+    here = Path(__file__).parent
+    script.write_text(PARTING.format(root=str(here.parent), here=str(here), end=end))
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert process.returncode == status, process.stderr
+
+
 def running(group):
     """The processes of a process group that still run."""
     for stat in Path("/proc").glob("[0-9]*/stat"):

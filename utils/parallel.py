@@ -107,7 +107,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         yield Group()
         return
     backend = "gloo" if devices[0].type == "cpu" else "nccl"
-    store = dist.TCPStore("127.0.0.1", 0, len(devices), is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, len(devices), is_master=True, timeout=PATIENCE, wait_for_workers=False)
     start = torch.multiprocessing.get_context("spawn").Process
     others = [
         start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], follow, args))
@@ -121,6 +121,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
     try:
         _join(backend, store, Group(0, len(devices)), devices[0])
         yield Group(0, len(devices))
+        dist.destroy_process_group()  # NCCL does so once all processes do: before waiting for the others to end
         for process in others:
             process.join()
     except RuntimeError as error:  # what torch raises when another is gone
@@ -135,8 +136,11 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
         for process in others:
             process.kill()
             process.join()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if dist.is_initialized():  # after an error or a signal: the others will not say good-bye
+            if backend == "nccl":
+                dist.group.WORLD.abort()
+            else:
+                dist.destroy_process_group()
 
 
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event) -> None:
@@ -164,7 +168,7 @@ def _end_with_first() -> None:
 def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
     ignore()
     threading.Thread(target=_end_with_first, daemon=True).start()
-    store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, timeout=PATIENCE, wait_for_workers=False)
     _join(backend, store, group, device)
     try:
         with stopping():
@@ -176,6 +180,10 @@ def _follow(backend: str, port: int, group: Group, device: torch.device, follow:
 
 
 def _join(backend: str, store: dist.Store, group: Group, device: torch.device) -> None:
+    own = None
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE)
+        own = device  # else NCCL guesses it from the rank
+    dist.init_process_group(
+        backend, store=store, rank=group.rank, world_size=group.size, timeout=PATIENCE, device_id=own
+    )
