@@ -1,17 +1,26 @@
-# make demo    the default run: SupSup on permuted digits, in about a minute
-# make test    the tests, on the processor
-# make lint    the linter
+# make demo        the default run: SupSup on permuted digits, in about a minute
+# make notebook    opens mnist.ipynb, with what it and the reports of experiments need
+# make test        the tests, on the processor
+# make lint        the linter
 # Each makes .venv first if it is missing or requirements*.txt changed; only Python >= 3.10 is needed.
+# With TORCH=cpu (or cu128, ...), a new .venv gets that build from torch's own index; cpu has no CUDA libraries.
 
 PYTHON ?= python3
+TORCH ?=
 RUN := .venv/.run-requirements
+NOTEBOOK := .venv/.notebook-requirements
 DEV := .venv/.dev-requirements
 
-.PHONY: demo test lint install
+.PHONY: demo notebook test lint install
 
 demo: $(RUN)
 	.venv/bin/python main.py
 
+notebook: $(NOTEBOOK)
+	.venv/bin/jupyter lab mnist.ipynb
+
+# The tests run in two processes, which otherwise fight over the cores.
+test: export OMP_NUM_THREADS = 1
 test: $(DEV)
 	.venv/bin/python -m pytest
 
@@ -22,9 +31,16 @@ install: $(DEV)
 
 $(RUN): requirements.txt
 	$(PYTHON) -m venv .venv
+ifneq ($(TORCH),)
+	.venv/bin/pip install --index-url https://download.pytorch.org/whl/$(TORCH) $$(grep -oE '^torch[^ ]*' requirements.txt)
+endif
 	.venv/bin/pip install -r requirements.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt $(RUN)
+$(NOTEBOOK): requirements-notebook.txt $(RUN)
+	.venv/bin/pip install -r requirements-notebook.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt $(NOTEBOOK)
 	.venv/bin/pip install -r requirements-dev.txt
 	@touch $@

@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, growth or resnet
+    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, growth, resnet or threads
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
@@ -403,6 +403,40 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
         report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
 
 
+# (f) threads
+
+
+def threads(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """Runs with the default threads beside runs with one, each a process, idle and beside a busy process."""
+    sets = {
+        "digits, LeNet, 2 tasks": f"--num-tasks 2 --epochs {5 if quick else 30}",
+        "MNIST, LeNet, 1 task": f"--set MNISTPerm --num-tasks 1 --epochs 1 --iter-lim {100 if quick else 1000}",
+        "SplitCIFAR100, GEMResNet18": "--set SplitCIFAR100 --model GEMResNet18 --conv-type MultitaskMaskConv "
+        "--adaptor gt --output-size 5 --sparsity 8 --er-sparsity --num-tasks 1 --epochs 1 "
+        f"--iter-lim {3 if quick else 20}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+
+        def call(words: str):
+            where = ["--data", Path(data_root).absolute(), "--log-dir", folder, "--name", time.monotonic_ns()]
+            command = [sys.executable, "main.py", *words.split(), "--multigpu", "cpu", *map(str, where)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=PROJECT)
+
+        for what, words in sets.items():
+            sides = {"default": partial(call, words), "one": partial(call, f"{words} --threads 1")}
+            for beside in ("idle", "beside a busy process"):
+                busy = [sys.executable, "-c", "while True: pass"]
+                other = subprocess.Popen(busy) if beside != "idle" else None
+                try:
+                    t = medians(sides, 2 if quick else 5)
+                finally:
+                    if other:
+                        other.kill()
+                        other.wait()
+                note = "a whole run with default threads; beside it with --threads 1"
+                report.add("threads", f"{what}, {beside}", t["default"], t["one"], note=note)
+
+
 def draw(rows: list[dict[str, object]], path: Path) -> None:
     """Bars of what the naive forms take beside ours, on a logarithmic axis."""
     import matplotlib
@@ -424,7 +458,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet}
+PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet, "threads": threads}
 
 
 def main() -> None:

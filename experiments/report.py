@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-import pandas
+try:
+    import matplotlib  # noqa: F401
+    import pandas
+except ModuleNotFoundError as error:  # runs do without
+    missing = f"{error.name} is missing; pip install -r requirements-notebook.txt"
+    if __name__ == "__main__":
+        sys.exit(f"report.py: error: {missing}")
+    raise ModuleNotFoundError(missing) from None
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
