@@ -164,6 +164,14 @@ def parse_seeds(text: str) -> list[int]:
     return list(range(seeds[0]))
 
 
+def parse_path(text: str) -> Path:
+    """A path, ``~`` being the home folder. Raises ``argparse.ArgumentTypeError`` if there is none."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} begins with a home folder that is not known") from None
+
+
 def parse_minutes(text: str) -> float:
     """Minutes. Raises ``argparse.ArgumentTypeError`` unless it is a number above 0."""
     with suppress(ValueError):
@@ -429,8 +437,9 @@ class Progress:
         self._folder, self._runs = folder, runs
         self._seen: dict[Run, Status] = {}
         self._next = 0.0
-        # Without smoothing the rate is that since the start, without what was done before.
-        self.bar = tqdm(unit="task", smoothing=0, dynamic_ncols=True, disable=None)
+        # Without smoothing the rate is that since the start, without what was done before; the delay leaves out a
+        # bar that does not know yet how many tasks there are.
+        self.bar = tqdm(unit="task", smoothing=0, delay=1e-9, dynamic_ncols=True, disable=None)
         self.look(now=True)
         self.bar.initial = self.bar.n
 
@@ -667,12 +676,12 @@ def _parser(script: Path) -> _Parser:
         help="run the seeds 0 to N-1; a list such as 3,4 or 3, runs those seeds (default: %(default)s)",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="the parent folder of the data sets (default: as main.py)"
+        "--data", type=parse_path, metavar="DIR", help="the parent folder of the data sets (default: as main.py)"
     )
     parser.add_argument(
         "--log-dir",
         "--log_dir",
-        type=Path,
+        type=parse_path,
         default=ROOT / "runs",
         metavar="DIR",
         help="where the experiment's folder goes (default: %(default)s)",
@@ -729,7 +738,7 @@ def launch(
     script = Path(script).resolve()
     parser = _parser(script)
     options, words = parser.parse_known_args(argv)
-    folder = options.log_dir.expanduser().absolute() / experiment_name(script)
+    folder = options.log_dir.absolute() / experiment_name(script)
     try:
         runs = found_in(folder, plan(options.seeds, variants, words, tasks))
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
@@ -746,7 +755,7 @@ def launch(
         parser.error(f"--log-dir: cannot write to {folder}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
-    data = [] if options.data is None else ["--data", str(options.data.expanduser().absolute())]
+    data = [] if options.data is None else ["--data", str(options.data.absolute())]
 
     def command(run: Run, gpu_set: str) -> list[str]:
         return [

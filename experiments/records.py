@@ -158,9 +158,10 @@ def read(folders: Iterable[Path]) -> tuple[list[Experiment], list[str]]:
     for folder in folders:
         if not folder.exists():
             raise ValueError(f"{folder}: is not there; give the folders that hold results.csv, such as runs/NNs-supsup")
-        there, notes = _runs(folder)
+        alone = (folder / "settings.yaml").is_file()  # a run's own folder
+        there, notes = _runs(folder.resolve().parent, folder.resolve().name) if alone else _runs(folder)
         skipped += notes
-        known = runs.setdefault(folder.resolve().name, {})
+        known = runs.setdefault(folder.resolve().parent.name if alone else folder.resolve().name, {})
         for run in there:
             if run.name in known:
                 raise ValueError(f"{run.folder}: the same run was read from {known[run.name].folder} already")
@@ -169,15 +170,19 @@ def read(folders: Iterable[Path]) -> tuple[list[Experiment], list[str]]:
     return experiments, skipped
 
 
-def _runs(folder: Path) -> tuple[list[Run], list[str]]:
-    """The runs of an experiment's folder: those in its ``results.csv``, and those whose folders were copied in."""
+def _runs(folder: Path, only: str | None = None) -> tuple[list[Run], list[str]]:
+    """The runs of an experiment's folder: those in its ``results.csv``, and those whose folders were copied in.
+
+    Args:
+        only: the name of a run if no other is wanted.
+    """
     path, text = _text(folder, "results")
     table = _parsed(path, ",".join(COLUMNS) if text is None else text, COLUMNS)
     lines = list(csv.DictReader(io.StringIO(text or "")))
     places = table.groupby(table["Save Directory"].map(_last_part), sort=False).groups if len(table) else {}
     copied = sorted(path.parent.name for path in folder.glob("*/settings.yaml") if path.parent.name not in places)
     runs, skipped = [], []
-    for name in [*places, *copied]:
+    for name in [*places, *copied] if only is None else [only]:
         run = folder / name
         if not (run / "settings.yaml").is_file():
             skipped.append(f"{run}: has rows in results.csv but no settings.yaml")

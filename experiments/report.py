@@ -34,6 +34,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments import figures, metrics, records  # noqa: E402
+from experiments.launcher import parse_path  # noqa: E402
 from experiments.records import Experiment, Run, Setting  # noqa: E402
 from utils.settings import SHOWN  # noqa: E402
 
@@ -487,8 +488,14 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
     parser = _Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="*", type=Path, metavar="RUN_FOLDER", help="what holds results.csv")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=parse_path,
+        metavar="RUN_FOLDER",
+        help="what holds results.csv, or a run's own folder",
+    )
+    parser.add_argument("--out", type=parse_path, metavar="DIR", help="where the report goes")
     parser.add_argument("--collect", action="store_true", help="keep the results in experiments/results as well")
     options = parser.parse_args(argv)
     if options.collect and options.out:

@@ -266,6 +266,8 @@ def test_what_is_kept_is_found_by_the_calls_that_made_it():
         (["--hung_after=nan"], "--hung-after"),
         (["10"], "'10'"),
         (["--gpu-sets", "0||1"], "--gpu-sets"),
+        (["--log-dir", "~nobody-of-this-name/x"], "--log-dir"),
+        (["--data=~nobody-of-this-name"], "--data"),
         (["--gpu_sets=5"], "GPU 5"),
         (["--gpu-sets", "0,2"], "GPU 2"),
     ],

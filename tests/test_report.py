@@ -499,6 +499,17 @@ def test_a_real_run_of_another_machine_has_the_rows_of_its_checkpoint(call, tmp_
     assert not skipped and here.runs[0].lines == there.runs[0].lines and len(here.runs[0].lines) == 3
 
 
+def test_a_runs_own_folder_is_enough(three_seeds, tmp_path, monkeypatch):
+    shutil.copytree(three_seeds / "seed=1", tmp_path / LENET / "seed=1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert report.main([str(tmp_path / LENET / "seed=1"), "--out", "~/out"]) == 0
+    monkeypatch.chdir(three_seeds / "seed=2")
+    assert report.main([".", "--out", str(tmp_path / "other")]) == 0
+    for page, name in ((tmp_path / "out" / "report.md", "seed=1"), (tmp_path / "other" / "report.md", "seed=2")):
+        assert table_with(page, "method")[0]["method"] == "SupSup (H)"
+        assert [row["run"] for row in table_with(page, "commit")] == [f"`{name}`"]
+
+
 def test_the_command_names_the_seeds(tmp_path):
     for name, seeds, words in (("a", [0, 1], "--seeds 2"), ("b", [3, 4], "--seeds 3,4"), ("c", [5], "--seeds 5,")):
         for seed in seeds:
