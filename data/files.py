@@ -232,11 +232,11 @@ def _checked(arrays: Arrays, path: Path, image_shape: tuple[int, ...], num_class
         arrays[f"{split}_labels"] = labels.astype(np.int64)
         # A crash can leave zeros where a part of a file should be.
         black, _ = _longest_row(images.reshape(len(images), -1).any(1), among=[False])
-        require(black < BLACK_ROW, f"{split}_images has {black:,} black images in a row; delete or replace it")
+        require(black < BLACK_ROW, f"{split}_images has {black:,} black images in a row, as after a crash; replace it")
         zeros, others = _longest_row(labels, among=[0])
         require(
             zeros < ZERO_ROW or others >= OTHER_ROW,
-            f"{split}_labels has {zeros:,} labels 0 in a row, and of others at most {others}; delete or replace it",
+            f"{split}_labels has {zeros:,} labels 0 in a row, others at most {others}, as after a crash; replace it",
         )
     return arrays
 

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing import connection
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -116,6 +115,8 @@ class _Batches(Sampler[list[Item]]):
 
 def _start_worker(_: int) -> None:
     """A worker leaves signals to its run, which first finishes its batch, and does not outlive a failure to answer."""
+    from multiprocessing.queues import Queue  # loaded in a worker anyway
+
     ignore()
     Queue._on_queue_feeder_error = staticmethod(_end_worker)
 
