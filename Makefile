@@ -1,17 +1,19 @@
 # make demo        the default run: SupSup on permuted digits, in about a minute
 # make notebook    opens mnist.ipynb, with what it and the reports of experiments need
 # make test        the tests, on the processor
+# make test-oldest the tests, with the oldest versions that requirements.txt allows, in .venv-oldest
 # make lint        the linter
 # Each makes .venv first if it is missing or requirements*.txt changed; only Python >= 3.10 is needed.
 # With TORCH=cpu (or cu128, ...), a new .venv gets that build from torch's own index; cpu has no CUDA libraries.
 
 PYTHON ?= python3
 TORCH ?=
+OLDEST := .venv-oldest/.dev-requirements
 RUN := .venv/.run-requirements
 NOTEBOOK := .venv/.notebook-requirements
 DEV := .venv/.dev-requirements
 
-.PHONY: demo notebook test lint install
+.PHONY: demo notebook test test-oldest lint install
 
 demo: $(RUN)
 	.venv/bin/python main.py
@@ -23,6 +25,9 @@ notebook: $(NOTEBOOK)
 test: export OMP_NUM_THREADS = 1
 test: $(DEV)
 	.venv/bin/python -m pytest
+
+test-oldest: $(OLDEST)
+	.venv-oldest/bin/python -m pytest
 
 lint: $(DEV)
 	.venv/bin/ruff check
@@ -43,4 +48,11 @@ $(NOTEBOOK): requirements-notebook.txt $(RUN)
 
 $(DEV): requirements-dev.txt $(NOTEBOOK)
 	.venv/bin/pip install -r requirements-dev.txt
+	@touch $@
+
+# What has a lower bound gets it, with the bug fixes of that version: torch>=2.11 is torch==2.11.*
+$(OLDEST): requirements.txt requirements-notebook.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-oldest
+	sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2.*/p' requirements.txt > .venv-oldest/oldest.txt
+	.venv-oldest/bin/pip install -r requirements-notebook.txt -r requirements-dev.txt -c .venv-oldest/oldest.txt
 	@touch $@

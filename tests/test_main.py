@@ -15,6 +15,7 @@ import yaml
 
 import main
 from args import parse_arguments
+from models.masks import MaskedWeight
 from utils.checkpoint import MAGIC, Checkpoint
 
 PROJECT = Path(main.__file__).parent
@@ -212,3 +213,32 @@ def test_permuted_mnist_reaches_the_accuracy_of_the_original(real_data, tmp_path
     summary = rows(tmp_path / "results.csv")[-1]
     assert float(summary["Accuracy Adapted"]) >= 0.93
     assert float(summary["Share Inferred Right"]) >= 0.995  # at most one of the 237 batches, of one image each
+
+
+# A short task that learns nothing
+
+SHORT = "--set DigitsPerm --num-tasks 1 --threads 1 --multigpu cpu --adaptor gt"
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_short_task_that_no_gradient_reaches_is_named(at_once, tmp_path, capsys, monkeypatch):
+    nothing = staticmethod(lambda ctx, gradient: (torch.zeros_like(gradient), None, None))
+    monkeypatch.setattr(MaskedWeight, "backward", nothing)
+    words = f"{SHORT} --num-tasks 2 --epochs 1 --output-size 100 --tasks-in-parallel {at_once} --log-dir {tmp_path}"
+    assert main.main(words.split()) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "task 0: after 12 batches its accuracy" in error
+    assert "far below that of a constant answer, 0.1" in error and "no gradient reaches what it trains" in error
+
+
+def test_a_short_task_whose_loss_does_not_fall_is_named(tmp_path, capsys):
+    words = f"{SHORT} --lr 1e-12 --epochs 2 --output-size 100 --log-dir {tmp_path}"
+    assert main.main(words.split()) == 1
+    assert "does not fall; likely --lr 1e-12 is too small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["--iter-lim 1", "--iter-lim 13 --epochs 2", "--epochs 2 --batch-size 100"])
+@pytest.mark.parametrize("lr", ["1e-4", "1e-5"])
+def test_a_short_task_that_learns_is_kept_however_little_it_has_learned(more, lr, tmp_path):
+    words = f"{SHORT} {more} --lr {lr} --output-size 100 --log-dir {tmp_path}"
+    assert main.main(words.split()) == 0

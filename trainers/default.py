@@ -383,24 +383,47 @@ class DefaultTrainer:
         that of a constant answer, the entropy of the labels, within three hundredths. And its accuracy is no better
         than that of a constant answer, by two standard deviations.
 
+        After fewer batches a task may honestly be worse than a constant answer, as one of a hundred outputs is likely
+        to be before any is learned. Then it has learned nothing if it is so by five standard deviations, and if either
+        no gradient reached it in its last batch, or its loss in the last of several epochs, of ten batches or more, is
+        within a hundredth that of the first: both are of the same images, so that chance has little part in it.
+
         Args:
             accuracies: of each task in the last ``test``.
         """
-        if self.batches_done < 2 * LOOK:
-            return
-        for task, accuracy, labels, first, last in zip(
-            self.tasks, accuracies, self._labels, self._first, self._last, strict=True
+        for place, (task, accuracy, labels, first, last) in enumerate(
+            zip(self.tasks, accuracies, self._labels, self._first, self._last, strict=True)
         ):
             shares = labels.bincount() / len(labels)
             largest, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
-            constant = largest + 2 * math.sqrt(largest * (1 - largest) / len(labels))
-            if last > 0.97 * min(first, entropy) and accuracy < constant < 1:
+            deviation = math.sqrt(largest * (1 - largest) / len(labels))
+            idle = self.epoch > 0 and self.epoch_batches >= 10 and last > 0.99 * first
+            if accuracy < largest - 5 * deviation and (idle or not self._gradient(place)):
+                self.failed.setdefault(
+                    task,
+                    f"task {task}: after {self.batches_done} batches its accuracy, {accuracy:.4f}, is far below that "
+                    f"of a constant answer, {largest:.4f}, and "
+                    + (
+                        f"its loss, {last:.4g}, does not fall; likely --lr {self.options.lr} is too small or too large"
+                        if self._gradient(place)
+                        else "no gradient reaches what it trains"
+                    ),
+                )
+            constant = largest + 2 * deviation
+            if self.batches_done >= 2 * LOOK and last > 0.97 * min(first, entropy) and accuracy < constant < 1:
                 self.failed.setdefault(
                     task,
                     f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, no better than at first "
                     f"or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely "
                     f"--lr {self.options.lr} is too small or too large, or the masks leave nothing that answers",
                 )
+
+    def _gradient(self, place: int) -> bool:
+        """Whether any gradient reached the task at ``place`` in the last batch."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]  # none if all was trained before a resume
+        if self.state is not None:
+            gradients = [gradient[place] for gradient in gradients]
+        return not gradients or any(bool(gradient.any()) for gradient in gradients)
 
     @torch.no_grad()
     def test(self, loader) -> list[float]:
