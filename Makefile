@@ -54,5 +54,5 @@ $(DEV): requirements-dev.txt $(NOTEBOOK)
 $(OLDEST): requirements.txt requirements-notebook.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-oldest
 	sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2.*/p' requirements.txt > .venv-oldest/oldest.txt
-	.venv-oldest/bin/pip install -r requirements-notebook.txt -r requirements-dev.txt -c .venv-oldest/oldest.txt
+	.venv-oldest/bin/pip install -r requirements-dev.txt -c .venv-oldest/oldest.txt
 	@touch $@

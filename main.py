@@ -349,15 +349,15 @@ def train(
     try:
         for epoch in range(len(accuracies), args.epochs):
             bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
+            lr = trainer.optimizer.param_groups[0]["lr"]
             losses = trainer.train(train_loader, epoch, bar, after_batch)
             if trainer.given_up:
                 break
             with signals.waiting(False):
                 accuracies.append(trainer.test(val_loader))
-            for place, values in enumerate(zip(losses, accuracies[-1], strict=True)):
-                step = (len(memory.learned) + place) * args.epochs + epoch
-                for name, value in zip(("train/loss", "val/accuracy"), values, strict=True):
-                    folder.tensorboard.add_scalar(name, value, step)
+            for task, *values in zip(group, losses, accuracies[-1], strict=True):
+                for name, value in zip(("loss", "accuracy", "learning rate"), (*values, lr), strict=True):
+                    folder.tensorboard.add_scalar(f"{name}/task {task}", value, trainer.batches_done)
             if trainer.reached_limit:
                 break
     except (Stopped, UserError):  # of a signal, or of data that cannot be read, both between two batches

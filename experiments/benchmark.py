@@ -294,7 +294,8 @@ def growth(report: Report, data_root: str, device: torch.device, quick: bool, co
             size = (run / "checkpoint.pt").stat().st_size
             folder_size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
             events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-            ends = [event.wall_time for event in events.Scalars("val/accuracy")]
+            tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("accuracy/")]
+            ends = sorted(e.wall_time for tag in tags for e in events.Scalars(tag))
         weights = sum(o * i for o, i in (*LENET, (500, 100)))
         masks, floats = tasks * weights / 8, tasks * weights * 8
         note = "a whole run with evaluation, Python and torch included; naive: float masks and scores alone, computed"

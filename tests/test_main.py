@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 from args import parse_arguments
@@ -242,3 +243,18 @@ def test_a_short_task_whose_loss_does_not_fall_is_named(tmp_path, capsys):
 def test_a_short_task_that_learns_is_kept_however_little_it_has_learned(more, lr, tmp_path):
     words = f"{SHORT} {more} --lr {lr} --output-size 100 --log-dir {tmp_path}"
     assert main.main(words.split()) == 0
+
+
+def test_tensorboard_has_a_curve_a_task_and_the_settings(tmp_path):
+    words = f"--set DigitsPerm --num-tasks 2 --epochs 2 --threads 1 --multigpu cpu --log-dir {tmp_path} --name run"
+    assert main.main(words.split()) == 0
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0}).Reload()
+    for curve in ("loss", "accuracy", "learning rate"):
+        for task in (0, 1):
+            assert [event.step for event in events.Scalars(f"{curve}/task {task}")] == [12, 24], "batches"
+    kept = events.Scalars("tasks/share of kept weights")
+    assert [event.step for event in kept] == [1, 2] and all(0.4 < event.value < 0.6 for event in kept)
+    assert [event.step for event in events.Scalars("tasks after 2/accuracy adapted")] == [0, 1]
+    (page,) = events.Tensors("settings")
+    assert b"| `num_tasks` | `2` |" in page.tensor_proto.string_val[0]
+    assert events.SummaryMetadata("settings").plugin_data.plugin_name == "text"

@@ -215,6 +215,8 @@ class Memory:
             self._write_evaluations()
             self._write_tables()
         self._write_settings()
+        table = "".join(f"| `{name}` | `{value}` |\n" for name, value in self.settings.items())
+        folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
         if not self._checkpoint.has_records():
             self._checkpoint.append(Record("run", {"settings": self.lasting, "threads": self.settings["threads"]}))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
@@ -236,6 +238,9 @@ class Memory:
         self.unfinished.drop()
         self._write_tables()
         self._publish(row)
+        mask = self.trainer.mask_of(task)
+        if mask is not None and (kept := multitask.kept_fractions(self.model, mask)):
+            self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
         if len(self.learned) == 1:
             self._write_settings()
             kept = self._kept_fractions()
@@ -323,6 +328,10 @@ class Memory:
         self._write_settings()
         for name, value in means.items():
             self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", value, count)
+        for name in ("given", "adapted"):
+            for score in scores:
+                if (value := getattr(score, name)) is not None:
+                    self.folder.tensorboard.add_scalar(f"tasks after {count}/accuracy {name}", value, score.task)
         for score in scores:
             for step in score.steps:
                 self.folder.tensorboard.add_scalar(

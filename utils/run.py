@@ -17,7 +17,9 @@ import torch
 import yaml
 from filelock import FileLock, SoftFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
@@ -117,8 +119,16 @@ class Scalars:
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         """Add a point to the curve ``name``."""
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        self._add(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add_value(Summary.Value(tag=name, simple_value=value), step)
+
+    def add_text(self, name: str, text: str) -> None:
+        """Add a page of Markdown."""
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()])
+        self._add_value(Summary.Value(tag=name, metadata=metadata, tensor=tensor), 0)
+
+    def _add_value(self, value: Summary.Value, step: int) -> None:
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
 
     def _add(self, event: Event) -> None:
         try:
