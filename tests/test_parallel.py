@@ -205,7 +205,8 @@ def test_a_first_process_that_is_killed_leaves_no_other(tmp_path):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         run = tmp_path / "run"
-        wait_for(lambda: any(b"loss/task 0" in path.read_bytes() for path in run.glob("events.out*")))  # epochs are done
+        # Until epochs are done.
+        wait_for(lambda: any(b"loss/task 0" in path.read_bytes() for path in run.glob("events.out*")))
         others = set(running(process.pid)) - {process.pid}
         for pid in others:  # as a cluster does, which tells every process of a job to end
             os.kill(pid, signal.SIGTERM)
