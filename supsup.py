@@ -22,7 +22,16 @@ from data.own import OwnLoader
 from models import Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
-from trainers.adaptors import InferenceOptions, TaskScore, alpha_gradients, entropy, evaluate, superfluous, uniform
+from trainers.adaptors import (
+    InferenceOptions,
+    TaskScore,
+    alpha_gradients,
+    entropy,
+    evaluate,
+    of_first,
+    superfluous,
+    uniform,
+)
 from trainers.default import DefaultTrainer, TrainingOptions
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.seeding import generator
@@ -186,7 +195,7 @@ class SupSup:
 
         Args:
             x: a batch (batch, ...) of one task, as the network takes it.
-            images: from how many of its first images; None for all.
+            images: from how many of its first images; None for all. With batch norm the others go through beside them.
 
         Returns:
             A number a task, by name; the largest is that of the inferred task.
@@ -196,8 +205,11 @@ class SupSup:
         """
         self._check_learned()
         numbers = range(len(self.tasks))
-        x = torch.as_tensor(x).to(self.device)[None, :images]
-        gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, self._objective)
+        x = torch.as_tensor(x).to(self.device)[None]
+        objective = of_first(self._objective, images)
+        if not multitask.has_batch_norm(self.model):
+            x = x[:, :images]
+        gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
     def infer(self, x: Tensor, images: int | None = None) -> str:

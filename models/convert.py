@@ -73,6 +73,10 @@ class TaskNorm(MultitaskNonAffineBN):
             value = getattr(norm, name)
             self.register_buffer(f"given_{name}", None if value is None else value.detach().clone())
 
+    @property
+    def mixes_images(self) -> bool:
+        return not self.statistics or super().mixes_images
+
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, ...), normalised."""
         planes = x.reshape(*x.shape[:2], -1, 1)

@@ -19,6 +19,7 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
     """
 
     eps = 1e-5  # as nn.BatchNorm2d
+    mixes_images = True
     per_task = ("packed",)
 
     def __init__(self, planes: int, options: LayerOptions):

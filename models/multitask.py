@@ -165,6 +165,23 @@ class SuperposedModule(MultitaskModule):
         self.effective = self.superposition(tasks, alphas)
 
 
+class BatchModule(nn.Module):
+    """A layer of which what an image gives may depend on the other images of its batch: a batch norm.
+
+    While tasks are superposed it has statistics of nothing but the batch, so it goes by those.
+
+    Attributes:
+        superposed: whether tasks are superposed.
+    """
+
+    superposed = False
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether in evaluation, as the layer is set now, it computes with the batch's own statistics."""
+        return self.superposed
+
+
 class RecoveringModule(MultitaskModule):
     """A multitask layer that can recover a task's mask from a memory whose size does not grow with the tasks."""
 
@@ -205,6 +222,7 @@ def make_room(model: nn.Module, num_tasks: int) -> None:
 
 def begin_task(model: nn.Module, task: int, rng: Rng) -> None:
     """Start to train ``task`` in every layer; each draws from ``rng("scores", its name, task)`` alone."""
+    _set_superposed(model, False)
     for name, module in _named(model, MultitaskModule):
         module.begin_task(task, rng("scores", name, task))
 
@@ -316,8 +334,24 @@ def select_task(model: nn.Module, task: int) -> None:
     Raises:
         IndexError: no such task.
     """
+    _set_superposed(model, False)
     for _, module in _named(model, MultitaskModule):
         module.select_task(task)
+
+
+def _set_superposed(model: nn.Module, superposed: bool) -> None:
+    for _, module in _named(model, BatchModule):
+        module.superposed = superposed
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether what an image gives depends on the others of its batch when the model is superposed."""
+    return any(True for _ in _named(model, BatchModule))
+
+
+def mixes_images(model: nn.Module) -> bool:
+    """Whether, as the model is set now, what an image gives in evaluation depends on the others of its batch."""
+    return any(module.mixes_images for _, module in _named(model, BatchModule))
 
 
 def superposition(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:
@@ -342,6 +376,7 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[st
     """
     if not can_superpose(model):
         raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
+    _set_superposed(model, True)
     for _, module in _named(model, MultitaskModule):
         module.superpose(tasks, alphas)
     return {f"{name}.effective": module.effective for name, module in _named(model, SuperposedModule)}

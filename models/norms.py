@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import LayerOptions, load_into
-from models.multitask import MultitaskModule
+from models.multitask import BatchModule, MultitaskModule
 
 Total = Callable[[Tensor], Tensor]  # the sum of a tensor over the processes that train together, with its gradient
 
@@ -17,7 +17,7 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in ("mean", "variance", "running_mean", "running_var", "num_batches_tracked")
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(BatchModule):
     """What batch norms have in common: whose images their statistics are of.
 
     Attributes:
@@ -84,6 +84,8 @@ class StandardBN(BatchNorm, nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
+        if self.superposed:  # the running statistics are of some task's own numbers
+            return normalise(x, self.eps, weight=self.weight, bias=self.bias)
         if not self.training:
             return super().forward(x)
         self.num_batches_tracked.add_(1)
@@ -101,6 +103,8 @@ class NonAffineBN(StandardBN):
 
 class NonAffineNoStatsBN(BatchNorm, nn.BatchNorm2d):
     """Batch norm that keeps nothing: it normalises by the batch's own statistics, also in evaluation."""
+
+    mixes_images = True
 
     def __init__(self, planes: int, options: LayerOptions):
         super().__init__(planes, affine=False, track_running_stats=False)
@@ -142,6 +146,10 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         if self.training and self.learning:
             return normalise(x, self.eps, self.mean, self.variance, self.momentum, total=self.total)
         return F.batch_norm(x, self.mean, self.variance, eps=self.eps)
+
+    @property
+    def mixes_images(self) -> bool:
+        return self.task is None
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.learning, self.in_stack = self.check_task(task), True, False

@@ -1,11 +1,14 @@
 """How a learned model is tested: with the task given, or inferred from the data (paper, section 3.3).
 
 An adaptor infers the task of many test batches at once: from their images (batches, images, channels, height, width)
-to the inferred task of each. ``ADAPTORS`` names them. The model computes as if every learned mask had a coefficient
-``alpha_i``, and the gradient of an objective with respect to ``alpha`` says which mask explains the data. That
-gradient is ``∂L/∂alpha_i = ⟨∂L/∂W_eff, W ⊙ M^i⟩``, so one backward pass for each batch through a single superposed
-network, then one product with the bit-packed masks, gives it for all masks and batches. ``∂L/∂W_eff`` itself is never
-whole in memory: it is the product of what a layer saw and of the gradient of what it gave, made a few units at a time.
+to the inferred task of each. ``ADAPTORS`` names them. The images are the first ones of each batch; in a network with
+batch norm they are all of it, for the first ones alone would have other statistics, and the logits of the first count.
+
+The model computes as if every learned mask had a coefficient ``alpha_i``, and the gradient of an objective with respect
+to ``alpha`` says which mask explains the data. That gradient is ``∂L/∂alpha_i = ⟨∂L/∂W_eff, W ⊙ M^i⟩``, so one backward
+pass for each batch through a single superposed network, then one product with the bit-packed masks, gives it for all
+masks and batches. ``∂L/∂W_eff`` itself is never whole in memory: it is the product of what a layer saw and of the
+gradient of what it gave, made a few units at a time.
 """
 
 import math
@@ -48,6 +51,11 @@ def superfluous(logits: Tensor, real_neurons: int) -> Tensor:
     The first ``real_neurons`` outputs are the real ones (paper, section 3.4).
     """
     return torch.cat([logits[:, :real_neurons].detach(), logits[:, real_neurons:]], dim=1).logsumexp(1).mean()
+
+
+def of_first(objective: Objective, images: int | None) -> Objective:
+    """``objective`` on the logits of the first so many images of a batch; None for all."""
+    return objective if images is None else lambda logits: objective(logits[:images])
 
 
 def uniform(count: int, device: torch.device | str) -> Tensor:
@@ -205,26 +213,39 @@ def gradient_descent(
 
 
 @torch.no_grad()
-def ensemble(model: nn.Module, tasks: Sequence[int], images: Tensor, doubt: Callable[[Tensor], Tensor]) -> Tensor:
+def ensemble(
+    model: nn.Module,
+    tasks: Sequence[int],
+    images: Tensor,
+    doubt: Callable[[Tensor], Tensor],
+    first: int | None = None,
+) -> Tensor:
     """ABatchE (paper, section 4.2): every task answers every image; the one that is in least doubt is chosen.
 
-    Each image is repeated for all tasks. What one task answers goes through the network together, for all batches.
+    Each image is repeated for all tasks. What one task answers goes through the network together, for all batches;
+    one by one and whole where a task's batch norm has no other statistics than the batch's.
 
     Args:
         images: (batches, images, channels, height, width).
         doubt: of logits (..., outputs), by image (...).
+        first: images of a batch whose doubts count; None for all.
 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
     doubts = torch.empty(len(images), len(tasks), device=images.device)
-    tile_size = max(1, IMAGE_BYTES // images[0].nbytes)
     model.eval()
+    multitask.select_task(model, tasks[0])
+    if multitask.mixes_images(model):
+        tile_size = 1
+    else:
+        images = images[:, :first]
+        tile_size = max(1, IMAGE_BYTES // images[0].nbytes)
     for index, task in enumerate(tasks):
         multitask.select_task(model, task)
         for tile in tiles(len(images), tile_size):
             logits = model(images[tile].flatten(0, 1)).unflatten(0, images[tile].shape[:2])
-            doubts[tile, index] = doubt(logits).mean(dim=1)
+            doubts[tile, index] = doubt(logits[:, :first]).mean(dim=1)
     return torch.tensor(tasks, device=images.device)[doubts.argmin(dim=1)]
 
 
@@ -233,7 +254,8 @@ class InferenceOptions:
     """What adaptors need to know beside the data.
 
     Attributes:
-        data_to_repeat: the task of a test batch is inferred from its first images, this many.
+        data_to_repeat: the task of a test batch is inferred from its first images, this many; with batch norm, from
+            their logits beside the rest of the batch.
         real_neurons: outputs that stand for classes; the others are superfluous (objective G).
         log_base: of binary inference.
         adapt_lr, adapt_steps: of gradient descent, on coefficients or on a mask; None for the adaptor's own.
@@ -253,39 +275,49 @@ class InferenceOptions:
     unshared_labels: bool = False
 
 
-def _superfluous(options: InferenceOptions) -> Objective:
-    return partial(superfluous, real_neurons=options.real_neurons)
+def _first(model: nn.Module, options: InferenceOptions) -> int | None:
+    """How many of the images that an adaptor gets decide on the task; None for all of them."""
+    return options.data_to_repeat if multitask.has_batch_norm(model) else None
+
+
+def _h(model: nn.Module, options: InferenceOptions) -> Objective:
+    return of_first(entropy, _first(model, options))
+
+
+def _g(model: nn.Module, options: InferenceOptions) -> Objective:
+    return of_first(partial(superfluous, real_neurons=options.real_neurons), _first(model, options))
 
 
 # The adaptors that --adaptor can name infer the task of batches; the others give it, or recover its mask.
 
 
 def se_oneshot_entropy_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return one_shot(model, tasks, images, entropy)
+    return one_shot(model, tasks, images, _h(model, options))
 
 
 def se_oneshot_g_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return one_shot(model, tasks, images, _superfluous(options))
+    return one_shot(model, tasks, images, _g(model, options))
 
 
 def se_binary_entropy_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return binary(model, tasks, images, entropy, options.log_base)
+    return binary(model, tasks, images, _h(model, options), options.log_base)
 
 
 def se_binary_g_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return binary(model, tasks, images, _superfluous(options), options.log_base)
+    return binary(model, tasks, images, _g(model, options), options.log_base)
 
 
 def se_gradient_minimization(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return gradient_descent(model, tasks, images, entropy, options.adapt_lr or ALPHA_LR, options.adapt_steps)
+    lr = options.adapt_lr or ALPHA_LR
+    return gradient_descent(model, tasks, images, _h(model, options), lr, options.adapt_steps)
 
 
 def se_be_adapt(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return ensemble(model, tasks, images, entropies)
+    return ensemble(model, tasks, images, entropies, _first(model, options))
 
 
 def se_be_max_adapt(model, tasks: Sequence[int], images: Tensor, options: InferenceOptions) -> Tensor:
-    return ensemble(model, tasks, images, lambda logits: -logits.softmax(dim=-1).amax(dim=-1))
+    return ensemble(model, tasks, images, lambda logits: -logits.softmax(-1).amax(-1), _first(model, options))
 
 
 def check_adaptor(adaptor: str, model: nn.Module) -> None:
@@ -351,21 +383,23 @@ def evaluate(
     candidates = tasks if candidates is None else candidates
     if adaptor == RECOVERY:
         return [_recover(model, data, task, candidates, options) for task in progress(tasks)]
-    infer = ADAPTORS[adaptor]
-    scores, answered, waiting = [], [], _Waiting(options.data_to_repeat)
+    infer, scores, answered, waiting = ADAPTORS[adaptor], [], [], None
+    if infer:
+        images = None if multitask.has_batch_norm(model) else options.data_to_repeat
+        waiting = _Waiting(images, lambda images: infer(model, candidates, images, options))
 
     def finish() -> None:
-        if infer and answered:
-            inferred = waiting.infer(lambda images: infer(model, candidates, images, options))
+        if waiting and answered:
+            inferred = waiting.inferred()
             for batches, part in zip(answered, inferred.split([len(b.sizes) for b in answered]), strict=True):
                 batches.inferred = part
         scores.extend(_score(model, data, batches, options) for batches in answered)
         answered.clear()
 
     for task in progress(tasks):
-        answered.append(_answer(model, data, task, mask_of(task), waiting if infer else None))
+        answered.append(_answer(model, data, task, mask_of(task), waiting))
         # Batches of many tasks go through the superposed network together, as many as memory allows.
-        if waiting.full:
+        if waiting and waiting.full:
             finish()
     finish()
     return scores
@@ -378,42 +412,58 @@ class _Waiting:
     again.
 
     Args:
-        images: of each batch, this many at the most.
+        images: of each batch, this many at the most; None for all, and then not more wait than memory is meant for,
+            however many batches a task has.
+        infer: from the images of some batches of one size (batches, images, ...) to the task of each.
     """
 
-    def __init__(self, images: int):
-        self.images, self.lengths = images, []
+    def __init__(self, images: int | None, infer: Callable[[Tensor], Tensor]):
+        self.images, self.infer = images, infer
+        self.lengths: list[int] = []
         self.block: Tensor | None = None
+        self.known: list[Tensor] = []
 
     @property
     def full(self) -> bool:
         """Whether those that wait should not become more."""
         return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
 
-    def add(self, x: Tensor, batches: int) -> None:
-        """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``."""
+    def add(self, x: Tensor, batches: int) -> bool:
+        """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``.
+
+        Returns:
+            Whether inference has begun, so that the layers of the model are set otherwise.
+        """
         x, waiting, before = x[: self.images], len(self.lengths), self.block
         if before is None or len(x) > before.shape[1] or waiting == len(before):
-            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x.nbytes) + batches, *x.shape)
+            room = batches if self.images else 1
+            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x.nbytes) + room, *x.shape)
             if waiting:
                 self.block[:waiting, : before.shape[1]] = before[:waiting]
         self.block[waiting, : len(x)] = x
         self.lengths.append(len(x))
+        if self.images or not self.full:
+            return False
+        self._infer()
+        return True
 
-    def infer(self, infer: Callable[[Tensor], Tensor]) -> Tensor:
-        """The inferred task of every batch, int64 (batches,) in host memory; none wait after it.
-
-        Args:
-            infer: of the images of some batches, (batches, images, ...); those of one size go together.
-        """
+    def _infer(self) -> None:
         lengths, self.lengths = torch.tensor(self.lengths), []
         if (lengths == self.block.shape[1]).all():
-            return infer(self.block[: len(lengths)]).cpu()
+            self.known.append(self.infer(self.block[: len(lengths)]).cpu())
+            return
         inferred = torch.empty(len(lengths), dtype=torch.int64)
         for length in lengths.unique():
             rows = (lengths == length).nonzero().flatten()
-            inferred[rows] = infer(self.block[rows.to(self.block.device), :length]).cpu()
-        return inferred
+            inferred[rows] = self.infer(self.block[rows.to(self.block.device), :length]).cpu()
+        self.known.append(inferred)
+
+    def inferred(self) -> Tensor:
+        """The task of every batch since the last call, int64 (batches,) in host memory; none wait after it."""
+        if self.lengths:
+            self._infer()
+        known, self.known = torch.cat(self.known), []
+        return known
 
 
 @dataclass
@@ -445,8 +495,8 @@ def _answer(model: nn.Module, data, task: int, mask: int | None, waiting: _Waiti
         answers = y.new_full(y.shape, -1) if mask is None else model(x).argmax(dim=1)
         right.append((answers == y).sum())
         sizes.append(len(y))
-        if waiting:
-            waiting.add(x, len(data.val_loader))
+        if waiting and waiting.add(x, len(data.val_loader)) and mask is not None:
+            multitask.select_task(model, mask)
     return _Batches(task, mask, torch.stack(right).tolist(), sizes)
 
 
