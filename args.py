@@ -10,7 +10,7 @@ import yaml
 
 from data import DATASETS
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
-from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
+from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
@@ -401,7 +401,7 @@ def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: ob
 
 def _check(args: argparse.Namespace) -> None:
     """What must hold between flags."""
-    if args.adaptor.endswith("_g_minimization") and args.real_neurons >= args.output_size:
+    if args.adaptor in OF_SUPERFLUOUS and args.real_neurons >= args.output_size:
         raise UserError(
             f"--real-neurons {args.real_neurons}: objective G needs superfluous outputs, "
             f"so fewer than --output-size {args.output_size}"

@@ -29,7 +29,16 @@ from data.base import SplitByClass, TaskDataset
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
 from models.norms import is_statistic
-from trainers import TRAINERS, DefaultTrainer, InferenceOptions, TaskScore, TrainingOptions, check_adaptor, evaluate
+from trainers import (
+    OF_SUPERFLUOUS,
+    TRAINERS,
+    DefaultTrainer,
+    InferenceOptions,
+    TaskScore,
+    TrainingOptions,
+    check_adaptor,
+    evaluate,
+)
 from trainers.export import load_export, read_export
 from trainers.memory import Memory, MemoryOptions, mean
 from utils.checkpoint import Record
@@ -205,7 +214,7 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
     check_adaptor(args.adaptor, model)
-    if args.adaptor.endswith("_g_minimization") and data.num_classes > args.real_neurons:
+    if args.adaptor in OF_SUPERFLUOUS and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
         )

@@ -3,7 +3,7 @@
   python experiments/report.py runs/*                 a report of all experiments, in runs/report
   python experiments/report.py runs/NNs-supsup        of one, in its folder
   python experiments/report.py --collect runs/*       keep their results in experiments/results, and draw what lies
-                                                      there and write the README's table anew
+                                                      there and write the table in its README.md anew
 
 Numbers are means over seeds, with the sample standard deviation where there are several. Only the files are read that
 main.py writes (README, "What lands where"), so a run's folder of another machine can be copied in beside the others:
@@ -39,7 +39,7 @@ from experiments.records import Experiment, Run, Setting  # noqa: E402
 from utils.settings import SHOWN  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
-README = ROOT / "README.md"
+README = RESULTS / "README.md"
 BEGIN, END = "<!-- results: written by experiments/report.py --collect -->", "<!-- end of results -->"
 FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
 NOT_MEASURED = "not measured"
@@ -461,7 +461,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list
 
 
 def collect(folders: Sequence[Path], into: Path = RESULTS, readme: Path = README) -> tuple[Path, list[str]]:
-    """Keep the results of run folders in ``into``, then draw all that lies there and write the README's table."""
+    """Keep the results of run folders in ``into``, then draw all that lies there and write the table of its README."""
     experiments, skipped = records.read(folders)
     if folders and not experiments:
         raise ValueError("; ".join(skipped))

@@ -1,4 +1,4 @@
-"""The README's table of results: every number in it stands in a committed file, and nothing of a machine does."""
+"""The README and its pages: every number in them stands in a committed file, and nothing of a machine does."""
 
 import csv
 import gzip
@@ -17,18 +17,22 @@ from experiments import report
 PROJECT = Path(__file__).resolve().parents[1]
 COLUMNS = {"given": "Accuracy Given", "inferred": "Accuracy Adapted", "batches inferred right": "Share Inferred Right"}
 README = (PROJECT / "README.md").read_text()
-BLOCK = README.partition(report.BEGIN)[2].partition(report.END)[0]
+RESULTS = report.README.read_text()
+BLOCK = RESULTS.partition(report.BEGIN)[2].partition(report.END)[0]
+SPEED = (PROJECT / "docs" / "speed.md").read_text()
+PAGES = ["README.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+PAGES += ["experiments/results/README.md", "experiments/results/report.md"]
 
 
-def rows() -> list[dict[str, str]]:
-    """The rows of the table, by its header."""
-    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in BLOCK.strip().splitlines())
+def rows(table: str = BLOCK) -> list[dict[str, str]]:
+    """The rows of a table, by its header."""
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines())
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def link(row: dict[str, str]) -> Path:
     """The file that the numbers of a row are from."""
-    return PROJECT / unquote(re.fullmatch(r"\[.+\]\((\S+)\)", row["what"])[1])
+    return report.RESULTS / unquote(re.fullmatch(r"\[.+\]\((\S+)\)", row["what"])[1])
 
 
 def evaluations(path: Path) -> list[dict[str, str]]:
@@ -39,7 +43,7 @@ def evaluations(path: Path) -> list[dict[str, str]]:
 def test_the_table_is_that_of_the_committed_results():
     kept = report.committed()
     assert kept, "results are committed"
-    assert BLOCK.strip() == report.readme_table(kept, report.load_paper(), "experiments/results")
+    assert BLOCK.strip() == report.readme_table(kept, report.load_paper(), ".")
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["what"].partition("]")[0][1:])
@@ -78,6 +82,16 @@ def test_every_command_can_be_called(row, call, monkeypatch):
     assert set(re.findall(r"--name '?([^' ]+)", done.stdout)) & names, "it makes the runs that were kept"
 
 
+def test_the_headlines_are_rows_of_the_table():
+    table = README.partition("## Measured\n")[2].strip().partition("\n\n")[0]
+    full = rows()
+    for row in rows(table):
+        row["what"] = row["what"].replace("](experiments/results/", "](./")
+        assert row in [{name: other[name] for name in row} for other in full]
+    speed = next(line for line in SPEED.splitlines() if line.startswith("| one-shot, 250 tasks"))
+    assert f"takes a {speed.strip('| ').rpartition('| ')[2]}th" in " ".join(README.split())
+
+
 def test_nothing_of_a_machine_is_committed():
     texts = []
     for path in report.RESULTS.rglob("*"):
@@ -89,7 +103,7 @@ def test_nothing_of_a_machine_is_committed():
             assert path.is_dir() or path.suffix == ".png", path
     assert len(texts) > 5
     absolute = re.compile(r"(?:^|[\s\"'=,(`])(?:/[A-Za-z]|~/|[A-Z]:\\)", re.MULTILINE)
-    found = {str(path): match[0] for path, text in [*texts, ("README", BLOCK)] if (match := absolute.search(text))}
+    found = {str(path): match[0] for path, text in [*texts, ("README", README)] if (match := absolute.search(text))}
     assert not found
 
 
@@ -102,10 +116,24 @@ def test_the_committed_page_and_its_pictures_are_there():
     assert {path.stem for path in report.RESULTS.glob("*.png")} == drawn
 
 
-@pytest.mark.parametrize("text", ["README.md", "experiments/results/report.md"])
+@pytest.mark.parametrize("text", PAGES)
 def test_links_lead_somewhere(text):
     for target in re.findall(r"\]\((?!http)([^)#\s]+)\)", (PROJECT / text).read_text()):
         assert ((PROJECT / text).parent / unquote(target)).exists(), target
+
+
+def test_what_pages_name_is_there(call):
+    """Every flag is one of main.py, an experiment, the report or another tool named here; every file is there."""
+    scripts = ("main.py", "experiments/NNs/supsup.py", "experiments/report.py", "experiments/benchmark.py")
+    known = set(re.findall(r"--[a-z][a-z-]+", "".join(call(script, "--help").stdout for script in scripts)))
+    known |= {"--full", "--logdir"}  # of the stress tests, of TensorBoard
+    for page in PAGES[:-1]:
+        text = (PROJECT / page).read_text()
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page
+        named = re.findall(
+            r"`(?:python )?((?:data|models|trainers|utils|experiments|docs|tests|images)/[\w./-]+)", text
+        )
+        assert not [name for name in named if not (PROJECT / name).exists()], page
 
 
 def test_what_is_said_of_the_notebook_stands_in_its_outputs():
@@ -122,7 +150,7 @@ def test_the_table_of_speed_is_that_of_the_committed_benchmark():
     lines = (PROJECT / "experiments" / "results" / "benchmark.csv").read_text().splitlines()
     measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     header = "| what | unit | here | beside it | ratio |"
-    table = README.partition(header)[2].partition("\n\n")[0].strip().splitlines()[1:]
+    table = SPEED.partition(header)[2].partition("\n\n")[0].strip().splitlines()[1:]
     assert len(table) == len(measured) > 5
 
     def short(number: str) -> str:

@@ -23,6 +23,9 @@ ADAPTORS = Registry(
         "hopfield_recovery": None,
     }
 )
+# Of these, what look at superfluous outputs (objective G), and what need only parameters for each task, not masks.
+OF_SUPERFLUOUS = frozenset({"se_oneshot_g_minimization", "se_binary_g_minimization"})
+OF_ANY_TASKS = frozenset({"se_be_adapt", "se_be_max_adapt"})
 # What --reinit-adapt can name; see ReinitTrainer.
 ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", "n-1-imagenet")
 

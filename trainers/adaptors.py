@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.masks import tiles
-from trainers import ADAPTORS, hopfield
+from trainers import ADAPTORS, OF_ANY_TASKS, hopfield
 from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
@@ -328,7 +328,7 @@ def check_adaptor(adaptor: str, model: nn.Module) -> None:
     """
     if adaptor == RECOVERY:
         fits, need = multitask.can_recover(model), "masks in a Hopfield network: --model BNNet, --bn-type FastHopMaskBN"
-    elif adaptor.startswith("se_be_"):
+    elif adaptor in OF_ANY_TASKS:
         fits, need = multitask.has_tasks(model), "a --conv-type with parameters for each task"
     else:
         fits = adaptor == "gt" or multitask.can_superpose(model)
