@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import matplotlib
+try:
+    import matplotlib
+except ModuleNotFoundError as error:  # runs do without
+    if __name__ == "__main__":
+        sys.exit(f"teaser.py: error: {error.name} is missing; pip install -r requirements-notebook.txt")
+    raise
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
