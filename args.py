@@ -3,8 +3,9 @@
 import argparse
 import difflib
 from argparse import ArgumentTypeError
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
@@ -14,15 +15,52 @@ from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
+from utils.paths import PROJECT, read_small, user_path
 
-PROJECT = Path(__file__).resolve().parent
+CONFIG_BYTES = 2**16  # of a config at the most; ours have less than 1,000
+SCALARS = {"str", "int", "float", "bool", "null", "timestamp", "value"}  # YAML's own types, for their text alone counts
+
+# Files of the original code, recognised by a key that only they have, or by a value REPLACE.
+ORIGINAL_KEYS = {"--adapt", "--adapt-lrs", "--hard-alphas"}  # without effect
+ORIGINAL_MARKS = ORIGINAL_KEYS | {"--save", "--log-interval"}
+# What such a file means by what it leaves out, where that is not what it means here.
+ORIGINAL_DEFAULTS = {
+    "seed": 1,
+    "output_size": 10,
+    "conv_type": "StandardConv",
+    "bn_type": "StandardBN",
+    "conv_init": "default",
+    "epochs": 100,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "train_weight_lr": 0.1,
+    "weight_decay": 1e-4,
+    "lr_policy": "cosine_lr",
+    "reinit_adapt": "binary",
+    "adaptor": "gt",
+    "gamma": 0.0,
+}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as an exception."""
+    """Says what is wrong in one line, as an exception.
 
-    def error(self, message: str):
+    Attributes:
+        without_effect: the flags given that do nothing.
+    """
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.without_effect: list[str] = []
+
+    def error(self, message: str) -> NoReturn:
         raise UserError(message.removeprefix("argument "))
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(action.choices)
+            reason = f"invalid choice: {value!r} (choose from {choices}){_nearest(str(value), action.choices)}"
+            raise argparse.ArgumentError(action, reason)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -76,10 +114,20 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _path(text: str) -> str:
-    if not text.isprintable():
-        raise ArgumentTypeError(f"{text!r} is not a path that can be written down")
-    return text
+def _or_none(convert: Callable[[str], object]) -> Callable[[str], object]:
+    """``convert``, but -1 is none: the default of the flag, in the place of what a config says."""
+    return lambda text: None if text == "-1" else convert(text)
+
+
+class _WithoutEffect(argparse.Action):
+    """A flag of the original code that does nothing here, and is named as such when it was given."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, **more)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if option_string not in parser.without_effect:
+            parser.without_effect.append(option_string)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -89,14 +137,16 @@ def make_parser() -> argparse.ArgumentParser:
         description="Supermasks in Superposition: learn tasks one after the other, each as a binary mask over one "
         "frozen random network, and infer which task new data belong to. Without flags: five "
         "permutations of handwritten digits, offline, in about a minute.",
+        epilog="Words may be joined by - or _. -1 unsets a number that has no default. The original code's --save, "
+        "--log-interval, --ortho-group, --hop-weight and --dummy are taken and do nothing.",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
 
     group = parser.add_argument_group("run")
     add = group.add_argument
-    add("--config", type=_path, metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
-    add("--log-dir", type=_path, metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
+    add("--config", type=user_path, metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
+    add("--log-dir", type=user_path, metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
     add("--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)")
     add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
     add(
@@ -108,13 +158,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--threads",
-        type=_number(int, 1, MOST_THREADS),
+        type=_or_none(_number(int, 1, MOST_THREADS)),
         help="processor threads (default: as OMP_NUM_THREADS says, or else all cores open to the run if its products "
         "are large enough to gain by them, and 1 if not; a run that goes on does so with those it began with)",
     )
     add(
         "--resume",
-        type=_path,
+        type=lambda text: text and user_path(text),
         nargs="?",
         const="",
         metavar="FILE",
@@ -122,14 +172,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--export",
-        type=_path,
+        type=user_path,
         metavar="FILE",
         help="write what was learned to FILE in its smallest form, entropy-coded",
     )
     add(
         "--import",
         dest="import_file",
-        type=_path,
+        type=user_path,
         metavar="FILE",
         help="start from what --export wrote, with its settings, and learn the tasks it lacks",
     )
@@ -153,23 +203,29 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data and tasks")
     add = group.add_argument
     add("--set", choices=DATASETS, default="DigitsPerm", help="data set")
-    add("--data", type=_path, metavar="DIR", help="parent folder of the data sets (digits need none)")
-    add("--num-tasks", type=_number(int, 1, 10**6), help="number of tasks (default: the set's own)")
+    add(
+        "--data",
+        type=user_path,
+        metavar="DIR",
+        help="parent folder of the data sets; digits need none "
+        "(default: the environment's SUPSUP_DATA, or data-sets beside main.py)",
+    )
+    add("--num-tasks", type=_or_none(_number(int, 1, 10**6)), help="number of tasks (default: the set's own)")
     add(
         "--stream-tasks",
-        type=_number(int, 1, 10**6),
+        type=_or_none(_number(int, 1, 10**6)),
         metavar="N",
         help="hidden tasks that the nns trainer meets; --num-tasks is then its budget of masks (default: as many)",
     )
     add(
         "--task-eval",
-        type=_number(int, 0),
+        type=_or_none(_number(int, 0)),
         metavar="TASK",
         help="learn this task alone; it comes out as in the full sequence",
     )
     add(
         "--classes-per-task",
-        type=_number(int, 1),
+        type=_or_none(_number(int, 1)),
         metavar="N",
         help="for sets split by class (default: the set's own; of SplitImageNet 1,000 / --num-tasks)",
     )
@@ -180,6 +236,13 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("network")
     add = group.add_argument
     add("--model", choices=MODELS, default="LeNet", help="network")
+    add(
+        "--width-mult",
+        type=_number(float, 0, 100, low_allowed=False),
+        default=1.0,
+        metavar="M",
+        help="hidden layers have so many times their units or channels, rounded down",
+    )
     add("--output-size", type=_number(int, 1, 10**6), default=100, help="outputs, superfluous ones included")
     add("--conv-type", choices=CONV_TYPES, default="FastMultitaskMaskConv", help="layer")
     add("--bn-type", choices=BN_TYPES, default="MultitaskNonAffineBN", help="batch norm")
@@ -216,7 +279,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
     add("--epochs", type=_number(int, 1, 10**6), default=30, help="epochs of each task")
-    add("--iter-lim", type=_number(int, 1), help="batches of each task at the most (default: no limit)")
+    add("--iter-lim", type=_or_none(_number(int, 1)), help="batches of each task at the most (default: no limit)")
     add(
         "--tasks-in-parallel",
         type=_number(int, 1, 10**4),
@@ -241,8 +304,16 @@ def make_parser() -> argparse.ArgumentParser:
         help="learning rate of everything in the tasks that train weights",
     )
     add("--momentum", type=_number(float, 0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", type=_number(float, 0, 1e30), default=0.0, help="weight decay")
+    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), default=0.0, help="weight decay")
     add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
+    add(
+        "--no-scheduler",
+        dest="lr_policy",
+        action="store_const",
+        const="constant_lr",
+        default=argparse.SUPPRESS,
+        help="the same as --lr-policy constant_lr",
+    )
     add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
 
     add(
@@ -253,11 +324,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add(
         "--reinit-most-recent-k",
-        type=_number(int, 1),
+        type=_or_none(_number(int, 1)),
         metavar="K",
         help="only the last K tasks are started from (default: all)",
     )
-    add("--reinit-from", type=_path, metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
+    add("--reinit-from", type=user_path, metavar="FILE", help="checkpoint of the run that n-1-imagenet starts from")
 
     group = parser.add_argument_group("learning without task identity")
     add = group.add_argument
@@ -299,7 +370,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--log-base", type=_number(float, 1, low_allowed=False), default=2.0, help="of binary inference")
     add(
         "--adapt-lr",
-        type=_number(float, 0, low_allowed=False),
+        type=_or_none(_number(float, 0, low_allowed=False)),
         metavar="LR",
         help="learning rate of inference (default: 0.1 for se_gradient_minimization, 500 for hopfield_recovery)",
     )
@@ -311,17 +382,22 @@ def make_parser() -> argparse.ArgumentParser:
         default=False,
         help="a batch whose task is inferred wrong is wrong as a whole (GNu)",
     )
+    for flags in (("--save",), ("--log-interval",), ("--ortho-group",), ("--hop-weight",), ("-f", "--dummy")):
+        parser.add_argument(*flags, action=_WithoutEffect, help=argparse.SUPPRESS)
     return parser
 
 
 def parse_arguments(
-    argv: Sequence[str] | None = None, defaults: Mapping[str, object] | None = None
+    argv: Sequence[str] | None = None,
+    defaults: Mapping[str, object] | None = None,
+    notes: list[str] | None = None,
 ) -> argparse.Namespace:
     """The settings of a run: the flags' defaults, then those of ``--config``, then the command line.
 
     Args:
         argv: the command line without the program's name; ``None`` for that of the process.
         defaults: settings by name that stand in for the flags' own defaults.
+        notes: gets lines on what a user should know: of flags and keys without effect, of defaults not our own.
 
     Raises:
         UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
@@ -338,10 +414,13 @@ def parse_arguments(
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: there is no such flag{_nearest(unknown[0].split('=')[0], flags)}")
+    notes = [] if notes is None else notes
     config = parser.parse_args(argv).config
     if config is not None:
-        parser.set_defaults(**_read_config(parser, Path(config)))
+        parser.set_defaults(**_read_config(parser, Path(config), _given(argv), notes))
     args = parser.parse_args(argv)
+    if parser.without_effect:
+        notes.append(f"{', '.join(parser.without_effect)}: without effect here")
     _check(args)
     return args
 
@@ -352,51 +431,112 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """What was meant by a name that is not there, to go on a message; or nothing."""
+    small, name = {other.lower(): other for other in names}, name.lower()
+    longer = [other for other in small if len(name) > 2 and name in other]
+    close = [name] if name in small else longer or difflib.get_close_matches(name, small, n=1)
+    return f"; did you mean {small[close[0]]}?" if close else ""
 
 
-def _read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, object]:
-    """Defaults from a YAML file, each converted and checked as if it stood on the command line."""
+def _given(argv: Sequence[str]) -> set[str]:
+    """The settings that the command line itself names."""
+    parser = make_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv)))
+
+
+def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str]) -> dict[str, object]:
+    """Defaults from a YAML file, each converted and checked as if its text stood on the command line.
+
+    Args:
+        given: settings that the command line names, which wins.
+        notes: gets lines on what a user should know of it.
+    """
+
+    def refuse(reason: str) -> NoReturn:
+        raise UserError(f"--config {path}: {reason}")
+
     try:
-        settings = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"--config {path}: {reason}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"--config {path}: a mapping of flags to values is needed, one 'flag: value' a line")
-    actions = {flag: action for action in parser._actions for flag in action.option_strings}
+        # Nodes, not values: their text is what was written, 1.10 and 010, and an alias is never multiplied.
+        root = yaml.compose(read_small(path, CONFIG_BYTES), Loader=yaml.SafeLoader)
+    except RecursionError:
+        refuse("is nested too deep for a mapping of flags to values")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        refuse(" ".join(str(getattr(error, "strerror", None) or error).split()))
+    if not isinstance(root, yaml.MappingNode):
+        refuse("a mapping of flags to values is needed, one 'flag: value' a line")
+    actions = {
+        flag: action
+        for action in parser._actions
+        for flag in action.option_strings
+        if flag.startswith("--") and not (isinstance(action, argparse.BooleanOptionalAction) and flag[:5] == "--no-")
+    }
     del actions["--config"], actions["--help"]
-    defaults = {}
-    for key, value in settings.items():
-        flag = f"--{key}".replace("_", "-")
-        if flag not in actions or flag.startswith("--no-"):
-            raise UserError(f"--config {path}: there is no flag {key!r}{_nearest(flag, list(actions))}")
-        try:
-            defaults[actions[flag].dest] = _convert(parser, actions[flag], value)
-        except argparse.ArgumentError as error:
-            raise UserError(f"--config {path}: {key}: {error.message}") from None
-    return defaults
+    values, idle, seen, original = {}, [], set(), False
+    for key, value in root.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else "[...]"
+        flag = f"--{name}".replace("_", "-")
+        action = actions.get(flag)
+        if action is None and flag not in ORIGINAL_KEYS:
+            refuse(f"there is no flag {name!r}{_nearest(flag, actions)}")
+        setting = flag if action is None or action.dest == argparse.SUPPRESS else action.dest
+        if setting in seen:
+            refuse(f"{name}: is given twice")
+        seen.add(setting)
+        original |= flag in ORIGINAL_MARKS
+        if setting == flag:
+            idle.append(name)
+        elif isinstance(value, yaml.ScalarNode) and value.value == "REPLACE":
+            original = True
+            if setting not in given:
+                refuse(f"{name}: REPLACE stands for what the command line must say; give {flag}")
+        else:
+            try:
+                values |= _convert(parser, action, value)
+            except argparse.ArgumentError as error:
+                refuse(f"{name}: {error.message}")
+    if original:
+        notes.append(f"--config {path}: is a file of the original code, so what it leaves out is as there")
+    if idle:
+        notes.append(f"--config {path}: without effect here: {', '.join(idle)}")
+    return {**(ORIGINAL_DEFAULTS if original else {}), **values}
 
 
-def _convert(parser: argparse.ArgumentParser, action: argparse.Action, value: object) -> object:
-    if value is None:
-        if action.default is not None:
-            raise argparse.ArgumentError(action, f"a value is needed, such as {action.default}")
-        return None
-    if isinstance(action, argparse.BooleanOptionalAction):
-        if not isinstance(value, bool):
-            raise argparse.ArgumentError(action, f"{value!r} is neither true nor false")
-        return value
-    if isinstance(value, list) and action.type is _task_counts:
-        value = ",".join(map(str, value))
-    if isinstance(value, (bool, dict, list)):
-        raise argparse.ArgumentError(action, f"{value!r} is not a value of this flag")
-    # As text through the flag's own type: that makes a number of 1e-3, which YAML takes for text.
-    value = parser._get_value(action, str(value))
+def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[str, object]:
+    """The setting that a value of a config makes; nothing if it leaves the setting as it is."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise argparse.ArgumentError(action, reason)
+
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.SequenceNode) and action.type is _task_counts:
+        if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            refuse("a list of numbers is needed")
+        if not node.value:
+            return {action.dest: None}
+        text = ",".join(item.value for item in node.value)
+    elif not isinstance(node, yaml.ScalarNode):
+        refuse(f"a {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'} is not a value of this flag")
+    elif kind not in SCALARS:
+        refuse(f"a value of the type {node.tag!r} is not a value of this flag")
+    else:
+        text = node.value
+    if kind == "null" and action.default is None:
+        return {action.dest: None}
+    if kind == "null":
+        refuse(f"a value is needed, such as {action.default}")
+    if action.nargs == 0:  # a switch
+        if kind != "bool":
+            refuse(f"{text!r} is neither true nor false")
+        on = yaml.SafeLoader.bool_values[text.lower()]
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return {action.dest: on}
+        return {action.dest: action.const} if on else {}
+    value = parser._get_value(action, text)
     parser._check_value(action, value)
-    return value
+    return {action.dest: value}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -419,7 +559,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--import and --resume: a run starts from one of them")
     if args.score_when_learned and args.adaptor != "gt":
         raise UserError(f"--score-when-learned: a task just learned is given, so --adaptor gt, not {args.adaptor}")
-    if args.export is not None and not Path(args.export).expanduser().absolute().parent.is_dir():
+    if args.export is not None and not Path(args.export).absolute().parent.is_dir():
         raise UserError(f"--export {args.export}: its folder does not exist")
     if args.trainer == "nns":
         _check_nns(args)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -43,6 +43,7 @@ from trainers.export import load_export, read_export
 from trainers.memory import Memory, MemoryOptions, mean
 from utils.checkpoint import Record
 from utils.parallel import Group, group_of
+from utils.paths import default_data
 from utils.results import Results
 from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
@@ -69,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None, signals: Signals) -> int:
     try:
-        args, exported = parse_arguments(argv), []
+        notes: list[str] = []
+        args, exported = parse_arguments(argv, notes=notes), []
         if args.import_file is not None:
             settings, exported = read_export(Path(args.import_file))
             args = parse_arguments(argv, settings)
             _check_same(args.import_file, settings, vars(args), NETWORK)
+        for note in notes:
+            print(f"note: {note}", flush=True)
         run(args, signals, exported)
     except (UserError, Stopped) as error:
         return complain(error)
@@ -91,9 +95,12 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
         UserError: the input is wrong; before anything is written.
         Stopped: the run could not go on.
     """
+    find_data(args)
     devices = set_up(args)
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
+    for note in ignored(args):
+        print(f"note: {note}", flush=True)
     memory = recall(args, model, trainer, exported)
     threads_because = set_threads(args, data, devices, memory)
     Results(Path(args.log_dir) / "results.csv").check()
@@ -113,6 +120,20 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
         raise
     finally:
         folder.close()
+
+
+def find_data(args: Namespace) -> None:
+    """Say where the data lie, if no flag says so and they lie in files.
+
+    Raises:
+        UserError: the environment names no folder.
+    """
+    if args.data is None and DATASETS[args.set].from_files:
+        try:
+            args.data, who = default_data()
+        except ArgumentTypeError as error:
+            raise UserError(f"SUPSUP_DATA: {error}") from None
+        print(f"data: {args.data} ({who}; --data names another)", flush=True)
 
 
 def set_up(args: Namespace) -> list[torch.device]:
@@ -190,6 +211,7 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         args.sparsity,
         args.er_sparsity,
         args.individual_heads,
+        args.width_mult,
     )
     try:
         model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
@@ -227,6 +249,20 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     trainer.check(tasks_to_learn(args))
     if args.tasks_in_parallel > 1:
         check_parallel(args, data, model, trainer)
+
+
+def ignored(args: Namespace) -> list[str]:
+    """What of the flags goes beyond the tasks or the batches that there are, a line each."""
+    lines, tasks = [], len(tasks_to_learn(args))
+    beyond = [count for count in args.eval_ckpts or () if count > tasks]
+    if beyond:
+        lines.append(f"--eval-ckpts {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")
+    if args.adaptor != "gt" and args.data_to_repeat > args.test_batch_size:
+        lines.append(
+            f"--data-to-repeat {args.data_to_repeat}: a test batch has {args.test_batch_size} images, "
+            "and its task is inferred from all of them; --test-batch-size has more"
+        )
+    return lines
 
 
 def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:

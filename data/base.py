@@ -81,6 +81,7 @@ class TaskDataset:
 
     default_tasks = 1
     max_tasks: int | None = 1  # None: no limit
+    from_files = True  # below ``root``
     augment: Augment | None = None  # for training batches; see BatchLoader
     num_classes: int  # labels of a task lie in [0, num_classes)
     base_classes: int  # labels of the base set lie in [0, base_classes); num_classes, if it is not said

@@ -18,6 +18,7 @@ class Digits(TaskDataset):
     """1,437 + 360 hand-written digits scaled from 8x8 to (1, 28, 28); needs no files."""
 
     num_classes = 10
+    from_files = False
 
     def load(self, root: str | Path | None) -> BaseSet:
         from sklearn.datasets import load_digits  # takes a second to import, and only wanted here

@@ -36,6 +36,7 @@ sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask  # noqa: E402
 from trainers import DefaultTrainer, TrainingOptions, adaptors  # noqa: E402
+from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
 RNG = partial(generator, 0)
@@ -470,10 +471,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
     parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; quick: 25 250)")
-    parser.add_argument("--out", type=Path, default=PROJECT / "runs" / "benchmark", metavar="DIR")
+    parser.add_argument("--out", type=user_path, default=str(PROJECT / "runs" / "benchmark"), metavar="DIR")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    options.out = Path(options.out)
     report = Report(options.out / "benchmark.csv")
     counts = options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
     for part in options.only:

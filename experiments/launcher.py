@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from experiments import status
 from experiments.status import Status
+from utils.paths import default_data, user_path
 from utils.settings import NEITHER, SHOWN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,11 +166,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_path(text: str) -> Path:
-    """A path, ``~`` being the home folder. Raises ``argparse.ArgumentTypeError`` if there is none."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} begins with a home folder that is not known") from None
+    """A path, ``~`` being the home folder. Raises ``argparse.ArgumentTypeError`` as ``user_path``."""
+    return Path(user_path(text))
 
 
 def parse_minutes(text: str) -> float:
@@ -741,6 +739,7 @@ def launch(
     folder = options.log_dir.absolute() / experiment_name(script)
     try:
         runs = found_in(folder, plan(options.seeds, variants, words, tasks))
+        default = default_data()
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             check_gpus(options.gpu_sets)
         count = driver_gpu_count if options.dry_run else gpu_count
@@ -751,6 +750,8 @@ def launch(
                 raise PermissionError(None, "no permission to write there")
     except ValueError as error:
         parser.error(str(error))
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"SUPSUP_DATA: {error}")
     except OSError as error:
         parser.error(f"--log-dir: cannot write to {folder}: {error.strerror}")
     except KeyboardInterrupt:
@@ -780,6 +781,8 @@ def launch(
         for number, run in enumerate(runs):
             print(shlex.join(command(run, sets[number % len(sets)])))
         sys.exit(0)
+    if options.data is None:
+        print("data: {} ({}; --data names another)".format(*default), flush=True)
     patience, limit = 60 * options.hung_after, 60 * options.stop_after
     failed, left, elsewhere = run_all(runs, sets, folder, command, patience, limit)
     rows = summary(folder / "results.csv", [run.name for run in runs])

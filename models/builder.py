@@ -25,6 +25,7 @@ class Builder:
         mode, nonlinearity: of the Kaiming initialisers.
         sparsity, er_sparsity: of top-k masks; see ``LayerOptions``.
         individual_heads: whether the last layer has a weight of its own for each task.
+        width_mult: by which ``width`` multiplies.
     """
 
     def __init__(
@@ -39,43 +40,66 @@ class Builder:
         sparsity: float = 0.5,
         er_sparsity: bool = False,
         individual_heads: bool = False,
+        width_mult: float = 1.0,
     ):
         self._rng, self._init = rng, (conv_init, mode, nonlinearity)
         self._options = LayerOptions(num_tasks, sparsity, er_sparsity, rng)
-        self._individual_heads = individual_heads
+        self._individual_heads, self._width_mult = individual_heads, width_mult
         self._conv, self._bn = CONV_TYPES[conv_type], BN_TYPES[bn_type]
         self._convolutions = 0
 
-    def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
-        """A convolution without bias, padded so that stride 1 keeps height and width."""
-        options = replace(self._options, number=self._convolutions)
+    def width(self, units: int) -> int:
+        """How many units or channels a hidden layer has that has ``units`` of them by itself: at least one."""
+        return max(1, int(units * self._width_mult))
+
+    def conv(
+        self,
+        in_planes: int,
+        out_planes: int,
+        kernel_size: int,
+        stride: int = 1,
+        first_layer: bool = False,
+        last_layer: bool = False,
+        padded: bool = True,
+    ) -> nn.Module:
+        """A convolution without bias, padded so that stride 1 keeps height and width, if it is ``padded``.
+
+        Args:
+            first_layer: whether it is the network's first; here that makes no difference.
+            last_layer: whether it is the network's last, which may have a weight of its own for each task.
+        """
+        options = replace(self._options, number=self._convolutions, padded=padded)
+        if last_layer and self._individual_heads:
+            return IndividualHeads(in_planes, out_planes, kernel_size, stride, options)
         layer = self._conv(in_planes, out_planes, kernel_size, stride, options)
         name, mode, nonlinearity = self._init
         initialise(layer.weight, name, self._rng("weight", self._convolutions), mode, nonlinearity)
         self._convolutions += 1
         return layer
 
-    def conv1x1(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+    def conv1x1(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
         """A 1×1 convolution; on 1×1 images, a fully connected layer."""
-        return self.conv(in_planes, out_planes, 1, stride)
+        return self.conv(in_planes, out_planes, 1, stride, first_layer, last_layer)
 
-    def conv3x3(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+    def conv3x3(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
         """A 3×3 convolution."""
-        return self.conv(in_planes, out_planes, 3, stride)
+        return self.conv(in_planes, out_planes, 3, stride, first_layer, last_layer)
 
-    def conv5x5(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+    def conv5x5(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
         """A 5×5 convolution."""
-        return self.conv(in_planes, out_planes, 5, stride)
+        return self.conv(in_planes, out_planes, 5, stride, first_layer, last_layer)
 
-    def conv7x7(self, in_planes: int, out_planes: int, stride: int = 1) -> nn.Module:
+    def nopad_conv5x5(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+        """A 5×5 convolution that makes images smaller by 4 pixels either way, as LeNet's."""
+        return self.conv(in_planes, out_planes, 5, stride, first_layer, last_layer, padded=False)
+
+    def conv7x7(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
         """A 7×7 convolution."""
-        return self.conv(in_planes, out_planes, 7, stride)
+        return self.conv(in_planes, out_planes, 7, stride, first_layer, last_layer)
 
     def head(self, in_planes: int, out_planes: int) -> nn.Module:
         """The last layer, a 1×1 convolution."""
-        if self._individual_heads:
-            return IndividualHeads(in_planes, out_planes, 1, 1, self._options)
-        return self.conv1x1(in_planes, out_planes)
+        return self.conv1x1(in_planes, out_planes, last_layer=True)
 
     def batchnorm(self, planes: int) -> nn.Module:
         """Batch norm over ``planes`` channels."""

@@ -19,12 +19,13 @@ class GEMResNet18(nn.Module):
 
     def __init__(self, builder: Builder, input_shape: tuple[int, int, int], output_size: int):
         super().__init__()
-        self.conv1 = builder.conv3x3(input_shape[0], WIDTH)
-        self.bn1 = builder.batchnorm(WIDTH)
+        width = builder.width(WIDTH)
+        self.conv1 = builder.conv3x3(input_shape[0], width)
+        self.bn1 = builder.batchnorm(width)
         self.relu = builder.activation()
-        stages, planes = [], WIDTH
+        stages, planes = [], width
         for index in range(4):
-            stage, planes = make_stage(builder, BasicBlock, planes, WIDTH * 2**index, 2, stride=1 if index == 0 else 2)
+            stage, planes = make_stage(builder, BasicBlock, planes, width * 2**index, 2, stride=1 if index == 0 else 2)
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
         side = [-(-size // 8) // 4 for size in input_shape[1:]]  # height and width after strides and pooling

@@ -22,6 +22,7 @@ class LayerOptions:
             weights.
         rng: a key to a generator, for what a layer draws beside its weight and its tasks' initial state.
         number: the layer's place among the convolutions of its network.
+        padded: whether images keep their height and width at stride 1.
     """
 
     num_tasks: int
@@ -29,6 +30,11 @@ class LayerOptions:
     er_sparsity: bool = False
     rng: Rng | None = None
     number: int = 0
+    padded: bool = True
+
+    def padding(self, kernel_size: int) -> int:
+        """What a convolution adds on each side of an image."""
+        return kernel_size // 2 if self.padded else 0
 
 
 def convolve(x: Tensor, weight: Tensor, stride, padding, turned: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ class StandardConv(nn.Conv2d):
     """A plain convolution without bias; its weight is shared by all tasks and trained if the run trains weights."""
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
-        super().__init__(in_planes, out_planes, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        super().__init__(in_planes, out_planes, kernel_size, stride, padding=options.padding(kernel_size), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.stride, self.padding)
@@ -26,7 +26,7 @@ class IndividualHeads(FloatStateModule):
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__(options.num_tasks, head=(out_planes, in_planes, kernel_size, kernel_size))
-        self.stride, self.padding = stride, kernel_size // 2
+        self.stride, self.padding = stride, options.padding(kernel_size)
 
     def fresh(self, name: str, generator: torch.Generator) -> Tensor:
         return masks.initial_scores(self.kept(name).shape[1:], generator)
@@ -43,7 +43,7 @@ class MaskedConv(Masked):
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__((out_planes, in_planes, kernel_size, kernel_size), options)
-        self.stride, self.padding = stride, kernel_size // 2
+        self.stride, self.padding = stride, options.padding(kernel_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in, height, width) to (batch, out, height', width')."""

@@ -24,7 +24,7 @@ class RankOneConv(FloatStateModule, SuperposedModule):
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__(options.num_tasks, scale_in=(in_planes,), scale_out=(out_planes,))
-        self.stride, self.padding = stride, kernel_size // 2
+        self.stride, self.padding = stride, options.padding(kernel_size)
         self.weight = nn.Parameter(torch.empty(out_planes, in_planes, kernel_size, kernel_size))
         self.register_superposed()
 

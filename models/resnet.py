@@ -74,7 +74,7 @@ def make_stage(
 
 
 class ResNet(nn.Module):
-    """A 7×7 stem, four stages with 64, 128, 256 and 512 channels, average pooling, a 1×1 convolution as head.
+    """A 7×7 stem, four stages from 64 channels, doubled each time, average pooling, a 1×1 convolution as head.
 
     Args:
         block: of which the stages are made.
@@ -94,14 +94,14 @@ class ResNet(nn.Module):
         widening: int = 1,
     ):
         super().__init__()
-        planes = 64
-        self.conv1, self.bn1 = builder.conv7x7(input_shape[0], planes, stride=2), builder.batchnorm(planes)
+        planes = width = builder.width(64)
+        self.conv1, self.bn1 = builder.conv7x7(input_shape[0], width, stride=2), builder.batchnorm(width)
         self.relu = builder.activation()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         stages = []
         for index, depth in enumerate(depths):
             stride = 1 if index == 0 else 2
-            stage, planes = make_stage(builder, block, planes, 64 * 2**index, depth, stride, widening)
+            stage, planes = make_stage(builder, block, planes, width * 2**index, depth, stride, widening)
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
         self.head = builder.head(planes, output_size)

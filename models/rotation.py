@@ -23,7 +23,7 @@ class PSPRotation(MultitaskModule):
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__()
         self.num_tasks = options.num_tasks
-        self.stride, self.padding = stride, kernel_size // 2
+        self.stride, self.padding = stride, options.padding(kernel_size)
         self.weight = nn.Parameter(torch.empty(out_planes, in_planes, kernel_size, kernel_size))
         self.register_buffer("rotation", None, persistent=False)
 

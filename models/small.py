@@ -11,7 +11,7 @@ class FullyConnected(nn.Module):
     """Fully connected layers without bias; between them what ``between`` says, here ReLU.
 
     Args:
-        widths: units of the hidden layers.
+        widths: units of the hidden layers, before the builder's factor.
         input_shape: (channels, height, width) of an image; it is flattened.
         output_size: outputs, the superfluous ones included.
     """
@@ -20,7 +20,7 @@ class FullyConnected(nn.Module):
 
     def __init__(self, builder: Builder, widths: tuple[int, ...], input_shape: tuple[int, int, int], output_size: int):
         super().__init__()
-        sizes = (math.prod(input_shape), *widths, output_size)
+        sizes = (math.prod(input_shape), *map(builder.width, widths), output_size)
         layers: list[nn.Module] = []
         for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers += [builder.conv1x1(inputs, outputs), *self.between(builder, outputs)]

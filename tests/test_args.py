@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import pwd
 import re
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,12 @@ from utils.errors import UserError
 from utils.settings import NEITHER, NETWORK, OUTCOME
 
 PROJECT = Path(__file__).resolve().parents[1]
-ACTIONS = [action for action in make_parser()._actions if action.dest != "help"]
+OTHER_FORMS = ("--no-scheduler",)  # of another flag's setting
+ACTIONS = [
+    action
+    for action in make_parser()._actions
+    if action.dest not in ("help", argparse.SUPPRESS) and action.option_strings[0] not in OTHER_FORMS
+]
 FLAGS = [action.option_strings[0] for action in ACTIONS]
 # A value for each flag that is not its default.
 VALUES = {
@@ -41,6 +48,7 @@ VALUES = {
     "--batch-size": "17",
     "--test-batch-size": "19",
     "--model": "FC1024",
+    "--width-mult": "0.5",
     "--output-size": "50",
     "--conv-type": "StandardConv",
     "--conv-init": "kaiming_normal",
@@ -292,6 +300,111 @@ def test_a_gpu_in_a_config_may_be_a_number(tmp_path):
     assert parse_arguments(["--config", config(tmp_path, "multigpu: 3\n")]).multigpu == "3"
 
 
+@pytest.mark.parametrize(
+    "key, text",
+    [
+        *(("name", text) for text in ("1.10", "true", "12:30", "2001-01-01", "0x10", "1_000", "no", "~x", "=")),
+        *(("seed", text) for text in ("010", "1_000", "+7")),
+        ("lr", "1e-3"),
+        ("multigpu", "00"),
+    ],
+)
+def test_a_value_in_a_config_means_what_it_means_on_the_command_line(key, text, tmp_path):
+    by_config = parse_arguments(["--config", config(tmp_path, f"{key}: {text}\n")])
+    by_command = parse_arguments([f"--{key}", text])
+    assert getattr(by_config, key) == getattr(by_command, key)
+
+
+def test_a_config_is_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "config.yaml").write_bytes("# café\nname: né\n".encode())
+    for locale in ("C", "C.UTF-8"):
+        check = "from args import parse_arguments as p; import sys; print(ascii(p(['--config', sys.argv[1]]).name))"
+        env = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        words = [sys.executable, "-c", check, tmp_path / "config.yaml"]
+        done = subprocess.run(words, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+        assert done.stdout.strip() == r"'n\xe9'", done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "batch-size: 1\nbatch_size: 1\n", "wd: 0\nweight-decay: 0\n", "save: 1\nsave: 1\n"]
+)
+def test_a_key_given_twice_is_refused(text, tmp_path):
+    assert "is given twice" in refusal("--config", config(tmp_path, text))
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("[" * 60_000, "nested too deep"),
+        ("[" * 100_000, "larger than"),
+        ("a: " * 20_000, ""),
+        ("seed: 1 # " + "x" * 2**20, "larger than"),
+        ("eval-ckpts: " + BOMB.replace("\n", "\n  ").rstrip(), ""),
+        (BOMB.replace("i:", "eval-ckpts:"), "'a'"),
+        ("eval-ckpts: &a [*a]", ""),
+        ("b: &a {b: *a}", "'b'"),
+        ("\0", ""),
+        ("<<: {seed: 1}", "'<<'"),
+        ("? [1, 2]\n: 3", "no flag"),
+        ("seed: 1\n---\nseed: 2", ""),
+    ],
+)
+def test_a_config_that_is_out_of_the_way_is_refused_at_once(content, said, tmp_path):
+    path, started = config(tmp_path, content), time.process_time()
+    message = refusal("--config", path)
+    assert message.startswith(f"--config {path}: ") and said in message and len(message) < 500
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_config_that_is_no_file_is_not_waited_for(kind, tmp_path):
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    assert refusal("--config", str(path)).startswith(f"--config {path}: ")
+
+
+# Paths
+
+
+PATHS = [
+    action.option_strings[0] for action in ACTIONS if action.metavar in ("FILE", "DIR") and action.dest != "config"
+]
+
+
+@pytest.mark.parametrize("flag", PATHS)
+def test_the_home_folder_of_every_path_is_found(flag, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dest = {"--import": "import_file"}.get(flag, flag[2:].replace("-", "_"))
+    for text, path in (("~/x", f"{tmp_path}/x"), ("~", str(tmp_path)), ("./~", "./~"), ("a/~", "a/~")):
+        if flag == "--export" and text == "a/~":
+            continue  # its folder must be there
+        assert getattr(parse_arguments([f"{flag}={text}"]), dest) == path
+        if flag != "--resume":
+            assert getattr(parse_arguments(["--config", config(tmp_path, f"{flag[2:]}: {text!r}")]), dest) == path
+    for text in ("~nobody-of-this-name/x", "~nobody-of-this-name"):
+        assert "~nobody-of-this-name has no home folder here" in refusal(flag, text)
+    monkeypatch.setenv("HOME", "")
+    assert "~ has no home folder here" in refusal(flag, "~/x")
+    monkeypatch.delenv("HOME")
+    assert getattr(parse_arguments([flag, "~"]), dest) == pwd.getpwuid(os.getuid()).pw_dir
+
+
+def test_the_paths_are_those_flags_that_name_files_and_folders():
+    assert set(PATHS) == {"--log-dir", "--resume", "--export", "--import", "--data", "--reinit-from"}
+
+
+def test_a_config_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config(tmp_path, "seed: 5")
+    assert parse_arguments(["--config=~/config.yaml"]).seed == 5
+
+
 @pytest.mark.parametrize("key", ["num-tasks", "name", "eval-ckpts", "iter-lim"])
 def test_a_key_without_a_value_leaves_a_flag_without_default_unset(key, tmp_path):
     args = parse_arguments(["--config", config(tmp_path, f"{key}:\n")])
@@ -317,7 +430,40 @@ def test_every_config_of_the_experiments_is_accepted():
         parse_arguments(["--config", str(path)])
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["--num-tasks", "--stream-tasks", "--task-eval", "--classes-per-task", "--iter-lim", "--threads"]
+    + ["--reinit-most-recent-k", "--adapt-lr"],
+)
+def test_minus_one_is_none_for_a_number_without_default(flag, tmp_path):
+    dest = flag[2:].replace("-", "_")
+    path = config(tmp_path, f"{dest}: -1\n")
+    assert getattr(parse_arguments(["--config", path]), dest) is None
+    path = config(tmp_path, f"{dest}: 2\n{'trainer: nns' if flag == '--stream-tasks' else ''}")
+    assert getattr(parse_arguments(["--config", path, flag, "-1"]), dest) is None
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    "flag, value, meant",
+    [
+        ("--set", "mnistperm", "MNISTPerm"),
+        ("--set", "CIFAR100", "SplitCIFAR100"),
+        ("--model", "lenet", "LeNet"),
+        ("--optimizer", "Adam", "adam"),
+        ("--lr-policy", "cosine", "cosine_lr"),
+        ("--adaptor", "oneshot", "se_oneshot_entropy_minimization"),
+        ("--conv-type", "maskconv", "MaskConv"),
+        ("--conv-init", "kaiming", "kaiming_normal"),
+        ("--reinit-adapt", "running-mean", "running_mean"),
+        ("--model", "xyzzy", None),
+    ],
+)
+def test_a_value_that_is_no_choice_is_answered_with_the_nearest(flag, value, meant):
+    message = refusal(flag, value)
+    assert repr(value) in message and message.partition("did you mean ")[2] == (f"{meant}?" if meant else "")
 
 
 @pytest.mark.parametrize(
@@ -346,31 +492,31 @@ def test_keys_that_are_no_settings_are_refused(key, tmp_path):
         ("epochs", "three", "'three'"),
         ("epochs", "1.5", "'1.5'"),
         ("epochs", "-1", "'-1'"),
-        ("epochs", "true", "True"),
-        ("epochs", "{a: 1}", "{'a': 1}"),
+        ("epochs", "true", "'true'"),
+        ("epochs", "{a: 1}", "a mapping"),
+        ("epochs", "!!python/name:os.system 3", "python/name"),
         ("epochs", "[1, 2]", ""),
         ("lr", ".nan", "nan"),
         ("lr", ".inf", "inf"),
-        ("lr", "-.inf", "-inf"),
+        ("lr", "-.inf", "-.inf"),
         ("lr", "fast", "'fast'"),
         ("lr", "[0.1]", ""),
         ("lr", "0", "'0'"),
         ("momentum", "1.5", "'1.5'"),
         ("set", "CIFAR", "'CIFAR'"),
+        ("set", "mnistperm", "did you mean MNISTPerm?"),
         ("set", "[DigitsPerm]", ""),
         ("set", "1", "'1'"),
         ("name", "a/b", "'a/b'"),
         ("name", "[a, b]", ""),
-        ("name", "true", "True"),
         ("multigpu", "gpu", "'gpu'"),
         ("multigpu", "[0, 1]", ""),
         ("eval-ckpts", "[10, x]", "'x'"),
-        ("eval-ckpts", "[]", ""),
         ("eval-ckpts", "[0]", "'0'"),
         ("eval-ckpts", "[[1], [2]]", ""),
         ("unshared-labels", "1", "1"),
         ("unshared-labels", "'yes'", "'yes'"),
-        ("unshared-labels", "[true]", "[True]"),
+        ("unshared-labels", "[true]", "a list"),
     ],
 )
 def test_a_value_of_the_wrong_kind_in_a_config_is_refused(key, value, said, tmp_path):

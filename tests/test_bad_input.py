@@ -85,12 +85,12 @@ def refused(tmp_path, capsys):
         "--seed": ["-1", "1.5", "x", "", "2147483648", DIGITS_5000],
         "--threads": ["0", "-2", "4097", "all"],
         "--num-tasks": ["0", "-3", "1000001", "2.0", "nan"],
-        "--task-eval": ["-1", "first"],
+        "--task-eval": ["-2", "first"],
         "--batch-size": ["0", "-128"],
         "--test-batch-size": ["0", "1e3"],
         "--output-size": ["0", "-1", "1000001"],
         "--epochs": ["0", "-1", "many"],
-        "--iter-lim": ["0", "-1"],
+        "--iter-lim": ["0", "-2"],
         "--lr": ["0", "-0.1", "nan", "inf", "-inf", "fast", "1e400"],
         "--train-weight-tasks": ["-2", "all"],
         "--train-weight-lr": ["0", "nan"],
@@ -114,16 +114,16 @@ def refused(tmp_path, capsys):
         "--adaptor": ["guess", "se_oneshot"],
         "--multigpu": ["-1", "gpu", "0,0", "cpu,0", "0,", "cuda:0", "", "1.0", "4095", DIGITS_5000],
         "--sparsity": ["0", "-1", "nan", "inf", "dense"],
-        "--classes-per-task": ["0", "-1", "2.0"],
+        "--classes-per-task": ["0", "-2", "2.0"],
         "--workers": ["-1", "1025", "all"],
         "--reinit-adapt": ["mean", ""],
-        "--stream-tasks": ["0", "-1", "2.0"],
+        "--stream-tasks": ["0", "-2", "2.0"],
         "--nns-every": ["0", "-1", "1.5"],
         "--nns-epsilon": ["-0.1", "nan", "inf"],
-        "--adapt-lr": ["0", "-1", "nan", "inf"],
+        "--adapt-lr": ["0", "-2", "nan", "inf"],
         "--adapt-steps": ["0", "1.5"],
         "--gamma": ["-1", "nan", "inf"],
-        "--reinit-most-recent-k": ["0", "-1"],
+        "--reinit-most-recent-k": ["0", "-2"],
         "--amp": ["fp8", "true"],
         "--name": ["a/b", "/", "..", ".", "", "a\\b", "two\nlines", "\x1b[31m", "/etc/passwd", "../up"],
     }.items(),
@@ -246,7 +246,6 @@ CONFIGS = {
     "an unknown key": "sede: 1\n",
     "a key that is no text": "[1, 2]: 3\n",
     "a value of the wrong kind": "epochs: many\n",
-    "a date that is none": "name: 2024-13-45\n",
     "a number of 5,000 digits": f"seed: {DIGITS_5000}\n",
     "an anchor that is not there": "seed: *x\n",
     "a config in a config": "config: other.yaml\n",
@@ -314,7 +313,7 @@ def test_the_small_mnist_of_these_tests_is_good_as_it_is(tmp_path):
 def test_data_that_are_not_there_are_refused_with_where_they_were_looked_for(tmp_path, refused):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    refused(MNIST, "--data", "MNIST")
+    refused([*MNIST, "--data", ""], "--data")
     refused([*MNIST, "--data", "empty"], "MNIST", Path("empty", "mnist"), "missing")
     refused([*MNIST, "--data", "none"], "MNIST", Path("none", "mnist"), "missing")
     refused([*MNIST, "--data", "file"], "--data file", "is a file")
@@ -735,7 +734,7 @@ def test_100_random_command_lines_are_parsed_or_refused(tmp_path, monkeypatch, c
             argv += rng.choice([[flag, value], [f"{flag}={value}"], [flag], [value]])
         status = main.main(argv)
         out, err = capsys.readouterr()
-        assert out == "" and status in (0, 2), argv
+        assert all(line.startswith("note: ") for line in out.splitlines()) and status in (0, 2), argv
         if status == 2:
             assert err.startswith("main.py: error: ") and len(err.splitlines()) == 1, (argv, err)
         else:

@@ -504,7 +504,7 @@ def test_a_run_under_way_is_not_started_again_and_has_not_failed(call, tmp_path,
         status, out, err = call("--gpu-sets", "cpu", "--act", "wait")
         assert status == launcher.WORK_REMAINS
         where = f"process {process.pid} on {platform.node()}"
-        assert out == f"seed=0,act=wait: under way in another process, started by {where}\n"
+        assert out.splitlines()[1:] == [f"seed=0,act=wait: under way in another process, started by {where}"]
         assert err == "under way in another process: seed=0,act=wait; call again when it has ended\n"
         (tmp_path / "runs" / FOLDER / "seed=0,act=wait" / "finished").touch()
         assert call("--gpu-sets", "cpu", "--act", "wait")[0] == 0

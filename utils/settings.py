@@ -3,7 +3,7 @@
 # The tasks and the frozen network: what was learned means nothing under other values of these.
 NETWORK = frozenset(
     {
-        *("set", "num_tasks", "classes_per_task", "seed", "model", "output_size", "individual_heads"),
+        *("set", "num_tasks", "classes_per_task", "seed", "model", "width_mult", "output_size", "individual_heads"),
         *("conv_type", "bn_type", "conv_init", "mode", "nonlinearity", "sparsity", "er_sparsity"),
     }
 )
