@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
         dest="import_file",
         type=user_path,
         metavar="FILE",
-        help="start from what --export wrote, with its settings, and learn the tasks it lacks",
+        help="start from what --export wrote: its tasks and the settings of its network; learn the tasks it lacks",
     )
     add(
         "--checkpoint-minutes",
@@ -391,20 +391,22 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     defaults: Mapping[str, object] | None = None,
     notes: list[str] | None = None,
+    source: str = "defaults",
 ) -> argparse.Namespace:
     """The settings of a run: the flags' defaults, then those of ``--config``, then the command line.
 
     Args:
         argv: the command line without the program's name; ``None`` for that of the process.
-        defaults: settings by name that stand in for the flags' own defaults.
+        defaults: settings by name that stand in for the flags' own defaults, each checked as if it stood on the
+            command line.
+        source: where they come from, for messages.
         notes: gets lines on what a user should know: of flags and keys without effect, of defaults not our own.
 
     Raises:
         UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
     """
     parser = make_parser()
-    known = {action.dest for action in parser._actions}
-    parser.set_defaults(**{name: value for name, value in (defaults or {}).items() if name in known})
+    parser.set_defaults(**_checked(parser, defaults or {}, source))
     if argv is None:
         import sys
 
@@ -502,6 +504,19 @@ def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str])
     if idle:
         notes.append(f"--config {path}: without effect here: {', '.join(idle)}")
     return {**(ORIGINAL_DEFAULTS if original else {}), **values}
+
+
+def _checked(parser: _Parser, settings: Mapping[str, object], source: str) -> dict[str, object]:
+    """Settings by name, each converted and checked as if it stood on the command line; others than flags' left out."""
+    checked = {}
+    for action in parser._actions:
+        if action.dest in settings and action.dest not in checked:
+            node = yaml.compose(yaml.safe_dump(settings[action.dest]), Loader=yaml.SafeLoader)
+            try:
+                checked |= _convert(parser, action, node)
+            except argparse.ArgumentError as error:
+                raise UserError(f"{source}: {action.dest}: {error.message}") from None
+    return checked
 
 
 def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[str, object]:

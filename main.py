@@ -11,15 +11,17 @@ from pathlib import Path
 
 from args import PROJECT, make_parser, parse_arguments
 from utils.cores import available_cores, sleep_while_waiting, wanted_threads
-from utils.errors import Stopped, UserError, complain, no_memory, stopping
+from utils.errors import Stopped, UserError, complain, no_memory, out_of_memory, stopping
+from utils.output import lasting_output
 
 if __name__ == "__main__":
     sleep_while_waiting()
     # help and wrong flags do not wait for torch, which takes seconds to load
-    try:
-        parse_arguments()
-    except UserError as error:
-        sys.exit(complain(error))
+    with lasting_output():
+        try:
+            parse_arguments()
+        except UserError as error:
+            sys.exit(complain(error))
 
 import torch
 from torch import nn
@@ -39,7 +41,7 @@ from trainers import (
     check_adaptor,
     evaluate,
 )
-from trainers.export import load_export, read_export
+from trainers.export import check_export, load_export, read_export
 from trainers.memory import Memory, MemoryOptions, mean
 from utils.checkpoint import Record
 from utils.parallel import Group, group_of
@@ -61,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what the command line asks for.
 
     Returns:
-        The exit status: 0; 2, with one line, for bad input; 1, with one line, when the run could not go on; 130 or
-        143, with one line, after SIGINT or SIGTERM.
+        The exit status: 0; 2, with one line, for bad input; 1, with one line, when the run could not go on; 128 + its
+        number, with one line, after a signal that asks it to end (130 for SIGINT, 143 for SIGTERM).
     """
-    with Signals() as signals:
+    with lasting_output(), Signals() as signals:
         return _main(argv, signals)
 
 
@@ -74,13 +76,18 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         args, exported = parse_arguments(argv, notes=notes), []
         if args.import_file is not None:
             settings, exported = read_export(Path(args.import_file))
-            args = parse_arguments(argv, settings)
-            _check_same(args.import_file, settings, vars(args), NETWORK)
+            network = {name: value for name, value in settings.items() if name in NETWORK}
+            args = parse_arguments(argv, network, source=f"--import {args.import_file}")
+            _check_same(args.import_file, network, vars(args), NETWORK)
         for note in notes:
             print(f"note: {note}", flush=True)
         run(args, signals, exported)
     except (UserError, Stopped) as error:
         return complain(error)
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+        return complain(out_of_memory(error))  # before there was anything to save
     return 0
 
 
@@ -101,15 +108,18 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     check(args, data, model, trainer)
     for note in ignored(args):
         print(f"note: {note}", flush=True)
-    memory = recall(args, model, trainer, exported)
+    fingerprint = data.fingerprint()
+    memory = recall(args, model, trainer, fingerprint, exported)
     threads_because = set_threads(args, data, devices, memory)
     Results(Path(args.log_dir) / "results.csv").check()
+    if args.export is not None:
+        check_export(Path(args.export), Path(args.log_dir, args.name))
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
         with stopping(), signals.waiting():
             memory.open(folder)
             folder.log(threads_because)
-            with group_of(devices, follow, args, exported) as group:
+            with group_of(devices, follow, args, fingerprint, exported) as group:
                 trainer.join(group)
                 learn(args, data, model, trainer, memory, folder, signals)
             report(args, memory, folder)
@@ -286,7 +296,9 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
         raise UserError(f"{flag}: {args.set} cannot serve several at once: {error}") from None
 
 
-def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported: Sequence[Record]) -> Memory:
+def recall(
+    args: Namespace, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, exported: Sequence[Record]
+) -> Memory:
     """The memory of a run, with what ``--resume`` or ``--import`` brings of it.
 
     Raises:
@@ -297,9 +309,10 @@ def recall(args: Namespace, model: nn.Module, trainer: DefaultTrainer, exported:
     def check_same(path: Path, theirs: Mapping) -> None:
         _check_same(path, theirs, lasting, theirs | lasting)
 
-    memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT)
+    memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint)
     if exported:
-        memory.adopt(load_export(Path(args.import_file), model, exported))
+        accuracies = load_export(Path(args.import_file), model, exported)
+        memory.adopt(accuracies, exported[0].values.get("data"), f"--import {args.import_file}")
     if args.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(args.resume)).parent
         args.log_dir, args.name = str(folder.parent), folder.name
@@ -415,12 +428,12 @@ def train(
     return accuracies
 
 
-def follow(group: Group, args: Namespace, exported: Sequence[Record]) -> None:
+def follow(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Record]) -> None:
     """Train in step with the first process of the group, which alone tests, evaluates and writes."""
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     share_threads(args, group.size)
     trainer.check(tasks_to_learn(args))
-    memory = recall(args, model, trainer, exported)
+    memory = recall(args, model, trainer, fingerprint, exported)
     trainer.join(group)
     for task in tasks_to_learn(args):
         if task not in memory.learned and task not in memory.spare:

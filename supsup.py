@@ -287,9 +287,7 @@ class SupSup:
         write_records(Path(path).expanduser(), first, *tasks)
 
     @classmethod
-    def load(
-        cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu"
-    ) -> "SupSup":
+    def load(cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> "SupSup":
         """What ``save`` kept, ready to infer, and to learn more.
 
         Args:

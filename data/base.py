@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,16 @@ class BaseSet:
             self,
             **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)},
         )
+
+
+def digest(*parts: Tensor | np.ndarray | str) -> str:
+    """A hash of arrays, with their shapes and types, and words."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        array = np.ascontiguousarray(part.cpu() if isinstance(part, Tensor) else part)
+        hashed.update(f"{array.dtype.kind}{array.dtype.itemsize} {array.shape} ".encode())
+        hashed.update(array.tobytes() if array.dtype.kind == "U" else array.reshape(-1).view(np.uint8))
+    return hashed.hexdigest()
 
 
 class TaskDataset:
@@ -155,6 +166,11 @@ class TaskDataset:
     def view(self, task: int) -> View:
         """What ``task`` sees of the base set; here, all of it."""
         return View()
+
+    def fingerprint(self) -> str:
+        """What tells these data from others: a hash of all that tasks are made of."""
+        base = self.base
+        return digest(base.train_images, base.train_labels, base.test_images, base.test_labels)
 
     def update_task(self, task: int) -> None:
         """Make ``task`` the one that the loaders serve.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from data.base import BaseSet, Permuted, Rotating, Split, TaskDataset
+from data.base import BaseSet, Permuted, Rotating, Split, TaskDataset, digest
 
 TEST_IMAGES_PER_CLASS = 36  # 360 of 1,797
 SPLIT_SEED = 0  # which images are test images is part of the set, not of a run
@@ -44,6 +44,12 @@ class Digits(TaskDataset):
             mean=(pixels.mean().item(),),
             std=(pixels.std().item(),),
         )
+
+    def fingerprint(self) -> str:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()  # as it ships them: what scaling makes of them may differ by rounding
+        return digest(digits.images, digits.target)
 
 
 class DigitsPerm(Permuted, Digits):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from data.base import SplitByClass
+from data.base import SplitByClass, digest
 from data.loader import Loader, Preparation
 from utils.errors import Stopped, UserError
 from utils.seeding import generator
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIZE, RESIZED = 224, 256
+SAMPLED_CLASSES = 32  # whose images are looked at to tell a folder from another
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Item = tuple[str, int, tuple[int | str, ...]]  # path, label, key of the generator that augments it
@@ -335,6 +336,18 @@ class SplitImageNet(SplitByClass):
         common = dict(seed=self.seed, device=self.device, workers=self.workers)
         self.train_loader = FolderLoader(True, batch_size=self.batch_size, share=self.share, **common)
         self.val_loader = FolderLoader(False, batch_size=self.test_batch_size, **common)
+
+    def fingerprint(self) -> str:
+        """Of all class names, the names of the images of some classes, and the bytes of one image of each of these."""
+        parts = [*self.class_names]
+        for split in ("train", "val"):
+            for name in self.class_names[:: -(-len(self.class_names) // SAMPLED_CLASSES)]:
+                folder = self.folder / split / name
+                images = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+                parts += [split, name, *images]
+                if images:
+                    parts.append(np.fromfile(folder / images[len(images) // 2], dtype=np.uint8, count=2**16))
+        return digest(*parts)
 
     def _names(self, split: str) -> list[str]:
         """The class folders of a split, sorted."""

@@ -10,6 +10,7 @@ import csv
 import ctypes
 import fcntl
 import hashlib
+import io
 import os
 import platform
 import re
@@ -30,7 +31,9 @@ from tqdm import tqdm
 
 from experiments import status
 from experiments.status import Status
+from utils.output import lasting_output
 from utils.paths import default_data, user_path
+from utils.results import plain
 from utils.settings import NEITHER, SHOWN
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -479,9 +482,9 @@ def summary(results: Path, names: Sequence[str]) -> list[list[str]]:
     Each is the run's name and the columns in ``TABLE``; accuracies with four decimals, ``-`` for no value.
     """
     rows = []
-    if results.exists():
-        with results.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.DictReader(file) if not row.get("Task")]
+    with suppress(OSError, ValueError, csv.Error):  # not there, or something else
+        table = csv.DictReader(io.StringIO(plain(results.read_bytes())))
+        rows = [row for row in table if not row.get("Task")]
     found = [(Path(row.get("Save Directory") or "").name, row) for row in rows]
     return [
         [name, *(_short(row.get(column)) for column in TABLE)]
@@ -710,6 +713,7 @@ def _parser(script: Path) -> _Parser:
     return parser
 
 
+@lasting_output()
 def launch(
     script: str | Path,
     config: str,

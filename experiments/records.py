@@ -22,7 +22,7 @@ import yaml
 
 from utils import journal
 from utils.results import COLUMNS as RESULTS
-from utils.results import to_csv
+from utils.results import plain, to_csv
 from utils.settings import NEITHER
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,12 +279,13 @@ def _text(folder: Path, name: str) -> tuple[Path, str | None]:
     path = folder / f"{name}.csv"
     try:
         if path.exists():
-            text = path.read_text(encoding="utf-8-sig")
+            content = path.read_bytes()
+            text = plain(content) if name == "results" else content.decode("utf-8-sig")
         elif (path := folder / f"{name}.csv.gz").exists():
             text = gzip.decompress(path.read_bytes()).decode()
         else:
             return path, None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     return path, text[: text.rfind("\n") + 1]  # another process may be writing the last line
 

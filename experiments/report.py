@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 from experiments import figures, metrics, records  # noqa: E402
 from experiments.launcher import parse_path  # noqa: E402
 from experiments.records import Experiment, Run, Setting  # noqa: E402
+from utils.output import lasting_output  # noqa: E402
 from utils.settings import SHOWN  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
@@ -485,6 +486,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
     parser = _Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -405,6 +405,11 @@ def test_a_results_file_of_something_else_is_refused_before_learning(tmp_path, r
     refused([], Path("log", "results.csv"))
 
 
+@pytest.mark.parametrize("name", ["results.csv", "Results.CSV", "results.csv.lock"])
+def test_a_name_that_a_file_of_the_experiment_has_is_refused(name, refused):
+    refused(["--name", name], f"--name {name}", "choose another")
+
+
 # --resume
 
 

@@ -177,6 +177,14 @@ def test_one_line_says_what_is_saved_and_how_to_go_on_and_handlers_are_put_back(
     assert main.main([*TINY.split(), "--adaptor", "gt", "--resume", str(checkpoint)]) == 0
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_lost_connection_and_a_limit_that_is_near_keep_the_middle_of_the_task(name, tmp_path, at_batch, capsys):
+    at_batch(25, lambda: signal.raise_signal(signal.Signals[name]))
+    assert call_main(tmp_path, "--adaptor", "gt") == 128 + signal.Signals[name]
+    assert f"stopped: by {name}; 1 learned tasks and 5 batches of task 1 are saved" in capsys.readouterr().err
+    assert (tmp_path / "run" / "training.pt").exists()
+
+
 def test_a_signal_in_a_test_or_an_evaluation_is_not_kept_waiting(tmp_path, monkeypatch):
     assert call_main(tmp_path / "whole", "--adaptor", "gt") == 0
     test, evaluate = DefaultTrainer.test, main.evaluate

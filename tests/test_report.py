@@ -384,7 +384,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty" / "results.csv").write_text(header)
     assert "nothing is finished" in refused(capsys, tmp_path / "empty")
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "", "nothing in it"))
-    assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "a,b\n1,2,3\n4,5,6,7\n", "ragged"))
+    ragged = refused(capsys, broken("results.csv", "a,b\n1,2\n4,5,6,7\n", "ragged"))
+    assert "results.csv: cannot be read: line 3 is no row with 2 columns" in ragged
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "\xff\xfe\x00\n", "binary"))
     assert "no column 'Name'" in refused(capsys, broken("results.csv", "a,b\n1,2\n", "other"))
     wordy = broken("results.csv", lambda text: text.replace(",0.8", ",very good"), "wordy")

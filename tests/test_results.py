@@ -3,6 +3,7 @@
 import csv
 import errno
 import fcntl
+import io
 import os
 import socket
 import subprocess
@@ -14,7 +15,8 @@ from filelock import FileLock, SoftFileLock
 
 from utils import results
 from utils.errors import UserError
-from utils.results import COLUMNS, Results, to_csv, write_whole
+from utils.files import write_whole
+from utils.results import COLUMNS, Results, to_csv
 
 ORIGINAL = ["Date Finished", "Name", "Current Val", "Best Val", "Save Directory"]
 HOSTILE = [
@@ -111,8 +113,8 @@ def test_a_name_survives_whatever_it_is_made_of(name, tmp_path):
     kept = " ".join(name.splitlines())  # a row is one line, so that a torn one can be told
     assert [(r["Name"], r["Save Directory"]) for r in read(path)] == [(kept, kept), ("next", "runs/a")] * 2
     assert path.read_text().count("\n") == 5
-    Results(path).complete([row(name, folder=name), row("next"), row("new")])
-    assert names(path) == [kept, "next", kept, "next", "new"]
+    Results(path).agree([row(name, folder=name), row("next"), row("new")])
+    assert names(path) == [kept, "next", "new"]
 
 
 # What a crash leaves
@@ -140,34 +142,111 @@ def test_a_torn_header_is_written_again(tmp_path):
         assert path.read_bytes().startswith(header) and names(path) == ["first"]
 
 
-def test_complete_adds_the_rows_that_lack_and_only_those(tmp_path):
+def test_agree_adds_the_rows_that_lack_and_only_those_each_in_its_place(tmp_path):
     path = tmp_path / "results.csv"
-    wanted = [row(f"row {index}") for index in range(4)]
+    wanted = [row(f"row {index}") for index in range(5)]
     table = Results(path)
-    table.complete(wanted[:1])
+    table.agree(wanted[:1])
     table.add([row("row 2", folder="runs/other"), wanted[3]])
-    before = path.read_bytes()
-    table.complete(wanted)
-    assert path.read_bytes().startswith(before)
+    table.agree(wanted)
     assert [(r["Name"], r["Save Directory"]) for r in read(path)] == [
         ("row 0", "runs/a"),
         ("row 2", "runs/other"),
-        ("row 3", "runs/a"),
         ("row 1", "runs/a"),
         ("row 2", "runs/a"),
+        ("row 3", "runs/a"),
+        ("row 4", "runs/a"),
     ]
+    after, inode = path.read_bytes(), path.stat().st_ino
+    table.agree(wanted)
+    assert path.read_bytes() == after and path.stat().st_ino == inode
+
+
+def test_agree_sets_right_whatever_became_of_a_row_and_leaves_those_of_others_to_the_byte(tmp_path):
+    path = tmp_path / "results.csv"
+    own = [row(f"exp run: task {task}", Task=task, Seed=0, Bytes=802) for task in range(3)]
+    other = [row(f"exp other: task {task}", folder="runs/b", Task=task, Seed=1) for task in range(3)]
+    for pair in zip(own, other, strict=True):
+        Results(path).add(pair)
+    whole = path.read_bytes()
+    (line,) = (line for line in whole.splitlines() if b"exp run: task 1" in line)
+    for place in range(len(line)):
+        for bit in (1, 4, 128):
+            wrong = bytearray(line)
+            wrong[place] ^= bit
+            if wrong[place] in b"\r\n":
+                continue  # two lines, which nobody can tell from somebody else's
+            path.write_bytes(whole.replace(line, bytes(wrong)))
+            assert Results(path).agree(own, "runs/a") == []
+            assert path.read_bytes() == whole, bytes(wrong)
+
+
+def test_agree_drops_rows_of_the_runs_folder_that_the_run_knows_nothing_of(tmp_path):
+    path = tmp_path / "results.csv"
+    Results(path).add([row("of a run that was deleted"), row("of another", folder="runs/b"), row("known")])
+    Results(path).agree([row("known")], "runs/a")
+    assert names(path) == ["of another", "known"]
+
+
+def test_lines_that_are_no_rows_are_named_and_left_and_a_report_says_which(tmp_path):
+    path = tmp_path / "results.csv"
+    Results(path).add([row("known")])
+    whole = path.read_bytes()
+    strange = b"a comment\n" + b"\n" + b"\xff\xfe, no text\n" + b"x," * 30 + b"\n"
+    path.write_bytes(whole + strange)
+    assert Results(path).agree([row("known"), row("new")], "runs/a") == [3, 5, 6]
+    assert path.read_bytes().startswith(whole + strange) and path.read_bytes().count(b",new,") == 1
+    with pytest.raises(ValueError, match="line 3 is no row with 19 columns"):
+        results.plain(path.read_bytes())
+
+
+# What a spreadsheet makes of it
+
+SAVED = {
+    "byte order mark and CRLF": lambda t: "\ufeff" + t.replace("\n", "\r\n"),
+    "CRLF without a last end": lambda t: t.replace("\n", "\r\n").rstrip(),
+    "CR": lambda t: t.replace("\n", "\r"),
+    "semicolons": lambda t: "\ufeff" + resaved(t, delimiter=";"),
+    "tabs": lambda t: resaved(t, delimiter="\t"),
+    "all quoted": lambda t: resaved(t, quoting=csv.QUOTE_ALL),
+    "other order and more columns": lambda t: resaved(t, columns=["Note", *reversed(COLUMNS), "Mine"]),
+    "with an empty line": lambda t: t + "\n",
+}
+
+
+def resaved(text: str, columns=COLUMNS, **form) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, columns, restval="kept", **form)
+    writer.writeheader()
+    writer.writerows(csv.DictReader(io.StringIO(text)))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_table_that_a_spreadsheet_has_saved_is_gone_on_with_in_its_form(kind, tmp_path):
+    path, table = tmp_path / "results.csv", Results(tmp_path / "results.csv")
+    table.add([row("exp run: a, b", Seed=0), row("of another", folder="runs/b")])
+    path.write_bytes(SAVED[kind](path.read_text()).encode())
+    before = path.read_bytes()
+    table.check()
+    table.add([row("exp run: c", Seed=0)])
+    assert path.read_bytes().startswith(before)
     after = path.read_bytes()
-    table.complete(wanted)
+    assert table.agree([row("exp run: a, b", Seed=0), row("exp run: c", Seed=0)], "runs/a") == []
     assert path.read_bytes() == after
+    table.agree([row("exp run: a, b", Seed=0, Task=7), row("exp run: c", Seed=0), row("exp run: d")], "runs/a")
+    rows = list(csv.DictReader(io.StringIO(results.plain(path.read_bytes()))))
+    assert [r["Name"] for r in rows] == ["exp run: a, b", "of another", "exp run: c", "exp run: d"]
+    assert rows[0]["Task"] == "7" and rows[0].get("Mine", "kept") == "kept" and rows[3].get("Mine", "") == ""
 
 
-def test_complete_brings_a_torn_row_back_whole(tmp_path):
+def test_agree_brings_a_torn_row_back_whole(tmp_path):
     path = tmp_path / "results.csv"
     wanted = [row("first"), row("second")]
     Results(path).add(wanted)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    Results(path).complete(wanted)
+    Results(path).agree(wanted)
     assert path.read_bytes() == whole
 
 
@@ -180,7 +259,7 @@ def test_complete_brings_a_torn_row_back_whole(tmp_path):
     ],
     ids=["the original's columns only", "other columns", "no text"],
 )
-@pytest.mark.parametrize("method", ["add", "complete"])
+@pytest.mark.parametrize("method", ["add", "agree"])
 def test_a_file_that_is_not_this_table_is_refused_by_name_and_left_alone(content, method, tmp_path):
     path = tmp_path / "results.csv"
     path.write_bytes(content)
@@ -200,7 +279,7 @@ def test_a_table_that_cannot_be_written_is_a_user_error(taken, tmp_path):
 # Many writers
 
 
-@pytest.mark.parametrize("method", ["add", "complete"])
+@pytest.mark.parametrize("method", ["add", "agree"])
 def test_a_lock_that_is_never_given_back_ends_in_one_clear_line(method, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "_LOCK_SECONDS", 0.05)
     path = tmp_path / "results.csv"

@@ -11,6 +11,19 @@ import pytest
 from utils.errors import Stopped
 from utils.signals import ECHO_SECONDS, Signals
 
+ASKED_TO_END = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+
+
+@pytest.mark.parametrize("name", ASKED_TO_END)
+def test_whatever_asks_a_run_to_end_waits_for_a_place_to_stop_and_gives_its_status(name):
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with Signals() as signals, signals.waiting():
+        signal.raise_signal(number)
+        with pytest.raises(Stopped, match=f"by {name}") as caught:
+            signals.check()
+    assert caught.value.status == 128 + number and signal.getsignal(number) == before
+
 
 def test_a_signal_that_comes_twice_at_once_is_one():
     with Signals() as signals:

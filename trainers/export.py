@@ -1,6 +1,7 @@
 """What must be kept of a learned model: its size in several forms, and the file that holds the smallest of them."""
 
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from models import multitask
 from models.norms import is_statistic
 from utils import storage
-from utils.checkpoint import Checkpoint, Record
+from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
+from utils.files import check_kind, part_of
+from utils.run import FILES, TAKEN
 
 
 @dataclass(frozen=True)
@@ -100,24 +103,54 @@ def _compact(model: nn.Module, task: int) -> tuple[np.ndarray, list[int], dict[s
     return *storage.encode(masks), state
 
 
+def check_export(path: Path, run: Path) -> None:
+    """See that an export can be written, and takes the place of nothing but an export: before a run that ends with it.
+
+    Args:
+        run: the folder that the run will have.
+
+    Raises:
+        UserError: it cannot be, or would.
+    """
+    try:
+        check_kind(path)
+    except OSError as error:
+        raise UserError(f"--export {path}: {error.strerror}") from None
+    place = path.absolute()
+    if not os.access(place.parent, os.W_OK):
+        raise UserError(f"--export {path}: its folder cannot be written")
+    taken = {run.resolve(): FILES, run.resolve().parent: TAKEN}.get(place.parent.resolve(), ())
+    if path.name.casefold() in taken or (os.path.exists(path) and not _is_export(path)):
+        raise UserError(f"--export {path}: that is the name of a file that is no export; choose another")
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        first = Checkpoint(path).first()
+    except UserError:
+        return False
+    return first is not None and first.kind == "export"
+
+
 def write_export(
-    path: Path, settings: dict, model: nn.Module, accuracies: Mapping[int, float], shared: dict[str, Tensor]
+    path: Path, settings: dict, data: str, model: nn.Module, accuracies: Mapping[int, float], shared: dict[str, Tensor]
 ) -> None:
     """Write learned tasks in their compact form; the file is there whole or not at all.
 
     Args:
         settings: the run's, of which the frozen network is made again.
+        data: the fingerprint of the data that it was learned from.
         accuracies: of each task when it was just learned; its tasks are those that are written.
         shared: trained weights and statistics that the tasks share.
 
     Raises:
         UserError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = part_of(path)
     try:
         part.unlink(missing_ok=True)
         file = Checkpoint(part)
-        file.append(Record("export", {"settings": settings, "tasks": list(accuracies)}, shared))
+        file.append(Record("export", {"settings": settings, "data": data, "tasks": list(accuracies)}, shared))
         for task, accuracy in accuracies.items():
             code, kept, rest = _compact(model, task)
             values = {"task": task, "accuracy": accuracy, "kept": kept}
@@ -139,6 +172,8 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     settings = records[0].values.get("settings") if records and records[0].kind == "export" else None
     if not isinstance(settings, dict):
         raise UserError(f"--import {path}: was not written by --export")
+    if any(record.kind != "exported task" for record in records[1:]):
+        raise UserError(f"--import {path}: holds something that --export does not write")
     # A file that was cut between two records has none that is damaged.
     if [record.values.get("task") for record in records[1:]] != records[0].values.get("tasks"):
         raise UserError(f"--import {path}: lacks tasks that were written into it")
@@ -158,13 +193,16 @@ def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict
                 multitask.load_shared_state(model, record.tensors)
                 continue
             state, task = dict(record.tensors), record.values["task"]
+            if type(task) is not int or task in accuracies:
+                raise ValueError(f"task {reprlib.repr(task)} is no number, or is there twice")
             code, sizes = state.pop("masks").numpy(), [shape.numel() for shape in shapes.values()]
-            masks = storage.decode(code, record.values["kept"], sizes)
+            kept = [index(count, size + 1) for count, size in zip(record.values["kept"], sizes, strict=True)]
+            masks = storage.decode(code, kept, sizes)
             state |= {
                 f"{name}.mask": torch.from_numpy(np.packbits(mask)) for name, mask in zip(shapes, masks, strict=True)
             }
             multitask.load_task_state(model, task, state)
-            accuracies[task] = record.values["accuracy"]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            accuracies[task] = fraction(record.values["accuracy"])
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"--import {path} does not fit this network: {error}") from None
     return accuracies

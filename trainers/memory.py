@@ -1,7 +1,12 @@
 """What a run has learned and measured so far: kept in a checkpoint, told in tables."""
 
+import hashlib
+import json
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +20,16 @@ from trainers.adaptors import RECOVERY, TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.unfinished import NAME, Unfinished
-from utils.checkpoint import Checkpoint, Record, joined, named_part
+from utils.checkpoint import Checkpoint, Record, fraction, index, joined, named_part
 from utils.cores import MOST_THREADS
-from utils.errors import UserError
-from utils.results import Results, to_csv, write_whole
+from utils.errors import UserError, no_memory
+from utils.files import write_whole
+from utils.results import Results, check_row, to_csv
 from utils.run import RunFolder
+
+# What comes of values that are not what they should be.
+NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+OTHER_DATA = "images, labels or classes have changed"
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Memory:
         check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
             ``lasting``.
         project: the folder of the code, for its commit, and for paths below it.
+        data: the fingerprint of the data.
 
     Attributes:
         learned: the tasks, in the order they were learned in.
@@ -80,9 +91,14 @@ class Memory:
         lasting: Mapping[str, object],
         check_same: Callable[[Path, Mapping], None],
         project: Path,
+        data: str,
     ):
         self.model, self.trainer, self.options = model, trainer, options
         self.settings, self.lasting, self.check_same, self.project = settings, dict(lasting), check_same, project
+        self.data = data
+        self._mark = _mark(self.lasting, data)  # which each record bears
+        self._marked = True
+        self._warnings: list[str] = []  # for the log, once there is one
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
         self.evaluations: dict[int, list[TaskScore]] = {}
@@ -99,10 +115,18 @@ class Memory:
         self._storage: dict[int, Storage] = {}  # of each mask
         self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
-        self.unfinished = Unfinished(trainer, self.learned, lasting, options.checkpoint_minutes)
+        about = {"settings": self.lasting, "data": data}
+        self.unfinished = Unfinished(trainer, self.learned, about, options.checkpoint_minutes)
 
-    def adopt(self, accuracies: Mapping[int, float]) -> None:
-        """Take tasks that lie in the model for learned: those that were imported, with their accuracies."""
+    def adopt(self, accuracies: Mapping[int, float], data: object, source: str) -> None:
+        """Take tasks that lie in the model for learned: those that were imported, with their accuracies.
+
+        Args:
+            data: the fingerprint of the data that they were learned from; None if it is not known.
+            source: where they come from, in words.
+        """
+        if data not in (None, self.data):
+            self._warnings.append(f"warning: {source} was learned from other data: {OTHER_DATA}")
         self.accuracies |= accuracies
         self.learned += accuracies
         self._note_shared()
@@ -120,11 +144,10 @@ class Memory:
             raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
         if not os.access(path, os.W_OK):
             raise UserError(f"--resume {path}: cannot be written, and what is learned next goes there")
-        for record in records:
-            try:
-                self._recall(record, path)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+        if records:
+            self._recall_beginning(records[0], path)
+        for record in records[1:]:
+            self._recall(record, path)
         self._saved = len(self.learned)
         if self._damaged:
             self._find_spare(self._checkpoint)
@@ -146,50 +169,110 @@ class Memory:
             return
         if not damaged or not records or records[0].values.get("settings") != self.lasting:
             return
-        tasks = [record for record in journal.behind_damage() if record.kind == "task"]
+        tasks = [record for record in journal.behind_damage() if record.kind == "task" and self._is_whole(record)]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
         if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
             found = {record.values["task"]: record for record in tasks}
             self.spare |= {task: record for task, record in found.items() if task not in self.learned}
+
+    def _is_whole(self, record: Record) -> bool:
+        """Whether the record of a task is of this run, and its values can be those of a task."""
+        try:
+            self._check_mark(record)
+            self._check_task(record.values)
+        except (KeyError, TypeError, ValueError):
+            return False
+        return True
 
     def recover(self, task: int) -> bool:
         """Take ``task`` back from behind damage; whether it was there."""
         if task not in self.spare:
             return False
         record = self.spare.pop(task)
+        record.values["place"] = len(self.learned)
         self._recall(record, self._checkpoint.aside)
         self._append(record)
         self.folder.log(f"task {task}: taken from behind the damage in {self._checkpoint.aside}")
         if record.values["row"] is not None:
-            self._results.complete([record.values["row"]])
+            self._results.agree([record.values["row"]])
         return True
 
-    def _recall(self, record: Record, path: Path) -> None:
+    def _recall_beginning(self, record: Record, path: Path) -> None:
+        """See that a checkpoint begins as one of this run does.
+
+        Raises:
+            UserError: it does not.
+        """
         values = record.values
-        if record.kind == "run":
+        with _making_sense(path):
+            if record.kind != "run" or not isinstance(values["settings"], dict):
+                raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             self.check_same(path, values["settings"])
             self.threads = values.get("threads")  # none of before it was kept
             if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
-                raise ValueError(f"threads {self.threads!r}")
-        elif record.kind == "task":
-            own, shared, of_trainer = (named_part(record.tensors, part) for part in ("own", "shared", "trainer"))
-            try:
-                if self.trainer.tasks_known:
-                    multitask.load_task_state(self.model, values["task"], own)
-                multitask.load_shared_state(self.model, shared)
-                self.trainer.load_task_record(values["task"], of_trainer)
-            except (ValueError, IndexError) as error:
-                raise UserError(f"{path} does not fit this network: {error}") from None
-            self.learned.append(values["task"])
-            self.accuracies[values["task"]] = values["accuracy"]
-            if values["row"] is not None:
+                raise ValueError(f"threads {reprlib.repr(self.threads)}")
+            # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.
+            self._mark = _mark(values["settings"], values.get("data"))
+            self._marked = "run" in values
+            self._check_mark(record)
+        if values.get("data") not in (None, self.data):
+            raise UserError(f"{path} was made with other data: {OTHER_DATA}; put back the old, or begin a new run")
+
+    def _check_mark(self, record: Record) -> None:
+        """Raises ``ValueError`` if a record is of another run; those of early checkpoints bear no mark."""
+        if record.values.get("run", None if self._marked else self._mark) != self._mark:
+            raise ValueError("it is of another run")
+
+    def _check_task(self, values: Mapping) -> None:
+        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` if these are not the values of a learned task."""
+        index(values["task"], self.lasting["stream_tasks"] or self.lasting["num_tasks"])
+        fraction(values["accuracy"])
+        if (row := values["row"]) is not None:
+            check_row(row)
+            if (row["Task"], row["Current Val"]) != (values["task"], values["accuracy"]):
+                raise ValueError("its row is of another task")
+
+    def _recall(self, record: Record, path: Path) -> None:
+        """Take back what a record holds.
+
+        Raises:
+            UserError: it is of another run, does not fit this network, or makes no sense.
+        """
+        values = record.values
+        with _making_sense(path):
+            self._check_mark(record)
+            if record.kind == "task":
+                self._recall_task(record, path)
+            elif record.kind == "evaluation":
+                scores = [_score(score) for score in values["scores"]]
+                if [score.task for score in scores] != self.learned or len(scores) in self.evaluations:
+                    raise ValueError("the scores are not those of the tasks learned before it")
+                check_row(values["row"])
+                self.evaluations[len(scores)] = scores
                 self._rows.append(values["row"])
-            self._shared_saved |= shared
-            self._shared_changed |= set(shared)
-        elif record.kind == "evaluation":
-            scores = [TaskScore(**score) for score in values["scores"]]
-            self.evaluations[len(scores)] = scores
-            self._rows.append(values["row"])
+            else:
+                raise ValueError(f"there are no records of the kind {reprlib.repr(record.kind)}")
+
+    def _recall_task(self, record: Record, path: Path) -> None:
+        values = record.values
+        self._check_task(values)
+        task, row = values["task"], values["row"]
+        if task in self.learned or values.get("place", len(self.learned)) != len(self.learned):
+            raise ValueError(f"task {task} stands in another place than it was learned in")
+        own, shared, of_trainer = (named_part(record.tensors, part) for part in ("own", "shared", "trainer"))
+        try:
+            if self.trainer.tasks_known:
+                multitask.load_task_state(self.model, task, own)
+            multitask.load_shared_state(self.model, shared)
+            self.trainer.load_task_record(task, of_trainer)
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path} does not fit this network: {error}") from None
+        self.learned.append(task)
+        self.accuracies[task] = values["accuracy"]
+        if row is not None:
+            self._rows.append(row)
+        self._shared_saved |= shared
+        self._shared_changed |= set(shared)
 
     def open(self, folder: RunFolder) -> None:
         """Begin to write in the run's folder, and bring what lies there up to the checkpoint."""
@@ -208,17 +291,22 @@ class Memory:
             self._checkpoint.cut(self._damaged)
         if self.unfinished.damaged:
             folder.log(f"warning: {folder.path / NAME} is damaged; its task starts anew")
+        for warning in self._warnings:
+            folder.log(warning)
         self.unfinished.open(folder.path)
         if self._rows:
             folder.log(f"going on after {len(self.learned)} learned tasks")
-            self._results.complete(self._rows)
+            if bad := self._results.agree(self._rows, self._save_directory()):
+                which = f"line{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:10]))}{' ...' * (len(bad) > 10)}"
+                folder.log(f"warning: {self._results.path}: {which}: no row of results; left as it is")
             self._write_evaluations()
             self._write_tables()
         self._write_settings()
         table = "".join(f"| `{name}` | `{value}` |\n" for name, value in self.settings.items())
         folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
         if not self._checkpoint.has_records():
-            self._checkpoint.append(Record("run", {"settings": self.lasting, "threads": self.settings["threads"]}))
+            about = {"settings": self.lasting, "data": self.data, "threads": self.settings["threads"]}
+            self._append(Record("run", about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._write_task(task, None)
 
@@ -248,7 +336,7 @@ class Memory:
 
     def _publish(self, row: dict) -> None:
         """Add a row to ``results.csv``; what a damaged checkpoint has lost may stand there already."""
-        (self._results.complete if self._damaged else self._results.add)([row])
+        (self._results.agree if self._damaged else self._results.add)([row])
 
     def _write_task(self, task: int, row: dict | None) -> None:
         known = self.trainer.tasks_known
@@ -259,14 +347,15 @@ class Memory:
         }
         tensors = joined(parts)
         latest = [name for name in tensors if name.startswith("shared.") or not known]
-        values = {"task": task, "accuracy": self.accuracies[task], "row": row}
+        values = {"task": task, "place": self._saved, "accuracy": self.accuracies[task], "row": row}
         self._append(Record("task", values, tensors, latest))
         self._shared_news = set()
 
     def _append(self, record: Record) -> None:
-        """Write the record of a learned task."""
+        """Write a record of this run."""
+        record.values["run"] = self._mark
         self._checkpoint.append(record)
-        self._saved += 1
+        self._saved += record.kind == "task"
 
     def saved(self) -> str:
         """What of the run is safe, and how to go on."""
@@ -302,7 +391,7 @@ class Memory:
 
     def export(self, path: Path) -> None:
         """Write the file that ``--export`` names."""
-        write_export(path, self.lasting, self.model, self.accuracies, self._shared())
+        write_export(path, self.lasting, self.data, self.model, self.accuracies, self._shared())
 
     def _shared(self) -> dict[str, torch.Tensor]:
         """What the tasks share and no seed makes."""
@@ -321,7 +410,7 @@ class Memory:
         how = "task given" if self.options.adaptor == "gt" else "task inferred"
         how += ", each when just learned" if self.options.score_when_learned else ""
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
-        self._checkpoint.append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
+        self._append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
         self._publish(row)
         self._write_evaluations()
@@ -340,13 +429,13 @@ class Memory:
         self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
 
     def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
-        options, path, storage = self.options, self.folder.path.resolve(), self.storage()
+        options, storage = self.options, self.storage()
         return {
             "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
             "Name": f"{self.folder.path.parent.name} {self.folder.path.name}: {what}",
             "Current Val": current,
             "Best Val": best,
-            "Save Directory": str(path.relative_to(self.project) if path.is_relative_to(self.project) else path),
+            "Save Directory": self._save_directory(),
             "Set": options.set,
             "Scenario": options.scenario,
             "Tasks Learned": len(self.learned),
@@ -359,6 +448,10 @@ class Memory:
             "Bytes Batch Norm": storage.batch_norm,
             **more,
         }
+
+    def _save_directory(self) -> str:
+        path = self.folder.path.resolve()
+        return str(path.relative_to(self.project) if path.is_relative_to(self.project) else path)
 
     def _write_evaluations(self) -> None:
         """``adapt_results.csv``, a row a task; ``confusion.csv``, a row for each task that it was taken for; and
@@ -388,6 +481,42 @@ class Memory:
     def _write_tables(self) -> None:
         for name, text in self.trainer.tables().items():
             write_whole(self.folder.path / name, text)
+
+
+@contextmanager
+def _making_sense(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a record of the checkpoint ``path`` that a run cannot have written."""
+    try:
+        yield
+    except NONSENSE as error:
+        if no_memory(error):
+            raise
+        raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+
+
+def _mark(settings: Mapping[str, object], data: object) -> str:
+    """What ties records to their run: a short hash of its settings and data."""
+    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _score(values: Mapping) -> TaskScore:
+    """The score that a record holds.
+
+    Raises:
+        TypeError, ValueError: it holds none.
+    """
+    score = TaskScore(**values)
+    for share in (score.given, score.adapted, score.inferred_right):
+        if share is not None:
+            fraction(share)
+    for row in (*score.inferred, *score.steps):
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
+            raise ValueError(f"{reprlib.repr(row)} has something that is no number")
+    if any(row.keys() != {"inferred", "batches"} for row in score.inferred):
+        raise ValueError("what batches were taken for is not told by inferred and batches")
+    if any(not row.keys() >= {"step", "hamming"} for row in score.steps):
+        raise ValueError("a step of recovery has no number and no distance")
+    return score
 
 
 def mean(values: Iterable[float | None]) -> float | None:

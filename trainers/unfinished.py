@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainers.default import DefaultTrainer
-from utils.checkpoint import Checkpoint, Record, write_records
+from utils.checkpoint import Checkpoint, Record, fraction, write_records
 from utils.errors import UserError
 
 NAME = "training.pt"
@@ -16,12 +16,12 @@ class Unfinished:
 
     Args:
         learned: the tasks learned before, a list that whoever learns them goes on with.
-        settings: those that must be the same when the run goes on.
+        about: settings and data, which must be the same when the run goes on.
         minutes: how many lie between one writing and the next.
     """
 
-    def __init__(self, trainer: DefaultTrainer, learned: list[int], settings: Mapping[str, object], minutes: float):
-        self.trainer, self.learned, self.settings, self.minutes = trainer, learned, dict(settings), minutes
+    def __init__(self, trainer: DefaultTrainer, learned: list[int], about: Mapping[str, object], minutes: float):
+        self.trainer, self.learned, self.about, self.minutes = trainer, learned, dict(about), minutes
         self.damaged = False
         self.saved = ""  # what is on the disk, in words
         self._record: Record | None = None
@@ -35,12 +35,12 @@ class Unfinished:
             records, rest = journal.read()
         except UserError:
             records, rest = [], 1
-        self.damaged = bool(rest) or [record.kind for record in records] != ["training"]
+        self.damaged = bool(rest) or not (len(records) == 1 and _is_sound(records[0]))
         if not self.damaged:
             values = records[0].values
-            # One that was left behind when its tasks had been learned is of no use.
-            fits = values.get("learned") == self.learned and values.get("settings") == self.settings
-            self._record = records[0] if fits else None
+            # One that was left behind when its tasks had been learned is of no use. Early ones say nothing of the data.
+            fits = all(values.get(name, about) == about for name, about in self.about.items())
+            self._record = records[0] if fits and values["learned"] == self.learned else None
 
     def open(self, folder: Path) -> None:
         """Begin to write in a run's folder."""
@@ -63,11 +63,10 @@ class Unfinished:
             return []
         try:
             self.trainer.load_training_record(record.tensors)
-            accuracies = record.values["accuracies"]
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{NAME} does not fit this run: {error!r}; without it its task starts anew") from None
         self._say()
-        return accuracies
+        return record.values["accuracies"]
 
     def keep(self, accuracies: Sequence[Sequence[float]]) -> None:
         """Keep all that the tasks in training need to go on, unless their loss is no number.
@@ -78,7 +77,7 @@ class Unfinished:
         self._wait()
         if self.trainer.healthy:
             tasks = self.trainer.tasks
-            values = {"settings": self.settings, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
+            values = {**self.about, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
             write_records(self.path, Record("training", values, self.trainer.training_record()))
             self._say()
 
@@ -97,3 +96,15 @@ class Unfinished:
 
     def _say(self) -> None:
         self.saved = f"{self.trainer.batches_done} batches of task {', '.join(map(str, self.trainer.tasks))}"
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether the values of a record can be those that ``keep`` wrote."""
+    values = record.values
+    try:
+        for accuracies in values["accuracies"]:
+            for _, accuracy in zip(values["tasks"], accuracies, strict=True):
+                fraction(accuracy)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return record.kind == "training" and {"settings", "learned"} <= values.keys()

@@ -15,9 +15,12 @@ import hashlib
 import json
 import mmap
 import os
+import reprlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,9 +32,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.files import open_file, replace_with, sync_folder
 from utils.journal import FRAME, MAGIC, VALUES
 
 DEAD_BYTES = 64 * 2**20  # that a file may hold before it is written again, however little else is in it
+# How torch.save's files began before they were zip files.
+_TORCH_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_KEYS_WITHIN = 2**24  # bytes from the start in which the names of what torch.save wrote are looked for
 
 
 @dataclass
@@ -61,9 +68,31 @@ class Record:
         tensors = load(block)
         values = json.loads(bytes(tensors.pop(VALUES).numpy()))
         record = cls(values.pop("kind"), values, tensors, values.pop("latest", ()))
-        if not set(record.latest) <= set(tensors):
-            raise ValueError("the latest of tensors that are not there")
+        if not isinstance(record.kind, str) or not set(record.latest) <= set(tensors):
+            raise ValueError("a kind that is no word, or the latest of tensors that are not there")
         return record
+
+
+def fraction(value: object) -> float:
+    """``value`` out of a file, which must be a fraction such as an accuracy.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(f"{reprlib.repr(value)} is no number from 0 to 1")
+    return value
+
+
+def index(value: object, size: int) -> int:
+    """``value`` out of a file, which must be a whole number below ``size``, such as that of a task.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if type(value) is not int or not 0 <= value < size:
+        raise ValueError(f"{reprlib.repr(value)} is no whole number from 0 to {size - 1}")
+    return value
 
 
 def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -98,21 +127,40 @@ class Checkpoint:
         Raises:
             UserError: the file is missing, cannot be read, or is no checkpoint of this project.
         """
+        with self._opened() as file:
+            if file is None:
+                return [], self._end
+            self._latest, self._dead = {}, 0
+            records = []
+            for record in _records(file):
+                self._count(record)
+                records.append(record)
+            self._end = os.fstat(file.fileno()).st_size
+            return records, self._end - file.tell()
+
+    def first(self) -> Record | None:
+        """The first record, or None if that is damaged or not there.
+
+        Raises:
+            UserError: as ``read`` does.
+        """
+        with self._opened() as file:
+            return next(_records(file), None) if file else None
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO | None]:
+        """The file, behind its first line; None if that is not whole, for its writer was killed."""
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 head = file.read(len(MAGIC))
-                if MAGIC.startswith(head) and head != MAGIC:  # killed before its first line was whole
+                if head == MAGIC:
+                    yield file
+                elif MAGIC.startswith(head):
                     self._end = len(head)
-                    return [], len(head)
-                if head != MAGIC:
-                    raise UserError(f"{self.path} is not a SupSup checkpoint, or its first bytes are damaged")
-                self._latest, self._dead = {}, 0
-                records = []
-                for record in _records(file):
-                    self._count(record)
-                    records.append(record)
-                self._end = os.fstat(file.fileno()).st_size
-                return records, self._end - file.tell()
+                    yield None
+                else:
+                    file.seek(0)
+                    raise UserError(f"{self.path} is not a SupSup checkpoint{_what_else(file)}")
         except OSError as error:
             raise UserError(f"checkpoint {self.path}: {error.strerror}") from None
 
@@ -131,7 +179,7 @@ class Checkpoint:
 
     def behind_damage(self) -> Iterator[Record]:
         """The whole records that stand behind the first damaged byte; none if the file is missing or whole."""
-        with suppress(OSError), open(self.path, "rb") as file:
+        with suppress(OSError), open_file(self.path) as file:
             file.seek(len(MAGIC))
             for _ in _records(file):
                 pass
@@ -194,7 +242,7 @@ class Checkpoint:
                 raise OSError(error.errno, error.strerror, str(self.path)) from None
             self._end = file.tell()
         if not begin:
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         self._count(record)
         if self._dead > DEAD_BYTES and self._dead > self._end / 2:
             self._compact()
@@ -240,48 +288,22 @@ def write_records(path: Path, *records: Record) -> None:
     replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
 
 
-def replace_with(
-    path: Path, write: Callable[[BinaryIO], object], whole: Callable[[BinaryIO], bool] = lambda file: True
-) -> None:
-    """Write a file anew so that at any moment the old one or the new one is there, whole.
-
-    Args:
-        write: writes the content.
-        whole: whether the new file, read again, is what it should be; only then it takes the place of the old one.
-
-    Raises:
-        OSError: it could not be written, or does not read back; the old file is as it was.
-    """
-    part = part_of(path)
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with open(part, "rb") as file:
-            if not whole(file):
-                raise OSError(errno.EIO, "does not read back what was written", str(path))
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    _sync_folder(path.parent)
-
-
-def part_of(path: Path) -> Path:
-    """Where a file is written before it takes its place."""
-    return path.with_name(f".{path.name}.part")
-
-
-def _sync_folder(folder: Path) -> None:
-    """See that a name that was made or changed in ``folder`` is on the disk."""
-    with suppress(OSError):  # some file systems cannot, and some systems do not open folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _what_else(file: BinaryIO) -> str:
+    """What a file is that is none of this project's, as far as can be told without running what it holds."""
+    head = file.read(len(_TORCH_BEFORE_ZIP))
+    with suppress(OSError, ValueError, RuntimeError, EOFError, StopIteration, zipfile.BadZipFile, zlib.error):
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(file) as parts:
+                name = next(name for name in parts.namelist() if name.endswith("data.pkl"))
+                with parts.open(name) as part:
+                    head = _TORCH_BEFORE_ZIP + part.read(_KEYS_WITHIN)
+        else:
+            head += file.read(_KEYS_WITHIN)
+    if not head.startswith(_TORCH_BEFORE_ZIP):
+        return ", or its first bytes are damaged"
+    if all(key in head for key in (b"arch", b"state_dict", b"best_acc1")):
+        return " but a checkpoint of the original code"
+    return " but a file of torch.save"
 
 
 def _records(file: BinaryIO) -> Iterator[Record]:
@@ -299,7 +321,7 @@ def _records(file: BinaryIO) -> Iterator[Record]:
             break
         try:
             record = Record.from_block(block)
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             break  # written by something else: as good as damaged
         yield record
     file.seek(begin)

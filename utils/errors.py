@@ -1,5 +1,6 @@
 """The errors that end a run with one line."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,10 +47,25 @@ def stopping() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not no_memory(error):
             raise
-        raise Stopped(f"out of memory: {str(error).splitlines()[0] if str(error) else 'none is left'}") from error
+        raise out_of_memory(error) from error
 
 
 def no_memory(error: Exception) -> bool:
-    """Whether an error says that memory was refused, for which torch has several types."""
-    said = ("out of memory", "not enough memory", "allocate memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(s in str(error) for s in said))
+    """Whether an error says that memory was refused, for which torch and the system have several types."""
+    if isinstance(error, (ImportError, OSError, RuntimeError)):
+        # Of a library that cannot be mapped, of memory itself, of a thread that gets no stack.
+        said = (
+            "out of memory",
+            "not enough memory",
+            "llocate memory",
+            "bad_alloc",
+            "failed to map",
+            "start new thread",
+        )
+        return getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in said)
+    return isinstance(error, MemoryError)
+
+
+def out_of_memory(error: Exception) -> Stopped:
+    """What an error that refuses memory comes to."""
+    return Stopped(f"out of memory: {str(error).splitlines()[0] if str(error) else 'none is left'}")

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import numpy
 import torch
 import yaml
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -24,7 +25,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.results import write_whole
+from utils.files import check_kind, open_file, write_whole
+
+TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
+# What a run's folder holds, beside TensorBoard's events.
+FILES = (
+    *("checkpoint.pt", "checkpoint.pt.damaged", "training.pt", "settings.yaml", "log.txt", "finished", ".lock"),
+    *("adapt_results.csv", "confusion.csv", "hopfield.csv", "nns.csv"),
+)
 
 
 class RunFolder:
@@ -40,25 +48,16 @@ class RunFolder:
     """
 
     def __init__(self, log_dir: Path, name: str, resume: bool):
-        self.path = log_dir / name
-        copies = 1
-        while not resume and os.path.exists(self.path):
-            copies += 1
-            self.path = log_dir / f"{name}~{copies}"
+        if name.casefold() in TAKEN:
+            raise UserError(f"--name {name}: is what a file of the experiment is called; choose another")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
-            self._lock.acquire()
+            self.path, self._lock = _claim(log_dir, name, resume)
             for part in self.path.glob(".*.part"):  # of a file that a killed run was writing
                 part.unlink()
-            self._log = open(self.path / "log.txt", "ab", buffering=0)
+            self._log = open_file(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
-        except Timeout:
-            # The kernel's locks end with their process; the file that stands in for one elsewhere may outlive it.
-            left = f"; if none does, delete {self.path / '.lock'}" if isinstance(self._lock, SoftFileLock) else ""
-            raise UserError(f"{self.path}: another process is running in this folder{left}") from None
         except OSError as error:
-            raise UserError(f"--log-dir {log_dir}: cannot write {self.path}: {error.strerror}") from None
+            raise UserError(f"--log-dir {log_dir}: cannot write {error.filename or name}: {error.strerror}") from None
         self._started = datetime.now().isoformat(timespec="seconds")
         self.checkpoint = self.path / "checkpoint.pt"
         self.finished = self.path / "finished"
@@ -102,6 +101,35 @@ class RunFolder:
         self.tensorboard.close()
         self._log.close()
         self._lock.release()
+
+
+def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
+    """A run's folder and the lock that says that it is taken. Runs that start at the same time each get their own.
+
+    Raises:
+        OSError: it cannot be made or locked.
+        UserError: another process is running in the folder to go on in.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    for copies in count(1):
+        path = log_dir / (name if copies == 1 else f"{name}~{copies}")
+        try:
+            path.mkdir(exist_ok=resume)
+        except FileExistsError:
+            if resume:
+                raise  # it is a file
+            continue
+        check_kind(path / ".lock")
+        lock = FileLock(path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+            return path, lock
+        except Timeout:
+            if not resume:  # another was quicker to go on in the folder that was just made
+                continue
+            # The kernel's locks end with their process; the file that stands in for one elsewhere may outlive it.
+            left = f"; if none does, delete {path / '.lock'}" if isinstance(lock, SoftFileLock) else ""
+            raise UserError(f"{path}: another process is running in this folder{left}") from None
 
 
 class Scalars:

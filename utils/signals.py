@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: from the terminal, or from a cluster whose time is up."""
+"""Signals that ask a run to end: from the terminal, or from a cluster whose time is up or will be soon."""
 
 import signal
 import threading
@@ -9,14 +9,16 @@ from types import FrameType
 
 from utils.errors import Stopped
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal or the connection is gone. SIGUSR1, SIGUSR2, SIGXCPU: what SLURM, submitit and Grid Engine send a
+# while before a limit.
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 # A cluster tells every process of a job to end, and the launcher of experiments passes on what it is told: within this
 # time a second signal is the first one again.
 ECHO_SECONDS = 2.0
 
 
 class Signals:
-    """SIGINT and SIGTERM raise ``Stopped``: at once, or where the run says that it can stop.
+    """Each of ``NUMBERS`` raises ``Stopped``: at once, or where the run says that it can stop.
 
     One more after a while just ends the run.
 

@@ -1,0 +1,84 @@
+"""Files that are opened without waiting for anybody, and replaced whole or not at all."""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, BinaryIO
+
+
+def open_file(path: Path | str, mode: str = "rb", **more) -> IO:
+    """``open``, for files alone: a pipe would be waited for without end, and a device may never come to one.
+
+    Raises:
+        OSError: as ``open`` does, and where the path names a pipe, a socket or a device.
+    """
+    check_kind(path)
+    return open(path, mode, **more)
+
+
+def check_kind(path: Path | str) -> None:
+    """See that what the path names, if anything, is a file or a folder.
+
+    Raises:
+        OSError: it is a pipe, a socket or a device; or it cannot be looked at.
+    """
+    with suppress(FileNotFoundError):
+        kind = os.stat(path).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise OSError(errno.EINVAL, "Is a pipe or a device, not a file", str(path))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, in UTF-8, so that a reader sees the old content or the new, never a part."""
+    replace_with(path, lambda file: file.write(text.encode()))
+
+
+def replace_with(
+    path: Path, write: Callable[[BinaryIO], object], whole: Callable[[BinaryIO], bool] = lambda file: True
+) -> None:
+    """Write a file anew so that at any moment the old one or the new one is there, whole.
+
+    Args:
+        write: writes the content.
+        whole: whether the new file, read again, is what it should be; only then it takes the place of the old one.
+
+    Raises:
+        OSError: it could not be written, or does not read back; the old file is as it was.
+    """
+    part = part_of(path)
+    try:
+        part.unlink(missing_ok=True)  # whatever a killed run or somebody else has left there
+        with open(part, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with open(part, "rb") as file:
+            if not whole(file):
+                raise OSError(errno.EIO, "does not read back what was written", str(path))
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, part)  # a table that a group writes stays one
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    sync_folder(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sync_folder(folder: Path) -> None:
+    """See that a name that was made or changed in ``folder`` is on the disk."""
+    with suppress(OSError):  # some file systems cannot, and some systems do not open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
