@@ -40,7 +40,7 @@ STYLE = {
 }
 BARS_UP_TO = 12  # tasks; more of them are points
 NUMBERED_UP_TO = 10  # bars that have their value above them
-NAMED_UP_TO = 10  # rows or columns; of more, every second, fifth, ... is named
+NAMED_UP_TO = 10  # rows or columns of one digit; of more, every second, fifth, ... is named
 LINE = 28  # characters of a name on one line; longer ones would squeeze what they name
 MEGABYTE = 1e6
 LEAST_RANGE = 0.05  # of an accuracy axis; noise in the fourth decimal should not look like a fall
@@ -338,7 +338,8 @@ def _heat(axes: Axes, table: pandas.DataFrame, label: str, colors: str) -> None:
 def _name(axis: Axis, names: Sequence[object]) -> None:
     """Name the rows or columns 0, 1, ...; of many every second, fifth, tenth and so on."""
     steps = (10**power * first for power in range(9) for first in (1, 2, 5))
-    every = next(step for step in steps if len(names) <= NAMED_UP_TO * step)
+    most = max(3, NAMED_UP_TO - 2 * (max(len(f"{name}") for name in names) - 1))  # fewer long ones
+    every = next(step for step in steps if len(names) <= most * step)
     axis.set_ticks(range(0, len(names), every), [f"{name}" for name in names[::every]])
 
 

@@ -51,7 +51,7 @@ def variants(tmp_path):
     return tmp_path / "MNISTPerm-ablation-output-size"
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 3, 7, 30, 111])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 7, 30, 1111])
 def test_whole_numbers_have_whole_marks(tmp_path, tasks):
     folder = make_run(tmp_path / LENET, "seed=0", tasks=tasks, evaluated=(max(1, tasks // 2), tasks))
     write_table(folder / "confusion.csv", records.TABLES["confusion"], [(tasks, t, t, 1) for t in range(tasks)])
@@ -64,6 +64,8 @@ def test_whole_numbers_have_whole_marks(tmp_path, tasks):
             if axis.get_label_text() in COUNTS:
                 marks = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
                 assert marks and all(mark.isdigit() for mark in marks) and len(set(marks)) == len(marks)
+                boxes = [label.get_window_extent() for label in shown_labels(axis)]
+                assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
                 seen += 1
     assert seen >= 5
 
