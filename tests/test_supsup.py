@@ -1,5 +1,6 @@
 """The interface in Python: learn, infer, predict, evaluate, save, load, merge."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,22 @@ def test_a_loss_that_is_no_number_is_not_kept(tasks):
         net.learn("a", [(x * float("nan"), y)])
     net.learn("b", [(x, y)])
     assert net.tasks == ["b"]
+
+
+def test_the_example_of_the_readme_infers_its_tasks_right(tmp_path, monkeypatch, capsys):
+    (example,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "from supsup import SupSup" in block
+    ]
+    assert len(example.splitlines()) <= 15
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 3 and all(line[0] == "birds" for line in lines)
+    assert SupSup.load("net.sup", names["network"]).tasks == ["cats", "dogs", "birds"]
+    for name, task in zip(names["net"].tasks, range(3), strict=True):
+        names["digits"].update_task(task)
+        score = names["net"].evaluate({name: names["digits"].val_loader}, images=8)[name]
+        assert score.inferred_right == 1 and score.adapted > 0.95
