@@ -182,7 +182,8 @@ def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.devi
         args.threads, why = available_cores(), "all cores open to the run"
     else:
         images = min(args.tasks_in_parallel, len(tasks_to_learn(args))) * args.batch_size // len(devices)
-        size = mean(product_sizes(MODELS[args.model], (max(1, images), *data.input_shape), args.output_size))
+        shape = (max(1, images), *data.input_shape)
+        size = mean(product_sizes(MODELS[args.model], shape, args.output_size, args.width_mult))
         large, cores = size >= WORTH_THREADS, available_cores()
         args.threads = cores if large else 1
         why = f"{'large' if large else 'small'} products, {size / 1e6:,.0f} million multiplications each; {cores} cores"

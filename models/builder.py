@@ -113,12 +113,12 @@ class Builder:
 class _Product(nn.Module):
     """A convolution of which only the shape is computed, and how many multiplications it takes."""
 
-    def __init__(self, shape: tuple[int, int, int, int], stride: int):
+    def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int):
         super().__init__()
-        self.weight, self.stride, self.size = torch.empty(shape), stride, 0
+        self.weight, self.stride, self.padding, self.size = torch.empty(shape), stride, padding, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x, self.weight, stride=self.stride, padding=self.weight.shape[-1] // 2)
+        y = F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
         self.size = y.numel() * self.weight[0].numel()
         return y
 
@@ -126,23 +126,48 @@ class _Product(nn.Module):
 class _ShapeBuilder(Builder):
     """Makes networks of which only shapes are computed: no weight is drawn, no memory taken."""
 
-    def __init__(self):
-        self._individual_heads = False
+    def __init__(self, width_mult: float):
+        self._width_mult = width_mult
 
-    def conv(self, in_planes: int, out_planes: int, kernel_size: int, stride: int = 1) -> nn.Module:
-        return _Product((out_planes, in_planes, kernel_size, kernel_size), stride)
+    def conv(
+        self,
+        in_planes: int,
+        out_planes: int,
+        kernel_size: int,
+        stride: int = 1,
+        first_layer: bool = False,
+        last_layer: bool = False,
+        padded: bool = True,
+    ) -> nn.Module:
+        padding = LayerOptions(1, padded=padded).padding(kernel_size)
+        return _Product((out_planes, in_planes, kernel_size, kernel_size), stride, padding)
 
     def batchnorm(self, planes: int) -> nn.Module:
         return nn.Identity()
 
 
-def product_sizes(network: type[nn.Module], batch: tuple[int, int, int, int], output_size: int) -> list[int]:
+def product_sizes(
+    network: type[nn.Module], batch: tuple[int, int, int, int], output_size: int, width_mult: float = 1.0
+) -> list[int]:
     """The multiplications that each layer's product takes for a batch of that shape, (images, *input shape).
 
     Args:
         network: an entry of ``MODELS``.
     """
     with torch.device("meta"):
-        model = network(_ShapeBuilder(), batch[1:], output_size).eval()
+        model = network(_ShapeBuilder(width_mult), batch[1:], output_size).eval()
         model(torch.empty(batch))
     return [module.size for module in model.modules() if isinstance(module, _Product)]
+
+
+def weight_shapes(
+    network: type[nn.Module], input_shape: tuple[int, int, int], output_size: int, width_mult: float = 1.0
+) -> list[torch.Size]:
+    """The shape (out, in, height, width) of each convolution's weight, in their order; no network is made.
+
+    Args:
+        network: an entry of ``MODELS``.
+    """
+    with torch.device("meta"):
+        model = network(_ShapeBuilder(width_mult), input_shape, output_size)
+    return [module.weight.shape for module in model.modules() if isinstance(module, _Product)]
