@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import os
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import NoReturn
 
 import yaml
 
-from data import DATASETS
+from data import DATASETS, TASKS_BY
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
@@ -94,6 +96,18 @@ def _number(kind: type, low: float, high: float = float("inf"), low_allowed: boo
 def _task_counts(text: str) -> list[int]:
     """``"10,50,100"`` as a sorted list without repetitions."""
     return sorted({_number(int, 1)(part.strip()) for part in text.split(",")})
+
+
+def _numbers(convert: Callable[[str], object], counts: Sequence[int]):
+    """A type for argparse: numbers that ``convert`` takes, separated by commas, as many as one of ``counts`` says."""
+
+    def convert_all(text: str) -> list:
+        values = [convert(part.strip()) for part in text.split(",")]
+        if len(values) not in counts:
+            raise ArgumentTypeError(f"{text!r} is not {' or '.join(map(str, counts))} numbers, separated by commas")
+        return values
+
+    return convert_all
 
 
 def _devices(text: str) -> str:
@@ -202,7 +216,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("data and tasks")
     add = group.add_argument
-    add("--set", choices=DATASETS, default="DigitsPerm", help="data set")
+    add(
+        "--set",
+        choices=DATASETS,
+        default="DigitsPerm",
+        help="data set; folder:PATH is a tree of your own images, PATH/train/<class> and PATH/val/<class> or "
+        "PATH/<class>, npz:FILE a file of arrays; PATH and FILE lie below --data, if that is given",
+    )
     add(
         "--data",
         type=user_path,
@@ -228,6 +248,31 @@ def make_parser() -> argparse.ArgumentParser:
         type=_or_none(_number(int, 1)),
         metavar="N",
         help="for sets split by class (default: the set's own; of SplitImageNet 1,000 / --num-tasks)",
+    )
+    add(
+        "--tasks-by",
+        choices=TASKS_BY,
+        help="what tasks of your own images differ in (default: folders, if each has a train of its own, or classes)",
+    )
+    add(
+        "--image-size",
+        type=_numbers(_number(int, 1, 10**4), (1, 2)),
+        metavar="H[,W]",
+        help="pixels that your own images are scaled and cropped to (default: as they are, if all are alike, or a "
+        "square that most of them fill, of 224 at the most)",
+    )
+    for name, low in (("mean", 0), ("std", 1e-6)):
+        add(
+            f"--{name}",
+            type=_numbers(_number(float, low, 1), (1, 2, 3, 4)),
+            metavar="X,X,...",
+            help="of the channels of your own images, for pixels in [0, 1] (default: measured on the training images)",
+        )
+    add(
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="shift and flip your own training images at random; crop and flip those that workers decode",
     )
     add("--workers", type=_number(int, 0, 1024), default=4, help="processes that decode images (ImageNet)")
     add("--batch-size", type=_number(int, 1), default=128, help="images in a training batch")
@@ -526,7 +571,7 @@ def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[
         raise argparse.ArgumentError(action, reason)
 
     kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, yaml.SequenceNode) and action.type is _task_counts:
+    if isinstance(node, yaml.SequenceNode) and "," in (action.metavar or ""):
         if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
             refuse("a list of numbers is needed")
         if not node.value:
@@ -582,8 +627,25 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--stream-tasks {args.stream_tasks}: only --trainer nns has hidden tasks; say --num-tasks")
     if args.log_dir is None:
         args.log_dir = str(PROJECT / "runs" / "main")
+    _check_own(args)
     if args.name is None:
-        args.name = f"{args.set}-{args.model}-seed={args.seed}"
+        args.name = _run_name(re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{args.model}-seed={args.seed}"))
+
+
+def _check_own(args: argparse.Namespace) -> None:
+    """What only images of the user's own can be told; and where these lie: ``folder:PATH`` becomes the folder's name,
+    and ``--data`` the folder that it lies in."""
+    kind, colon, path = args.set.partition(":")
+    if colon:
+        place = os.path.abspath(os.path.join(args.data or ".", user_path(path)))
+        args.data, name = os.path.split(place)
+        args.set = f"{kind}:{name or os.sep}"
+    for name in ("tasks_by", "image_size", "mean", "std", "augment"):
+        value, flag = getattr(args, name), name.replace("_", "-")
+        if value and not colon:
+            raise UserError(f"--{flag}: is for images of your own, --set folder:PATH or npz:FILE, not for {args.set}")
+    if args.image_size is not None:
+        args.image_size = (args.image_size * 2)[:2]
 
 
 def _check_nns(args: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     devices = set_up(args)
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
-    for note in ignored(args):
+    for note in [*data.notes, *ignored(args)]:
         print(f"note: {note}", flush=True)
     fingerprint = data.fingerprint()
     memory = recall(args, model, trainer, fingerprint, exported)
@@ -198,8 +198,10 @@ def share_threads(args: Namespace, processes: int) -> None:
 
 def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskDataset, nn.Module, DefaultTrainer]:
     """The data, the network and the trainer of a process."""
+    own = {name: getattr(args, name) for name in ("tasks_by", "image_size", "mean", "std", "augment")}
     data = DATASETS[args.set](
         args.data,
+        **(own if ":" in args.set else {}),
         num_tasks=args.stream_tasks or args.num_tasks,
         classes_per_task=args.classes_per_task,
         seed=args.seed,
@@ -210,6 +212,7 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         share=(group.rank, group.size),
     )
     args.num_tasks = args.num_tasks or data.num_tasks
+    vars(args).update(data.settled())
     rng = partial(generator, args.seed)
     builder = Builder(
         rng,

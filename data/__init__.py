@@ -11,5 +11,16 @@ DATASETS = Registry(
         **of("data.cifar", "CIFAR10", "SplitCIFAR10", "SplitCIFAR100"),
         "RandSplitCIFAR100": "data.cifar:SplitCIFAR100",  # the original's name
         **of("data.imagenet", "SplitImageNet"),
+        "folder:PATH": "data.folder:folder",  # images of the user's own
+        "npz:FILE": "data.folder:npz",
+    }
+)
+# What --tasks-by can name, for sets of the user's own.
+TASKS_BY = Registry(
+    {
+        "classes": "data.folder:OwnClasses",
+        "permutation": "data.folder:OwnPermutations",
+        "rotation": "data.folder:OwnRotations",
+        "folders": "data.folder:OwnClasses",
     }
 )

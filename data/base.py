@@ -94,6 +94,9 @@ class TaskDataset:
     max_tasks: int | None = 1  # None: no limit
     from_files = True  # below ``root``
     augment: Augment | None = None  # for training batches; see BatchLoader
+    name: str  # for messages: the class's own
+    class_names: Sequence[str] | None = None  # of the base set; None where they are numbers
+    notes: Sequence[str] = ()  # what a user should know of how the data were read, a line each
     num_classes: int  # labels of a task lie in [0, num_classes)
     base_classes: int  # labels of the base set lie in [0, base_classes); num_classes, if it is not said
     train_loader: Loader
@@ -117,11 +120,15 @@ class TaskDataset:
         if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
             limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
             of = "" if classes_per_task is None else f" of {classes_per_task} classes"
-            raise UserError(f"--num-tasks {num_tasks}: {type(self).__name__} can have {limit}{of}")
+            raise UserError(f"--num-tasks {num_tasks}: {self.name} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
         self.device, self.workers, self.share = torch.device(device), workers, share
         self.open(root)
         self.update_task(0)
+
+    def __init_subclass__(cls, **more) -> None:
+        super().__init_subclass__(**more)
+        cls.name = cls.__name__
 
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         """Take the number of classes of a task that the user chose, before anything is read.
@@ -130,7 +137,7 @@ class TaskDataset:
             UserError: the set's tasks are not made of so many classes.
         """
         if classes_per_task is not None:
-            raise UserError(f"--classes-per-task {classes_per_task}: {type(self).__name__} is not split by class")
+            raise UserError(f"--classes-per-task {classes_per_task}: {self.name} is not split by class")
 
     def open(self, root: str | Path | None) -> None:
         """Make the images ready, and say what shape they have: ``input_shape`` (C, H, W)."""
@@ -141,7 +148,7 @@ class TaskDataset:
 
     def _check(self, base: BaseSet, root: str | Path | None) -> None:
         """See that every task has images of each of its classes to learn from and to be tested on."""
-        where = type(self).__name__ if root is None else f"--data {root}: {type(self).__name__}"
+        where = self.name if root is None else f"--data {root}: {self.name}"
         last = getattr(self, "base_classes", self.num_classes) - 1
         for said, labels in (("training", base.train_labels), ("test", base.test_labels)):
             there = labels.unique().tolist()
@@ -152,7 +159,8 @@ class TaskDataset:
             for task in range(self.num_tasks):
                 missing = sorted({*self.classes_of(task)} - {*there})
                 if missing:
-                    classes = f"class{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+                    names = [str(label) if self.class_names is None else self.class_names[label] for label in missing]
+                    classes = f"class{'es' if len(missing) > 1 else ''} {', '.join(names)}"
                     raise UserError(f"{where} has no {said} images of {classes}, which task {task} is made of")
 
     def classes_of(self, task: int) -> Sequence[int]:
@@ -167,6 +175,10 @@ class TaskDataset:
         """What ``task`` sees of the base set; here, all of it."""
         return View()
 
+    def settled(self) -> dict[str, object]:
+        """Settings that the set has found out by itself, by name."""
+        return {}
+
     def fingerprint(self) -> str:
         """What tells these data from others: a hash of all that tasks are made of."""
         base = self.base
@@ -179,7 +191,7 @@ class TaskDataset:
             IndexError: there is no such task.
         """
         if not 0 <= task < self.num_tasks:
-            raise IndexError(f"task {task}: {type(self).__name__} has tasks 0 to {self.num_tasks - 1}")
+            raise IndexError(f"task {task}: {self.name} has tasks 0 to {self.num_tasks - 1}")
         self.serve(task)
 
     def loaders(self, tasks: Sequence[int]) -> tuple[Loader, Loader]:

@@ -66,6 +66,18 @@ def read_arrays(root: str | Path | None, source: str, *, image_shape: tuple[int,
     return arrays
 
 
+def read_npz(path: Path) -> Arrays:
+    """The images and labels in a file of the user's own: images of any size, labels of any number of classes.
+
+    Returns:
+        ``train_images`` uint8 [N, H, W] or [N, H, W, C], ``train_labels`` int64 [N], and the same for ``test``.
+
+    Raises:
+        UserError: the file is missing, damaged, or has no such arrays.
+    """
+    return _checked(_read_npz(path), path)
+
+
 def as_bytes(images: np.ndarray) -> np.ndarray:
     """Images of another type as uint8: floats from 0 to 1 are shares of 255, whole numbers from 0 to 255 stay.
 
@@ -199,8 +211,14 @@ def _decode(folder: str | Path, kind: type, download: bool = False) -> Arrays:
     return arrays
 
 
-def _checked(arrays: Arrays, path: Path, image_shape: tuple[int, ...], num_classes: int) -> Arrays:
-    """The arrays in the types of their contract, if they are what a set is made of."""
+def _checked(
+    arrays: Arrays, path: Path, image_shape: tuple[int, ...] | None = None, num_classes: int | None = None
+) -> Arrays:
+    """The arrays in the types of their contract, if they are what a set is made of.
+
+    Args:
+        image_shape, num_classes: those of a set that is known; None for any.
+    """
 
     def require(good: bool, what: str) -> None:
         if not good:
@@ -212,7 +230,15 @@ def _checked(arrays: Arrays, path: Path, image_shape: tuple[int, ...], num_class
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         about = f"{split}_images is {images.dtype} {images.shape}, "
-        require(images.ndim > 0 and images.shape[1:] == image_shape, f"{about}should be uint8 {('N', *image_shape)}")
+        if image_shape is None:
+            alike = images.shape[1:] == arrays["train_images"].shape[1:]
+            require(
+                images.ndim in (3, 4) and alike and images[:1].size > 0,
+                f"{about}should be uint8 ('N', H, W) or ('N', H, W, C), alike for train and test",
+            )
+        else:
+            shape = ("N", *image_shape)
+            require(images.ndim > 0 and images.shape[1:] == image_shape, f"{about}should be uint8 {shape}")
         try:
             arrays[f"{split}_images"] = images = as_bytes(images)
         except ValueError as error:
@@ -225,11 +251,13 @@ def _checked(arrays: Arrays, path: Path, image_shape: tuple[int, ...], num_class
             len(images) == len(labels) > 0,
             f"{split} has {len(images)} images and {len(labels)} labels, should be as many and not 0",
         )
+        arrays[f"{split}_labels"] = labels.astype(np.int64)
+        if num_classes is None:
+            continue
         require(
             labels.min() >= 0 and labels.max() < num_classes,
             f"{split}_labels go from {labels.min()} to {labels.max()}, should lie in 0 to {num_classes - 1}",
         )
-        arrays[f"{split}_labels"] = labels.astype(np.int64)
         # A crash can leave zeros where a part of a file should be.
         black, _ = _longest_row(images.reshape(len(images), -1).any(1), among=[False])
         require(black < BLACK_ROW, f"{split}_images has {black:,} black images in a row, as after a crash; replace it")

@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 import main
 from data import DATASETS
 from data.cifar import crop_and_flip
-from data.imagenet import read_image
+from data.images import read_image
 from models import MODELS
 from models.small import FullyConnected
 from utils.checkpoint import Checkpoint
@@ -525,8 +525,8 @@ def test_shared_memory_without_room_is_said_and_not_waited_for(imagenet, monkeyp
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for(imagenet, monkeypatch):
-    monkeypatch.setattr("data.imagenet.default_collate", lambda items: (torch.zeros(1).share_memory_(), lambda: 0))
-    monkeypatch.setattr("data.imagenet.get_worker_info", lambda: None)
+    monkeypatch.setattr("data.images.default_collate", lambda items: (torch.zeros(1).share_memory_(), lambda: 0))
+    monkeypatch.setattr("data.images.get_worker_info", lambda: None)
     with pytest.raises(Stopped, match="a process that decodes images has ended by status 1"):
         everything(open_imagenet(imagenet, workers=1).train_loader)
 

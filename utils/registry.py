@@ -1,6 +1,8 @@
 """What flags choose among: names that are known at once, and what each names, loaded when it is asked for."""
 
+import re
 from collections import UserDict
+from functools import partial
 from pkgutil import resolve_name
 
 
@@ -8,12 +10,27 @@ class Registry(UserDict):
     """A table ``{name: "module:attribute"}`` in which ``table[name]`` is the attribute itself.
 
     Its names cost no import, so flags are checked before torch is loaded, and a run loads only what it uses. A value
-    that is no string stands for itself.
+    that is no string stands for itself. A name with a colon is a form: ``folder:PATH`` stands for every text of that
+    form, and ``table["folder:pets"]`` is the attribute with ``"pets"`` as its first argument.
     """
 
     def __getitem__(self, name: str):
-        value = self.data[name]
-        return resolve_name(value) if isinstance(value, str) else value
+        form = self._form(name)
+        value = self.data[form or name]
+        value = resolve_name(value) if isinstance(value, str) else value
+        return partial(value, *_parts(form, name)) if form else value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data or (isinstance(name, str) and self._form(name) is not None)
+
+    def _form(self, name: str) -> str | None:
+        return next((form for form in self.data if ":" in form and _parts(form, name)), None)
+
+
+def _parts(form: str, name: str) -> tuple[str, ...] | None:
+    """What stands in ``name`` where ``form`` has capitals; None if it is not of that form."""
+    found = re.fullmatch(re.sub("[A-Z]+", "(.+)", re.escape(form)), name)
+    return found and found.groups()
 
 
 def of(module: str, *names: str) -> dict[str, str]:

@@ -3,14 +3,15 @@
 # The tasks and the frozen network: what was learned means nothing under other values of these.
 NETWORK = frozenset(
     {
-        *("set", "num_tasks", "classes_per_task", "seed", "model", "width_mult", "output_size", "individual_heads"),
+        *("set", "tasks_by", "image_size", "mean", "std", "num_tasks", "classes_per_task", "seed"),
+        *("model", "width_mult", "output_size", "individual_heads"),
         *("conv_type", "bn_type", "conv_init", "mode", "nonlinearity", "sparsity", "er_sparsity"),
     }
 )
 # How tasks are learned and tested: other values give other numbers.
 OUTCOME = frozenset(
     {
-        *("task_eval", "stream_tasks", "trainer", "epochs", "iter_lim", "batch_size", "test_batch_size"),
+        *("task_eval", "augment", "stream_tasks", "trainer", "epochs", "iter_lim", "batch_size", "test_batch_size"),
         *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
         *("amp", "channels_last", "compile"),

@@ -1,0 +1,304 @@
+"""Image sets of the user's own: a tree of folders, or an ``.npz`` of arrays, as tasks of any kind."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import TASKS_BY
+from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest
+from data.cifar import crop_and_flip
+from data.files import Arrays, read_npz
+from data.images import FolderLoader, read_image, to_tensor
+from data.tree import Files, Source, folders, read_tree, some
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MEMORY = 2**30  # bytes of decoded images that lie in memory; more are decoded by workers, again in every epoch
+LARGEST = 224  # pixels a side, where images have different sizes and nobody says which one they get
+MEASURED = 1000  # training images that sizes, and of sets that do not lie in memory mean and deviation, are taken from
+
+
+def folder(
+    name: str, root: str | Path | None = None, *, seed: int = 0, tasks_by: str | None = None, **more
+) -> TaskDataset:
+    """The set in the folder ``<root>/<name>``: ``--set folder:PATH``.
+
+    The folder holds ``train/<class>/<image>`` and the same in ``val`` or ``test``; or ``<class>/<image>``, of which
+    the seed chooses a fifth of each class as test images; or a folder of either kind for each task.
+
+    Args:
+        tasks_by: ``classes``, ``permutation``, ``rotation`` or ``folders``; None for ``folders`` if each folder has a
+            ``train`` of its own, else ``classes``.
+        more: see ``Own`` and ``TaskDataset``.
+
+    Raises:
+        UserError: the folder is no such tree, or an image of a class that is needed is missing.
+    """
+    path = Path(root or ".", name)
+    inside = folders(path)
+    if tasks_by is None:
+        apart = inside and all((path / each / "train").is_dir() for each in inside)
+        tasks_by = "folders" if apart else "classes"
+    if tasks_by != "folders":
+        source = read_tree(path, seed)
+    else:
+        source = Source([])
+        for task in inside:
+            tree, first = read_tree(path / task, seed), len(source.classes)
+            source.tasks[task] = [first + label for label in range(len(tree.classes))]
+            source.classes += tree.classes
+            for mine, theirs in ((source.train, tree.train), (source.test, tree.test)):
+                mine += [(file, first + label) for file, label in theirs]
+            source.notes += tree.notes
+    return TASKS_BY[tasks_by](f"folder:{name}", source, seed=seed, **more)
+
+
+def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = None, **more) -> TaskDataset:
+    """The set in the file ``<root>/<name>``, of the keys that ``data.files`` names: ``--set npz:FILE``.
+
+    Images may have any size, and one, three or no channels at their end; labels may be any numbers.
+
+    Raises:
+        UserError: the file is none of these, or its tasks cannot be made so.
+    """
+    path = Path(root or ".", name)
+    if tasks_by == "folders":
+        raise UserError("--tasks-by folders: an npz has none; say classes, permutation or rotation")
+    if more.get("image_size") is not None:
+        raise UserError(f"--image-size {_said(more['image_size'])}: the images of an npz keep their size")
+    arrays = read_npz(path)
+    there = np.unique(arrays["train_labels"])
+    unknown = np.setdiff1d(arrays["test_labels"], there)
+    if len(unknown):
+        raise UserError(f"{path}: test_labels has {unknown[0]}, which train_labels has not")
+    for split in ("train", "test"):
+        arrays[f"{split}_labels"] = np.searchsorted(there, arrays[f"{split}_labels"]).astype(np.int64)
+    return TASKS_BY[tasks_by or "classes"](f"npz:{name}", Source([str(each) for each in there], arrays=arrays), **more)
+
+
+def _said(size: Sequence[int]) -> str:
+    return ",".join(map(str, size))
+
+
+def upright(path: str) -> Image.Image:
+    """``read_image``, turned as the camera says that it was held."""
+    from PIL import ImageOps  # takes a while to import, and only wanted here
+
+    return ImageOps.exif_transpose(read_image(path))
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of an image, of the shape of ``size`` (H, W) and scaled to it."""
+    from PIL import ImageOps
+
+    height, width = size
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height))
+
+
+def _size(path: str) -> tuple[int, int] | None:
+    """(H, W) of an image, of which only the head is read; None if that cannot be."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)  # lies on its side
+    except Exception:  # a damaged file can make Pillow raise nearly anything; it is told of when it is read
+        return None
+
+
+def _measure_size(files: Files) -> tuple[int, int]:
+    """The size of images if it is one and the same, else a square one that is no larger than most."""
+    sizes = Counter(filter(None, (_size(path) for path, _ in files)))
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    side = int(median([min(size) for size, count in sizes.items() for _ in range(count)])) if sizes else LARGEST
+    return (min(side, LARGEST),) * 2
+
+
+def _sample(files: Files) -> Files:
+    """Some of the files, from everywhere among them."""
+    return files[:: -(-len(files) // MEASURED)]
+
+
+def _measure(images: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and deviation of each channel of images uint8 [N, C, H, W], for pixels in [0, 1].
+
+    From how often each byte stands there, so that no order of sums makes a difference.
+    """
+    counts: np.ndarray | int = 0
+    for part in images:
+        counts = counts + np.stack([np.bincount(part[:, c].flatten(), minlength=256) for c in range(part.shape[1])])
+    values, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())  # of one colour: nothing to divide by
+
+
+class Own(TaskDataset):
+    """Images of the user's own: in memory if they fit in there, else decoded by worker processes.
+
+    Args:
+        name: of the set, for messages.
+        source: where the images are.
+        image_size: (H, W) that images are scaled and cropped to; None for their own, if they are all of one size, else
+            a square that is no larger than most of them.
+        mean, std: of each channel, for pixels in [0, 1]; None to measure them on the training images.
+        augment: whether training images are shifted and flipped at random; those that are decoded by workers are
+            cropped at random instead of shifted.
+        more: see ``TaskDataset``.
+
+    Attributes:
+        notes: what a user should know of what was left out, a line each.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        *,
+        image_size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augment: bool = False,
+        **more,
+    ) -> None:
+        self.name, self.source, self.notes = name, source, source.notes
+        self.class_names = source.classes
+        self.num_classes = self.base_classes = len(source.classes)
+        self.image_size = None if image_size is None else tuple(image_size)
+        self._given, self._augment = (mean, std), augment
+        super().__init__(**more)
+
+    def open(self, root: str | Path | None) -> None:
+        if self.source.arrays is not None:
+            self._take(self.source.arrays)
+            return
+        self.image_size = self.image_size or _measure_size(_sample(self.source.train))
+        if 3 * self.image_size[0] * self.image_size[1] * len(self.source.train + self.source.test) <= MEMORY:
+            self._take(self._decoded())
+        else:
+            self._open_files()
+
+    def _take(self, arrays: Arrays) -> None:
+        """Hold images uint8 [N, H, W], or with C channels at their end, in memory."""
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        for key in ("train_images", "test_images"):
+            images = tensors[key]
+            tensors[key] = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        self._normalise([tensors["train_images"]])
+        self.augment = crop_and_flip if self._augment else None
+        base = BaseSet(**tensors, mean=self.mean, std=self.std)
+        self._check(base, None)
+        self.base = base.to(self.device)
+        self.input_shape = tuple(base.train_images.shape[1:])
+        self.image_size = self.input_shape[1:]
+
+    def _decoded(self) -> Arrays:
+        """All files decoded; those that cannot be are left out, with one note."""
+        arrays, broken = {}, []
+        for split, files in (("train", self.source.train), ("test", self.source.test)):
+            images = np.empty((len(files), *self.image_size, 3), dtype=np.uint8)
+            labels, count = np.empty(len(files), dtype=np.int64), 0
+            for path, label in files:
+                try:
+                    images[count], labels[count] = fit(upright(path), self.image_size), label
+                    count += 1
+                except UserError:
+                    broken.append(path)
+            arrays |= {f"{split}_images": images[:count], f"{split}_labels": labels[:count]}
+        if broken:
+            self.notes.append(f"{self.name}: cannot be read, so left out: {some(broken)}")
+        return arrays
+
+    def _open_files(self) -> None:
+        from torchvision import transforms  # takes a second to import, and only wanted here
+
+        middle = partial(fit, size=self.image_size)
+        crop = transforms.Compose([transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()])
+        sample = (to_tensor(middle(upright(path)))[None] for path, _ in _sample(self.source.train))
+        self._normalise(sample)
+        self.input_shape = (3, *self.image_size)
+        common = dict(size=self.image_size, mean=self.mean, std=self.std, read=upright)
+        common |= dict(seed=self.seed, device=self.device, workers=self.workers)
+        self.train_loader = FolderLoader(
+            crop if self._augment else middle, shuffle=True, batch_size=self.batch_size, share=self.share, **common
+        )
+        self.val_loader = FolderLoader(middle, shuffle=False, batch_size=self.test_batch_size, **common)
+
+    def _normalise(self, images: Iterable[Tensor]) -> None:
+        """Settle mean and deviation: those that were given, or those of ``images``."""
+        given, measured = self._given, _measure(images)
+        self.mean, self.std = (tuple(measured[place] if given[place] is None else given[place]) for place in (0, 1))
+        for flag, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels := len(measured[0])):
+                raise UserError(f"--{flag} {_said(values)}: the images have {channels} channels; say 1 or {channels}")
+
+    def settled(self) -> dict[str, object]:
+        return {"image_size": list(self.image_size), "mean": list(self.mean), "std": list(self.std)}
+
+    def fingerprint(self) -> str:
+        if hasattr(self, "base"):
+            return digest(*self.class_names, super().fingerprint())
+        sizes = np.array([os.path.getsize(path) for path, _ in self.source.train + self.source.test])
+        paths = [os.path.join(*Path(path).parts[-2:]) for path, _ in self.source.train + self.source.test]
+        return digest(*self.class_names, *paths, sizes)
+
+    def serve(self, task: int) -> None:
+        if hasattr(self, "base"):
+            return super().serve(task)
+        view = self.view(task)
+        for files, loader in ((self.source.train, self.train_loader), (self.source.test, self.val_loader)):
+            if view.classes is not None:
+                files = [(path, int(view.new_labels[label])) for path, label in files if label in view.classes]
+            loader.serve(task, files, view.pixels)
+
+
+class OwnClasses(SplitByClass, Own):
+    """Task i has some of the classes: as evenly many as can be, in an order drawn by the seed; or those of its folder.
+
+    Without ``num_tasks`` and ``classes_per_task`` there is one task of all classes.
+    """
+
+    def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
+        count = len(self.source.classes)
+        if self.source.tasks:
+            if classes_per_task is not None:
+                raise UserError(f"--classes-per-task {classes_per_task}: the folders of the tasks say so")
+            self.sizes = [len(classes) for classes in self.source.tasks.values()]
+        elif classes_per_task is not None:
+            if classes_per_task > count:
+                raise UserError(f"--classes-per-task {classes_per_task}: {self.name} has {count} classes")
+            whole, rest = divmod(count, classes_per_task)
+            self.sizes = [classes_per_task] * whole + [rest] * (rest > 0)
+        else:
+            tasks = min(num_tasks or 1, count)
+            self.sizes = [count // tasks + (task < count % tasks) for task in range(tasks)]
+        self.num_classes, self.default_tasks, self.max_tasks = max(self.sizes), len(self.sizes), len(self.sizes)
+
+    def classes_of(self, task: int) -> list[int]:
+        start = sum(self.sizes[:task])
+        if self.source.tasks:
+            return list(range(start, start + self.sizes[task]))
+        order = np.random.RandomState(self.seed).permutation(self.base_classes)
+        return order[start : start + self.sizes[task]].tolist()
+
+
+class OwnPermutations(Permuted, Own):
+    """Own images with permuted pixels, 5 tasks unless told otherwise."""
+
+
+class OwnRotations(Rotating, Own):
+    """Own images turned, 36 tasks unless told otherwise."""

@@ -1,0 +1,289 @@
+"""Image files: found, read, and decoded by worker processes where they are too many for memory."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing import connection
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+
+from data.loader import Loader, Preparation
+from utils.errors import Stopped, UserError
+from utils.seeding import generator
+from utils.signals import ignore
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Item = tuple[str, int, tuple[int | str, ...]]  # path, label, key of the generator that augments it
+
+
+def read_image(path: str) -> Image.Image:
+    """The image of a file in 8 bits a channel, mode RGB; the first one of several.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from PIL import Image  # takes a while to import, and only wanted here
+
+    try:
+        # What Pillow warns of (odd metadata, a size that is large but allowed) is nothing that a user should mend.
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = Image.open(file)
+            image.load()
+            if image.format == "JPEG":
+                _check_end(file)
+            return _eight_bits(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read ({reason}); replace it") from None
+
+
+def _check_end(file: BinaryIO) -> None:
+    """See that a JPEG has its end, and not the zeros that a crash leaves: Pillow would take these for grey."""
+    file.seek(-2, os.SEEK_END)
+    if file.read() == b"\0\0":
+        file.seek(0)
+        if not file.read().rstrip(b"\0").endswith(b"\xff\xd9"):
+            raise ValueError("its end is zeros")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits on the scale of 8, for Pillow would cut all above 255 off."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values, largest = np.asarray(image), 1 if image.mode == "F" else 2**16 - 1
+    if not (values.min() >= 0 and values.max() <= largest):
+        raise ValueError(f"values of mode {image.mode} go from {values.min()} to {values.max()}, not 0 to {largest}")
+    return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An image as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class _Decoder(Dataset):
+    """Turns items into images; it knows no task, so that its worker processes serve a whole run."""
+
+    def __init__(self, read: Callable[[str], Image.Image], transform: Callable[[Image.Image], Image.Image]):
+        self.read, self.transform = read, transform
+
+    def __getitem__(self, item: Item) -> tuple[Tensor, int]:
+        """An image uint8 [3, H, W] and its label."""
+        path, label, key = item
+        image = self.read(path)
+        # torchvision draws from the global generator: each image has it to itself, under its own key, so that the
+        # number of workers and the order of images change nothing.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(*key).initial_seed())
+            return to_tensor(self.transform(image)), label
+
+
+class _Batches(Sampler[list[Item]]):
+    """The batches of the current epoch, as the loader below set them."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[Item]] = ()
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self.batches)
+
+
+def _start_worker(_: int) -> None:
+    """A worker leaves signals to its run, which first finishes its batch, and does not outlive a failure to answer."""
+    from multiprocessing.queues import Queue  # loaded in a worker anyway
+
+    ignore()
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    # By default a batch that could not be sent is dropped, and the run waits for it for ever.
+    print(f"a process that decodes images: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _collate(size: tuple[int, int], items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    if not items:  # a process's share of a small batch may be nothing
+        return torch.empty(0, 3, *size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    try:
+        x, y = default_collate(items)
+        if get_worker_info() is not None:  # here, where an error reaches the run, and not when it is sent
+            x.share_memory_(), y.share_memory_()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"shared memory (/dev/shm) has no room for a batch of images ({reason}); "
+            "make it larger or the batch smaller, or do without: --workers 0"
+        ) from None
+    return x, y
+
+
+def _kill(workers: list[multiprocessing.Process]) -> None:
+    """End processes that leave SIGTERM to another."""
+    for worker in workers:
+        worker.kill()
+
+
+class FolderLoader(Loader):
+    """Serves (x float32 [B, 3, H, W], y int64 [B]) from image files, as ``BatchLoader`` does from tensors.
+
+    Args:
+        transform: makes of an image one of ``size``; what it draws at random is keyed by seed, task, epoch and image.
+        size: (H, W).
+        mean, std: of each channel, for pixels in [0, 1].
+        shuffle: whether each epoch has an order of its own.
+        batch_size: images in a batch; the last one holds what is left.
+        seed: of order and augmentation, together with task, epoch and image.
+        device: where batches go.
+        workers: processes that decode; 0 for none.
+        share: (rank, size): of each batch only the images rank, rank + size, ..., as one of ``size`` processes.
+        read: gives the image of a file.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Image.Image], Image.Image],
+        *,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        shuffle: bool,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        share: tuple[int, int] = (0, 1),
+        read: Callable[[str], Image.Image] = read_image,
+    ) -> None:
+        self.share = slice(share[0], None, share[1])
+        self.shuffle = shuffle
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self._normalised = (mean, std)
+        self._batches = _Batches()
+        self._decoded = DataLoader(
+            _Decoder(read, transform),
+            batch_sampler=self._batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            collate_fn=partial(_collate, size),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # nothing is drawn from it, and the global one is left alone
+        )
+        self._workers: list[multiprocessing.Process] = []
+
+    def serve(self, task: int, images: list[tuple[str, int]], pixels: Tensor | None = None) -> None:
+        """Serve ``images``, paths and labels, of ``task``, which moves their ``pixels`` so; see ``Preparation``."""
+        self.task, self.images, self.num_images = task, images, len(images)
+        self.prepare = Preparation(*self._normalised, pixels, self.device)
+        self.set_epoch(0)
+
+    def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        key = (self.seed, "augment", self.task, self.epoch)
+        items = [(*self.images[row], (*key, row)) for row in self.order().tolist()]
+        size = self.batch_size
+        self._batches.batches = [
+            items[index * size : (index + 1) * size][self.share] for index in range(self.start, len(self))
+        ]
+        for x, y in self._decode():
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+    def _decode(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches as the workers give them.
+
+        Raises:
+            UserError: an image cannot be read.
+            Stopped: a worker has died.
+        """
+        try:
+            yield from self._start()
+        except UserError as error:  # from a worker it comes with that worker's traceback in front
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+        except (EOFError, OSError, RuntimeError) as error:
+            if not self._workers or "Original Traceback" in str(error):  # a bug in what decodes
+                raise
+            connection.wait([worker.sentinel for worker in self._workers], 1)  # it may be about to end
+            ends = [worker.exitcode for worker in self._workers if worker.exitcode is not None]
+            if not ends:
+                raise Stopped(f"the processes that decode images: {str(error).splitlines()[0]}") from error
+            how = f"status {ends[0]}" if ends[0] >= 0 else signal.Signals(-ends[0]).name
+            raise Stopped(
+                f"a process that decodes images has ended by {how}: memory, or shared memory (/dev/shm), may be short; "
+                f"--workers {len(self._workers) // 2} needs less of it"
+            ) from error
+
+    def _start(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Begin an epoch; the first one starts the workers."""
+        handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        batches = iter(self._decoded)
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            # By torch's handler the death of a worker would be an error in the middle of a step; it is found out anyway
+            # when a batch of that worker is waited for.
+            signal.signal(signal.SIGCHLD, handler)
+        if not self._workers and self._decoded.num_workers:
+            self._workers = list(set(multiprocessing.active_children()) - others)
+            # A program that ends by an error may still hold this loader. It then sends SIGTERM to its workers, which
+            # these ignore, and waits for them for ever.
+            atexit.register(_kill, self._workers)
+        return batches
+
+
+# What other programs leave beside a user's own files: hidden folders, and those of network drives and systems.
+_LEFT_BEHIND = (".", "@", "#", "$", "__MACOSX", "lost+found", "System Volume Information")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder of the user's."""
+    try:
+        return not entry.name.startswith(_LEFT_BEHIND) and entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def find_images(folder: str) -> Iterator[tuple[str, str]]:
+    """The images below a folder, as (folder, name), in no order.
+
+    Raises:
+        UserError: a folder cannot be read, or what is called an image is no file.
+    """
+    todo, seen = [folder], set()
+    try:
+        while todo:
+            here = todo.pop()
+            about = os.stat(here)
+            if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
+                continue
+            seen.add((about.st_dev, about.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if is_folder(entry):
+                        todo.append(entry.path)
+                    elif entry.name.lower().endswith(_EXTENSIONS) and not entry.name.startswith("."):
+                        if not (entry.is_file() or entry.is_dir()):
+                            raise UserError(f"{entry.path}: is no file; remove or replace it")
+                        if entry.is_file():
+                            yield here, entry.name
+    except OSError as error:
+        raise UserError(f"{error.filename or here}: {error.strerror}") from None

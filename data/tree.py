@@ -1,0 +1,101 @@
+"""Trees of image files: which classes there are, and which of their images are there to test with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data.files import Arrays
+from data.images import find_images, is_folder
+from utils.errors import UserError
+
+TESTS = ("val", "test", "valid", "validation")  # what the folder of test images may be called
+TEST_SHARE = 0.2  # of the images of a class, where no folder says which they are
+
+Files = list[tuple[str, int]]  # path and class
+
+
+@dataclass
+class Source:
+    """Where images are, and what they show.
+
+    Attributes:
+        classes: their names; a class's number is its place.
+        train, test: the files, in the order of their classes and names; of arrays none.
+        tasks: the classes of each task by its name, where folders say so.
+        arrays: the images and labels themselves, if no files hold them.
+        notes: what was left out, a line each.
+    """
+
+    classes: list[str]
+    train: Files = field(default_factory=list)
+    test: Files = field(default_factory=list)
+    tasks: dict[str, list[int]] = field(default_factory=dict)
+    arrays: Arrays | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def folders(path: Path) -> list[str]:
+    """The user's folders in a folder, sorted."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if is_folder(entry))
+    except OSError as error:
+        raise UserError(f"--set folder: {error.filename or path}: {error.strerror}") from None
+
+
+def read_tree(path: Path, seed: int) -> Source:
+    """The classes and files of one tree.
+
+    Raises:
+        UserError: it has no classes, or one of them no test images.
+    """
+    inside = folders(path)
+    split = "train" in inside
+    train = path / "train" if split else path
+    tests = [name for name in TESTS if split and name in inside]
+    named, empty = {}, []
+    for name in folders(train):
+        files = sorted(os.path.join(*found) for found in find_images(str(train / name)))
+        if files:
+            named[name] = files
+        else:
+            empty.append(name)
+    if not named:
+        raise UserError(
+            f"--set folder: {train}: has no folder with images; should have one a class, such as {train / 'cats'}/1.jpg"
+        )
+    source = Source(list(named))
+    if empty:
+        source.notes.append(f"{train}: without images, so no classes: {some(empty)}")
+    if tests:
+        test = path / tests[0]
+        unknown = [name for name in folders(test) if name not in named and name not in empty]
+        if unknown:
+            raise UserError(f"--set folder: {test}: has classes that {train} has not: {some(unknown)}")
+    for label, (name, files) in enumerate(named.items()):
+        if tests:
+            chosen = (
+                sorted(os.path.join(*found) for found in find_images(str(test / name)))
+                if (test / name).is_dir()
+                else []
+            )
+        else:
+            order = np.random.RandomState(seed).permutation(len(files))
+            count = max(1, round(TEST_SHARE * len(files))) if len(files) > 1 else 0
+            chosen = [files[place] for place in sorted(order[:count])]
+            files = [files[place] for place in sorted(order[count:])]
+        if not chosen:
+            where = f"{test / name}: has no images" if tests else f"{train / name}: has one image"
+            raise UserError(f"--set folder: {where}; a class needs some to learn from and some to test with")
+        source.train += [(file, label) for file in files]
+        source.test += [(file, label) for file in chosen]
+    return source
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,255 @@
+"""Images of the user's own: trees of folders and arrays, as tasks of any kind."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import data.folder
+import main
+from data import DATASETS
+
+FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
+
+
+def picture(path: Path, level: int, size=(8, 10), mode="L"):
+    """An image (width, height) of one grey level."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, level).convert(mode).save(path)
+
+
+def levels(loader) -> dict[int, set[int]]:
+    """The grey levels 0 ... 255 that a loader of one-coloured images serves, by label."""
+    found = {}
+    for x, y in loader:
+        x = ((x * loader.prepare.std + loader.prepare.mean) * 255).round().int()
+        for image, label in zip(x, y.tolist(), strict=True):
+            (level,) = image.unique().tolist()
+            found.setdefault(label, set()).add(level)
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Five classes, each of ten images of its own grey levels: class k has 10k ... 10k + 9."""
+    for label in range(5):
+        for number in range(10):
+            picture(tmp_path / "tree" / f"class{label}" / f"{number}.png", 10 * label + number)
+    return tmp_path / "tree"
+
+
+@pytest.fixture
+def split(tree, tmp_path):
+    """The same with the last two images of each class as test images."""
+    for path in tree.rglob("*.png"):
+        part = "val" if int(path.stem) >= 8 else "train"
+        (tmp_path / "split" / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "split" / part / path.parent.name)
+    return tmp_path / "split"
+
+
+def own(path, **more):
+    return DATASETS[f"folder:{path}"](None, **more)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "decoded by the loader"])
+def test_tasks_have_the_classes_as_evenly_as_can_be(split, memory, monkeypatch):
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    three = own(split, num_tasks=3)
+    assert [len(three.classes_of(task)) for task in range(3)] == [2, 2, 1] and three.num_classes == 2
+    assert sorted(sum((three.classes_of(task) for task in range(3)), [])) == list(range(5))
+    for task in range(3):
+        three.update_task(task)
+        for loader, numbers in ((three.train_loader, range(8)), (three.val_loader, (8, 9))):
+            expected = {
+                place: {10 * label + number for number in numbers} for place, label in enumerate(three.classes_of(task))
+            }
+            assert levels(loader) == expected
+    assert three.input_shape == (3, 10, 8)
+    assert [len(each) for each in map(own(split, classes_per_task=2).classes_of, range(3))] == [2, 2, 1]
+    assert own(split).num_tasks == 1 and own(split).num_classes == 5
+
+
+def test_in_memory_or_not_the_images_are_the_same(split, monkeypatch):
+    for size in (None, (6, 6)):
+        served = []
+        for memory in (2**30, 0):
+            monkeypatch.setattr(data.folder, "MEMORY", memory)
+            served.append(list(own(split, image_size=size, seed=3).train_loader))
+        for (x, y), (other, labels) in zip(*served, strict=True):
+            assert torch.equal(x, other) and torch.equal(y, labels)
+
+
+def test_the_seed_chooses_test_images_where_no_folder_does(tree):
+    first, again, other = (own(tree, seed=seed) for seed in (0, 0, 1))
+    for label, seen in levels(first.val_loader).items():
+        trained = levels(first.train_loader)[label]
+        assert len(seen) == 2 and len(trained) == 8 and not seen & trained
+    assert levels(first.val_loader) == levels(again.val_loader) != levels(other.val_loader)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_each_folder_may_be_a_task(tree, split, tmp_path, flat):
+    for name in ("b", "a"):
+        shutil.copytree(tree if flat else split, tmp_path / "tasks" / name)
+    shutil.rmtree(next((tmp_path / "tasks" / "b").rglob("class4")))
+    if not flat:
+        shutil.rmtree(tmp_path / "tasks" / "b" / "train" / "class4", ignore_errors=True)
+        shutil.rmtree(tmp_path / "tasks" / "b" / "val" / "class4", ignore_errors=True)
+    found = own(tmp_path / "tasks", **({"tasks_by": "folders"} if flat else {}))
+    assert found.num_tasks == 2 and found.num_classes == 5
+    assert set(levels(found.val_loader)) == {0, 1, 2, 3, 4}
+    found.update_task(1)
+    assert set(levels(found.val_loader)) == {0, 1, 2, 3}
+    assert all(level // 10 == label for label, seen in levels(found.train_loader).items() for level in seen)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_pixels_are_moved_as_in_every_other_set(split, memory, monkeypatch):
+    picture(split / "val" / "class0" / "9.png", 0)
+    Image.fromarray(np.arange(80, dtype=np.uint8).reshape(10, 8)).save(split / "val" / "class0" / "9.png")
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    plain = own(split).val_loader
+    permuted = own(split, tasks_by="permutation", num_tasks=3, seed=4)
+    assert permuted.num_classes == 5
+    permuted.update_task(2)
+    pixels = torch.from_numpy(np.random.RandomState(6).permutation(80))
+    for (x, _), (moved, _) in zip(plain, permuted.val_loader, strict=True):
+        assert torch.equal(x.flatten(2)[..., pixels], moved.flatten(2))
+    turned = own(split, tasks_by="rotation", num_tasks=2, mean=[0], std=[1])
+    turned.update_task(1)
+    x, moved = next(iter(own(split, mean=[0], std=[1]).val_loader))[0], next(iter(turned.val_loader))[0]
+    assert torch.equal(x.flip(2, 3), moved)
+
+
+def test_odd_files_are_converted_or_left_out_with_a_note(tree, capsys, tmp_path):
+    picture(tree / "class0" / "cmyk.jpg", 128, mode="CMYK")
+    sixteen = np.full((10, 8), 128 * 257, dtype=np.uint16)
+    Image.fromarray(sixteen).save(tree / "class0" / "sixteen.png")
+    (tree / "class1" / "broken.png").write_bytes(b"no image")
+    (tree / "class1" / ".hidden.png").write_bytes(b"no image")
+    (tree / "class1" / "notes.txt").write_text("no image")
+    (tree / ".cache").mkdir()
+    (tree / "empty").mkdir()
+    read = own(tree)
+    everything = [levels(read.train_loader), levels(read.val_loader)]
+    places = dict(enumerate(read.classes_of(0)))
+    seen = {places[label]: set().union(*(part[label] for part in everything)) for label in range(5)}
+    assert seen[1] == set(range(10, 20)) and seen[0] - set(range(10)) <= {127, 128, 129}
+    assert read.class_names == [f"class{label}" for label in range(5)]
+    assert [note for note in read.notes if "empty" in note] and [note for note in read.notes if "broken.png" in note]
+    assert len(read.notes) == 2
+    assert main.main([*FAST, "--set", f"folder:{tree}", "--log-dir", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("broken.png") == 1
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned(tmp_path):
+    image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 4, axis=0).repeat(4, axis=1))  # (8, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    for label, number in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        (tmp_path / "t" / str(label)).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "t" / str(label) / f"{number}.png", exif=exif)
+    read = own(tmp_path / "t", mean=[0], std=[1])
+    assert read.input_shape == (3, 4, 8)
+    assert next(iter(read.val_loader))[0][0, 0, 0].tolist() == [1.0] * 4 + [0.0] * 4
+
+
+def test_sizes_that_differ_become_one_and_what_is_measured_is_kept(tree, tmp_path):
+    for number, size in enumerate([(20, 30), (40, 20), (12, 12)]):
+        picture(tree / "class0" / f"more{number}.png", 9, size)
+    assert own(tree).input_shape == (3, 8, 8)  # most are 8 wide
+    assert own(tree, image_size=(12, 6)).input_shape == (3, 12, 6)
+    argv = [
+        *FAST,
+        "--set",
+        "folder:tree",
+        "--data",
+        str(tmp_path),
+        "--log-dir",
+        str(tmp_path / "runs"),
+        "--name",
+        "run",
+    ]
+    assert main.main(argv) == 0
+    settings = yaml.safe_load((tmp_path / "runs" / "run" / "settings.yaml").read_text())["settings"]
+    assert settings["image_size"] == [8, 8] and settings["set"] == "folder:tree"
+    images = torch.cat([x for x, _ in own(tree, mean=[0], std=[1]).train_loader])
+    assert settings["mean"] == pytest.approx(images.mean((0, 2, 3)).tolist(), rel=1e-5)
+    assert settings["std"] == pytest.approx(images.std((0, 2, 3), correction=0).tolist(), rel=1e-5)
+    assert main.main([*argv, "--resume"]) == 0
+    for number in range(8):
+        picture(tree / "class1" / f"{number}.png", 250)
+    assert main.main([*argv, "--resume"]) == 2
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_an_npz_of_any_images(tmp_path, channels):
+    rng, labels = np.random.RandomState(0), np.array([7, 3, 100] * 4)
+    images = rng.randint(0, 256, (12, 5, 6, *channels)).astype(np.uint8)
+    images[:9] = 0  # black images are no damage here
+    arrays = dict(train_images=images, train_labels=labels, test_images=images[9:], test_labels=labels[9:])
+    np.savez(tmp_path / "set.npz", **arrays)
+    read = DATASETS["npz:set.npz"](tmp_path, num_tasks=2)
+    assert read.input_shape == (channels[0] if channels else 1, 5, 6)
+    assert [len(read.classes_of(task)) for task in (0, 1)] == [2, 1] and read.class_names == ["3", "7", "100"]
+    (name,) = (read.class_names[label] for label in read.classes_of(1))
+    read.update_task(1)
+    ((x, y),) = read.val_loader
+    x = (x * read.val_loader.prepare.std + read.val_loader.prepare.mean) * 255
+    expected = images[9:][labels[9:] == int(name)].reshape(1, 5, 6, -1).transpose(0, 3, 1, 2)
+    assert np.array_equal(x.round().numpy(), expected) and y.tolist() == [0]
+    assert main.main([*FAST, "--set", f"npz:{tmp_path / 'set.npz'}", "--log-dir", str(tmp_path / "runs")]) == 0
+
+
+def refused(capsys, *argv) -> str:
+    assert main.main([*FAST, *map(str, argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_what_is_no_set_is_named_in_one_line(tree, split, tmp_path, capsys):
+    assert "nowhere: No such file" in refused(capsys, "--set", f"folder:{tmp_path / 'nowhere'}")
+    (tmp_path / "none").mkdir()
+    assert "one a class" in refused(capsys, "--set", f"folder:{tmp_path / 'none'}")
+    assert "has 5 classes" in refused(capsys, "--set", f"folder:{tree}", "--classes-per-task", 6)
+    assert "--num-tasks 6" in refused(capsys, "--set", f"folder:{tree}", "--num-tasks", 6)
+    assert "1 or 3" in refused(capsys, "--set", f"folder:{tree}", "--mean", "0.5,0.5")
+    assert "--image-size 0" in refused(capsys, "--set", f"folder:{tree}", "--image-size", 0).replace(": '0'", " 0")
+    assert "folder:PATH" in refused(capsys, "--set", "MNISTPerm", "--tasks-by", "permutation")
+    assert "choose from" in refused(capsys, "--set", "folder:")
+    shutil.rmtree(split / "val" / "class3")
+    assert "class3: has no images" in refused(capsys, "--set", f"folder:{split}")
+    picture(split / "val" / "other" / "1.png", 1)
+    assert "other" in refused(capsys, "--set", f"folder:{split}")
+    picture(tmp_path / "few" / "one" / "1.png", 1)
+    assert "has one image" in refused(capsys, "--set", f"folder:{tmp_path / 'few'}")
+    for path in (tree / "class2").iterdir():
+        path.write_bytes(b"no image")
+    line = refused(capsys, "--set", f"folder:{tree}")
+    assert "class2" in line
+    np.savez(tmp_path / "x.npz", train_images=np.zeros((3, 4, 4), np.uint8), train_labels=np.arange(3))
+    assert "has no test_images" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}")
+    assert "folders" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}", "--tasks-by", "folders")
+
+
+def test_an_image_that_a_worker_cannot_read_is_named(split, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(data.folder, "MEMORY", 0)
+    (split / "train" / "class1" / "broken.png").write_bytes(b"no image")
+    argv = [*FAST, "--set", f"folder:{split}", "--workers", "0", "--log-dir", str(tmp_path / "runs")]
+    assert main.main(argv) in (1, 2)
+    assert "broken.png: cannot be read" in capsys.readouterr().err
+
+
+def test_own_training_images_are_augmented_if_asked(split, monkeypatch):
+    for memory in (2**30, 0):
+        monkeypatch.setattr(data.folder, "MEMORY", memory)
+        Image.fromarray(np.arange(80, dtype=np.uint8).reshape(10, 8)).save(split / "train" / "class0" / "1.png")
+        plain, augmented = own(split), own(split, augment=True)
+        (x, y), (moved, labels) = next(iter(plain.train_loader)), next(iter(augmented.train_loader))
+        assert torch.equal(y, labels) and not torch.equal(x, moved)
+        assert torch.equal(next(iter(plain.val_loader))[0], next(iter(augmented.val_loader))[0])
