@@ -34,7 +34,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments import figures, metrics, records  # noqa: E402
-from experiments.launcher import parse_path  # noqa: E402
+from experiments.options import parse_path  # noqa: E402
 from experiments.records import Experiment, Run, Setting  # noqa: E402
 from utils.output import lasting_output  # noqa: E402
 from utils.settings import SHOWN  # noqa: E402

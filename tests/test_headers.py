@@ -5,12 +5,10 @@ import re
 
 import pytest
 
-from experiments import launcher, report
+from experiments import plan, report
 from experiments.records import MEASURED
 
-SCRIPTS = {
-    launcher.experiment_name(path): path for path in sorted((launcher.ROOT / "experiments").glob("[GN]*/**/*.py"))
-}
+SCRIPTS = {plan.experiment_name(path): path for path in sorted((plan.ROOT / "experiments").glob("[GN]*/**/*.py"))}
 PAPER = report.load_paper()
 KEPT = {experiment.name: experiment for experiment in report.committed()}
 
@@ -65,4 +63,4 @@ def test_what_the_paper_or_its_code_gave_stands_there(name):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_command_is_that_of_the_script(name):
     (command,) = re.findall(r"^Command: +python (\S+)", header(name), re.M)
-    assert launcher.ROOT / command == SCRIPTS[name]
+    assert plan.ROOT / command == SCRIPTS[name]

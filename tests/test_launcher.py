@@ -1,8 +1,6 @@
 """The launcher, called as the experiment scripts call it, with a small program in the place of main.py."""
 
-import argparse
 import csv
-import io
 import json
 import os
 import platform
@@ -11,18 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from experiments import launcher, status
-from experiments.status import Status
-from utils.checkpoint import Checkpoint, Record
+from experiments import gpus, launcher, schedule
+from experiments.backends import local
+from experiments.options import WORK_REMAINS
+from experiments.plan import experiment_name
+from utils import signals
 
 FOLDER = "MNISTPerm-LeNet-250-tasks-supsup_h"
 SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
@@ -88,11 +85,6 @@ launch({script!r}, config="configs/supsup_h.yaml", main=Path({main!r}))
 """
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
 def fake_main(tmp_path):
     path = tmp_path / "fake_main.py"
@@ -129,126 +121,11 @@ def records(tmp_path):
     return records
 
 
-@pytest.mark.parametrize(
-    "text, sets",
-    [
-        ("0", ["0"]),
-        ("0|1|2|3", ["0", "1", "2", "3"]),
-        ("0,1|2,3", ["0,1", "2,3"]),
-        ("cpu", ["cpu"]),
-        ("cpu|cpu", ["cpu", "cpu"]),
-        ("0|cpu", ["0", "cpu"]),
-        (" 0 , 1 | 02 ", ["0,1", "2"]),
-        ("0|0", ["0", "0"]),
-    ],
-)
-def test_gpu_sets(text, sets):
-    assert launcher.parse_gpu_sets(text) == sets
-
-
-@pytest.mark.parametrize("text", ["", "|", "0||1", "0|", "a", "0,cpu", "cpu,cpu", "0,0", "0,00", "-1", "1.0"])
-def test_malformed_gpu_sets(text):
-    with pytest.raises(argparse.ArgumentTypeError):
-        launcher.parse_gpu_sets(text)
-
-
-@pytest.mark.parametrize(
-    "text, seeds",
-    [("1", [0]), ("3", [0, 1, 2]), ("3,4", [3, 4]), ("5,", [5]), ("0,", [0]), ("7, 2", [7, 2]), ("02,1", [2, 1])],
-)
-def test_seeds(text, seeds):
-    assert launcher.parse_seeds(text) == seeds
-
-
 @pytest.mark.parametrize("text", ["", ",", "0", "3,,4", ",3", "3,3", "3,03", "-1", "1.0", "a", "3-5", "²", "12345678"])
 def test_malformed_seeds(call, tmp_path, text):
     status, out, err = call(f"--seeds={text}")
     assert (status, out) == (2, "") and len(err.splitlines()) == 1 and "--seeds" in err and repr(text) in err
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    "script, name",
-    [
-        ("GG/splitcifar100/rn18-supsup.py", "rn18-supsup"),
-        ("GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py", FOLDER),
-        ("GNu/MNISTRotate/supsup.py", "MNISTRotate-supsup"),
-        ("NNs/supsup.py", "NNs-supsup"),
-    ],
-)
-def test_experiment_names(script, name):
-    assert launcher.experiment_name(launcher.ROOT / "experiments" / script) == name
-
-
-@pytest.mark.parametrize(
-    "words, name",
-    [
-        ("", "seed=0"),
-        ("--num-tasks 10 --eval-ckpts 5,10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
-        ("--eval_ckpts=5,10 --num_tasks=10", "seed=0,eval-ckpts=5,10,num-tasks=10"),
-        ("--eval-ckpts 5 10", "seed=0,eval-ckpts=5,10"),
-        ("--num-tasks 5 --num-tasks 10", "seed=0,num-tasks=10"),
-        ("--threads 1 --workers=0 --checkpoint-minutes 5 --on-nan skip", "seed=0"),
-        ("--tasks-in-parallel 8", "seed=0,tasks-in-parallel=8"),
-        ("--lr -1", "seed=0,lr=-1"),
-        ("--er-sparsity --lr 1", "seed=0,er-sparsity=true,lr=1"),
-        ("--pretrained ../a/b=c", "seed=0,pretrained=..%2Fa%2Fb%3Dc"),
-    ],
-)
-def test_run_names(words, name):
-    assert [run.name for run in launcher.plan([0], [{}], words.split())] == [name]
-
-
-def test_long_names_fit_a_file_system_and_stay_apart():
-    first, second = (launcher.plan([0], [{}], ["--a", "x" * 300 + end])[0].name for end in "12")
-    assert first != second and len(first) <= 200
-
-
-def test_variants_are_named_and_can_be_picked_by_a_flag():
-    variants = [{"sparsity": 4}, {"sparsity": 8}]
-    runs = launcher.plan([0, 1], variants, [])
-    assert [run.name for run in runs] == [f"sparsity={s},seed={seed}" for seed in (0, 1) for s in (4, 8)]
-    assert runs[1].flags == ("--sparsity=8",)
-    picked = launcher.plan([0], variants, ["--sparsity", "8"])
-    assert [(run.name, run.flags) for run in picked] == [("sparsity=8,seed=0", ("--sparsity", "8"))]
-
-
-def test_several_values_of_a_variants_flag_pick_several():
-    variants = [{"sparsity": 4}, {"sparsity": 8}, {"sparsity": 16}]
-    for words in (["--sparsity", "4,16", "--lr", "1"], ["--lr", "1", "--sparsity=4,16"]):
-        runs = launcher.plan([0], variants, words)
-        assert [run.name for run in runs] == ["sparsity=4,seed=0,lr=1", "sparsity=16,seed=0,lr=1"]
-        assert [run.flags for run in runs] == [("--sparsity=4", "--lr", "1"), ("--sparsity=16", "--lr", "1")]
-
-
-def test_a_run_is_found_under_the_name_that_it_once_had(tmp_path):
-    def found(words):
-        return [run.name for run in launcher.found_in(tmp_path, launcher.plan([0], [{}], words.split()))]
-
-    old = "seed=0,amp=bf16,checkpoint-minutes=5,eval-ckpts=5,10,num-tasks=10"
-    (tmp_path / old).mkdir()
-    words = "--num-tasks 10 --amp bf16 --eval-ckpts 5,10"
-    assert found(words) == found(words + " --checkpoint-minutes 1") == [old]
-    assert found("--num-tasks 10 --amp bf16") == ["seed=0,amp=bf16,num-tasks=10"]
-    new = "seed=0,amp=bf16,eval-ckpts=5,10,num-tasks=10"
-    (tmp_path / new).mkdir()
-    assert found(words) == [new]
-    (tmp_path / old / "finished").touch()
-    assert found(words) == [old], "what is finished is not run again"
-
-
-def test_what_is_kept_is_found_by_the_calls_that_made_it():
-    files = (launcher.ROOT / "experiments" / "results").glob("*/*/settings.yaml")
-    commands = {path.parent: yaml.safe_load(path.read_text())["command"] for path in files}
-    launched = {folder: command for folder, command in commands.items() if "--resume" in command}
-    assert len(launched) > 20
-    for folder, command in launched.items():
-        words = command[command.index("--resume") + 1 :]
-        seed = int(command[command.index("--seed") + 1])
-        of_variant = folder.name.partition("seed=")[0].split(",")[:-1]
-        variant = {part.partition("=")[0]: "" for part in of_variant}
-        (run,) = launcher.found_in(folder.parent, launcher.plan([seed], [variant], words))
-        assert run.name == folder.name
 
 
 @pytest.mark.parametrize(
@@ -273,7 +150,7 @@ def test_what_is_kept_is_found_by_the_calls_that_made_it():
     ],
 )
 def test_bad_input_gets_one_line_and_starts_nothing(call, tmp_path, monkeypatch, words, said):
-    monkeypatch.setattr(launcher, "gpu_count", lambda: 2)
+    monkeypatch.setattr(gpus, "count", lambda: 2)
     status, out, err = call(*words)
     assert status == 2 and out == ""
     assert len(err.splitlines()) == 1 and said in err
@@ -288,7 +165,7 @@ def test_log_folder_that_cannot_be_made(call, tmp_path):
 
 def test_sets_left_out_are_all_gpus_or_the_processor(call, monkeypatch):
     for count, sets in ((3, ["0", "1", "2"]), (0, ["cpu"] * 3)):
-        monkeypatch.setattr(launcher, "driver_gpu_count", lambda count=count: count)
+        monkeypatch.setattr(gpus, "driver_count", lambda count=count: count)
         status, out, _ = call("--seeds", "3", "--dry-run")
         commands = [shlex.split(line) for line in out.splitlines()]
         assert status == 0
@@ -305,18 +182,12 @@ def test_scripts_from_another_folder(tmp_path, script):
     flags = dict(zip(first, first[1:], strict=False))
     assert Path(flags["--config"]).is_file()
     assert flags["--data"] == str(tmp_path / "sets")
-    assert flags["--log-dir"] == str(launcher.ROOT / "runs" / launcher.experiment_name(script))
+    assert flags["--log-dir"] == str(launcher.ROOT / "runs" / experiment_name(script))
     assert (flags["--seed"], flags["--multigpu"]) == ("0", "cpu")
     assert flags["--name"].endswith("seed=0,num-tasks=10")
     assert "--resume" in first and "--num_tasks=10" in first
     assert len(more) % 2 == 1 and any(word.endswith("seed=1,num-tasks=10") for word in more[-1])
     assert not list(tmp_path.iterdir())
-
-
-def test_switches_in_variants():
-    runs = launcher.plan([0], [{"er-sparsity": True}, {"er-sparsity": False}], [])
-    assert [run.flags for run in runs] == [("--er-sparsity",), ("--no-er-sparsity",)]
-    assert runs[0].name != runs[1].name
 
 
 def test_help_tells_of_the_experiment_and_of_further_flags(call):
@@ -396,7 +267,7 @@ def test_a_silent_run_is_ended_and_tried_once_more_and_the_others_go_on(call, re
 def test_a_time_limit_has_runs_keep_what_they_learned_and_says_that_work_remains(call, tmp_path):
     words = ["--gpu-sets", "cpu|cpu", "--seeds", "3", "--act", "polite"]
     status, out, err = call(*words, "--stop-after", "0.03")
-    assert status == launcher.WORK_REMAINS and "seed=1,act=polite: stopped" in out
+    assert status == WORK_REMAINS and "seed=1,act=polite: stopped" in out
     assert err == "stopped after 0.03 minutes with 3 of 3 runs unfinished; the same call goes on from here\n"
     folder = tmp_path / "runs" / FOLDER
     assert sorted(path.parent.name for path in folder.glob("*/kept")) == ["seed=0,act=polite", "seed=1,act=polite"]
@@ -460,7 +331,7 @@ def gone(pid):
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-@pytest.mark.parametrize("number", launcher.STOP_SIGNALS)
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_signals_end_the_runs(tmp_path, fake_main, number):
     process, pids = start_waiting(tmp_path, fake_main)
     process.send_signal(number)
@@ -499,10 +370,10 @@ def test_a_terminal_that_closes_tells_it_twice_and_kills_nothing(tmp_path, fake_
 
 def test_a_run_under_way_is_not_started_again_and_has_not_failed(call, tmp_path, fake_main, monkeypatch):
     process, _ = start_waiting(tmp_path, fake_main)
-    monkeypatch.setattr(launcher, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(schedule, "LOCK_SECONDS", 0.1)
     try:
         status, out, err = call("--gpu-sets", "cpu", "--act", "wait")
-        assert status == launcher.WORK_REMAINS
+        assert status == WORK_REMAINS
         where = f"process {process.pid} on {platform.node()}"
         assert out.splitlines()[1:] == [f"seed=0,act=wait: under way in another process, started by {where}"]
         assert err == "under way in another process: seed=0,act=wait; call again when it has ended\n"
@@ -516,14 +387,14 @@ def test_a_run_under_way_is_not_started_again_and_has_not_failed(call, tmp_path,
 def test_a_run_that_another_is_at_holds_up_nothing_and_is_taken_over_when_that_ends(call, tmp_path, monkeypatch):
     folder = tmp_path / "runs" / FOLDER
     folder.mkdir(parents=True)
-    lock, said = launcher.open_log(folder / "seed=0.log"), []
+    lock, said = local.open_log(folder / "seed=0.log"), []
 
     def write(line):
         said.append(line)
         if line.startswith("seed=1: done"):
             lock.close()
 
-    monkeypatch.setattr(launcher.tqdm, "write", write)
+    monkeypatch.setattr(tqdm, "write", write)
     assert call("--gpu-sets", "cpu", "--seeds", "2")[0] == 0
     done = [line.split(":")[0] for line in said if ": done" in line]
     assert done == ["seed=1", "seed=0"] and not [line for line in said if "another process" in line]
@@ -535,59 +406,8 @@ def test_a_run_that_main_py_is_at_by_itself_has_not_failed(tmp_path):
     with FileLock(folder / ".lock"):
         words = ["--set", "DigitsPerm", "--gpu-sets", "cpu", "--log-dir", str(tmp_path), "--threads", "1"]
         done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == launcher.WORK_REMAINS, done.stderr
+    assert done.returncode == WORK_REMAINS, done.stderr
     assert "set=DigitsPerm: under way in another process" in done.stdout and "failed" not in done.stderr
-
-
-# What the bar counts
-
-
-def checkpoint(folder: Path, tasks: int, **settings: object) -> None:
-    """A run's folder with so many learned tasks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = Checkpoint(folder / "checkpoint.pt")
-    journal.append(Record("run", {"settings": {"num_tasks": 4, "task_eval": None} | settings}))
-    for task in range(tasks):
-        journal.append(Record("task", {"task": task, "accuracy": 0.5 + task / 10}, {"own.mask": torch.zeros(9)}))
-
-
-def test_the_status_of_a_run_is_what_its_files_say(tmp_path):
-    assert status.read(tmp_path / "nothing") == Status("new")
-    (tmp_path / "a").mkdir()
-    assert status.read(tmp_path / "a") == Status("begun")
-    checkpoint(tmp_path / "b", 0)
-    assert status.read(tmp_path / "b") == Status("begun", 0, 4)
-    checkpoint(tmp_path / "c", 3)
-    assert status.read(tmp_path / "c") == Status("begun", 3, 4, 0.7)
-    whole = (tmp_path / "c" / "checkpoint.pt").read_bytes()
-    (tmp_path / "c" / "checkpoint.pt").write_bytes(whole[:-10])  # another process is writing there
-    assert status.read(tmp_path / "c") == Status("begun", 2, 4, 0.6)
-    checkpoint(tmp_path / "d", 1, task_eval=3)
-    (tmp_path / "d" / "finished").touch()
-    assert status.read(tmp_path / "d") == Status("finished", 1, 1, 0.5)
-    checkpoint(tmp_path / "e", 1, stream_tasks=9)
-    assert status.read(tmp_path / "e") == Status("begun", 1, 9, 0.5)
-    (tmp_path / "f").mkdir()
-    (tmp_path / "f" / "checkpoint.pt").write_bytes(b"SupSup checkpoint 1\n" + b"\xff" * 99)
-    assert status.read(tmp_path / "f") == Status("begun")
-
-
-def test_the_bar_counts_tasks_that_are_learned_and_begins_where_runs_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(launcher, "tqdm", partial(tqdm, file=Terminal()))
-    runs = [launcher.Run(name, 0) for name in "abc"]
-    assert launcher.Progress(tmp_path, runs).bar.total is None, "nobody can tell yet"
-    checkpoint(tmp_path / "a", 4)
-    (tmp_path / "a" / "finished").touch()
-    checkpoint(tmp_path / "b", 1)
-    progress = launcher.Progress(tmp_path, runs)
-    assert (progress.bar.n, progress.bar.initial, progress.bar.total) == (5, 5, 12)
-    checkpoint(tmp_path / "c", 3)
-    progress.look()
-    assert progress.bar.n == 5, "not looked at without a pause"
-    progress.look(now=True)
-    assert (progress.bar.n, progress.bar.initial) == (8, 5) and "1 of 3 runs finished" in str(progress.bar)
-    progress.bar.start_t = time.time() - 30  # three tasks took half a minute, so four more take forty seconds
-    assert "<00:40" in str(progress.bar)
 
 
 def test_no_bar_goes_into_a_file(call):

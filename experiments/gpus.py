@@ -1,0 +1,60 @@
+"""Sets of GPUs: what ``--gpu-sets`` says, and which GPUs this machine has."""
+
+import argparse
+import ctypes
+from collections.abc import Sequence
+
+
+def parse_sets(text: str) -> list[str]:
+    """Split ``"0,1|2,3"`` or ``"cpu|cpu"`` into its sets, each in the form that ``--multigpu`` takes.
+
+    The same GPU may stand in several sets (small runs share it), but only once in a set.
+
+    Raises:
+        argparse.ArgumentTypeError: a set is empty, is neither ``cpu`` nor GPU ids, or names a GPU twice.
+    """
+    sets = []
+    for gpu_set in text.split("|"):
+        ids = [word.strip() for word in gpu_set.split(",")]
+        if ids != ["cpu"]:
+            if not all(word.isascii() and word.isdigit() for word in ids):
+                raise argparse.ArgumentTypeError(
+                    f"{text!r}: {gpu_set!r} is no set; a set is cpu or GPU ids such as 0 or 0,1, "
+                    "and sets are separated by |"
+                )
+            ids = [str(int(word)) for word in ids]
+            if len(set(ids)) < len(ids):
+                raise argparse.ArgumentTypeError(f"{text!r}: the set {gpu_set!r} names a GPU twice")
+        sets.append(",".join(ids))
+    return sets
+
+
+def default_sets(to_print: bool) -> list[str]:
+    """Each GPU a set, or the processor where there is none; to print commands the driver's word is enough."""
+    return [str(gpu) for gpu in range(driver_count() if to_print else count())] or ["cpu"]
+
+
+def check_sets(sets: Sequence[str]) -> None:
+    """Raises ``ValueError`` if a set names a GPU that this machine does not have."""
+    wanted = {int(gpu) for gpu_set in sets if gpu_set != "cpu" for gpu in gpu_set.split(",")}
+    there = count() if wanted else 0
+    if wanted and max(wanted) >= there:
+        have = f"the GPUs here are 0 to {there - 1}" if there else "there is none here, use cpu"
+        raise ValueError(f"--gpu-sets: GPU {max(wanted)} is not there; {have}")
+
+
+def count() -> int:
+    """The number of GPUs that torch sees."""
+    import torch  # takes seconds, and only this function needs it
+
+    return torch.cuda.device_count()
+
+
+def driver_count() -> int:
+    """The number of GPUs that NVIDIA's driver lets a process see: at once, without torch."""
+    found = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    return found.value if driver.cuInit(0) == 0 == driver.cuDeviceGetCount(ctypes.byref(found)) else 0

@@ -1,0 +1,126 @@
+"""What the command line of an experiment script says, beyond what goes on to ``main.py``."""
+
+import argparse
+import ast
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from experiments import gpus
+from experiments.plan import ROOT
+from utils.paths import user_path
+
+MOST_SEEDS = 10_000
+WORK_REMAINS = 75  # the exit status when runs are left for a later call, EX_TEMPFAIL of sysexits.h: call again
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser_of(script: Path) -> Parser:
+    """The parser of an experiment script, whose docstring is its ``--help``."""
+    parser = Parser(
+        prog=script.name,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=ast.get_docstring(ast.parse(script.read_text())),
+        epilog="All further flags go on to main.py as they are (see main.py --help):\n"
+        "--num-tasks 10 --epochs 1 makes a small version of any experiment.\n"
+        "Finished runs are skipped; unfinished ones go on from their checkpoint. A run that crashes or hangs is\n"
+        "started once more, and goes on likewise. A run that another process is at is left to it.\n"
+        f"Exit status: 0; 1 if a run failed; 2 for bad input; {WORK_REMAINS} if work remains, left by\n"
+        "--stop-after or under way in another process: call again; 128 + the signal's number after SIGINT, SIGTERM,\n"
+        "SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU, on which every run keeps what it has learned.",
+    )
+    parser.add_argument(
+        "--gpu-sets",
+        "--gpu_sets",
+        type=gpus.parse_sets,
+        metavar="SETS",
+        help='sets separated by |, each one run at a time: "0|1" two runs on a GPU each, '
+        '"0,1" one run on two GPUs, "cpu|cpu" two runs on the processor '
+        "(default: each GPU a set, or cpu if there is none)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=parse_seeds,
+        default="1",
+        metavar="N",
+        help="run the seeds 0 to N-1; a list such as 3,4 or 3, runs those seeds (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--data", type=parse_path, metavar="DIR", help="the parent folder of the data sets (default: as main.py)"
+    )
+    parser.add_argument(
+        "--log-dir",
+        "--log_dir",
+        type=parse_path,
+        default=ROOT / "runs",
+        metavar="DIR",
+        help="where the experiment's folder goes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop-after",
+        "--stop_after",
+        type=parse_minutes,
+        default=float("inf"),
+        metavar="MINUTES",
+        help="for jobs with a time limit: start no run after so long, have those under way keep what they have "
+        f"learned, and exit with status {WORK_REMAINS} if work remains (default: never)",
+    )
+    parser.add_argument(
+        "--hung-after",
+        "--hung_after",
+        type=parse_minutes,
+        default=60,
+        metavar="MINUTES",
+        help="end a run that gives no sign of life for so long, and start it once more (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="print the commands of the runs and do nothing else",
+    )
+    return parser
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds to run: ``"3"`` is 0, 1 and 2; ``"3,4"`` is these two, and ``"3,"`` this one.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither a number from 1 nor a list of seeds that are all different.
+    """
+    words = [word.strip() for word in text.removesuffix(",").split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither the number of seeds to run, such as 3 for 0, 1 and 2, nor a list of seeds, such as "
+            "3,4 or 3,"
+        )
+    seeds = [int(word) for word in words]
+    if "," in text:
+        if len(set(seeds)) < len(seeds):
+            raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+        return seeds
+    if not 1 <= seeds[0] <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the number of seeds to run, 1 to {MOST_SEEDS}; for seed {seeds[0]} alone say {seeds[0]},"
+        )
+    return list(range(seeds[0]))
+
+
+def parse_path(text: str) -> Path:
+    """A path, ``~`` being the home folder. Raises ``argparse.ArgumentTypeError`` as ``user_path``."""
+    return Path(user_path(text))
+
+
+def parse_minutes(text: str) -> float:
+    """Minutes. Raises ``argparse.ArgumentTypeError`` unless it is a number above 0."""
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")

@@ -1,0 +1,204 @@
+"""What a call of an experiment script is to run: the runs, their names and commands, and which are finished.
+
+Knows ``main.py`` by its flags alone and loads none of its code.
+"""
+
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from urllib.parse import quote
+
+from utils.settings import NEITHER, SHOWN
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Flags of main.py that a script sets itself, and what to do instead of passing them on.
+RESERVED = {
+    "seed": "use --seeds N, which runs the seeds 0 to N-1, or --seeds 3, for seed 3 alone",
+    "name": "runs are named after their seed and the flags passed on",
+    "config": "the script has its own; pass the flags to change, or run main.py itself",
+    "multigpu": "use --gpu-sets",
+    "resume": "unfinished runs always go on; delete the run's folder to start it afresh",
+    "export": "runs would overwrite each other's file; add it to the command that the log of one run begins with",
+    "import": "main.py --import FILE runs from it",
+}
+# Flags that leave the files of a run as they are, so that it is found again under another value of them.
+NOT_IN_NAME = {name.replace("_", "-") for name in NEITHER - SHOWN}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of ``main.py``: its name, its seed, and its flags beyond those that every run gets.
+
+    Attributes:
+        tasks: how many it is to learn; None if the call does not say.
+    """
+
+    name: str
+    seed: int
+    flags: tuple[str, ...] = ()
+    tasks: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a call in the order in which they start, and what they have in common.
+
+    Attributes:
+        folder: the experiment's; each run has a folder of its own in it, and a log beside that.
+        program: what does a run, ``main.py``.
+        config: its settings file.
+        data: the parent folder of the data sets; None leaves it to the program.
+    """
+
+    runs: Sequence[Run]
+    folder: Path
+    program: Path
+    config: Path
+    data: Path | None
+
+    def command(self, run: Run, devices: str) -> list[str]:
+        """The words of a run's command, for devices as ``--multigpu`` names them."""
+        words = [sys.executable, str(self.program), "--config", str(self.config), "--seed", str(run.seed)]
+        words += [] if self.data is None else ["--data", str(self.data)]
+        words += ["--log-dir", str(self.folder), "--name", run.name, "--multigpu", devices, "--resume"]
+        return [*words, *run.flags]
+
+    def log(self, run: Run) -> Path:
+        """Where all that a run prints goes, of every attempt at it."""
+        return self.folder / f"{run.name}.log"
+
+    def is_finished(self, run: Run) -> bool:
+        return (self.folder / run.name / "finished").exists()
+
+
+def runs_of(
+    seeds: Iterable[int], variants: Sequence[Mapping[str, object]], words: Sequence[str], tasks: int | None = None
+) -> list[Run]:
+    """Every run of a call: each variant with each seed, ``words`` passed on unchanged.
+
+    A flag passed on wins over the variant's, and may name several values: ``--sparsity 4,16``. Variants that become
+    the same by it are run once.
+
+    Args:
+        tasks: if each task is a run of its own, the number of tasks, unless ``--num-tasks`` is passed on.
+
+    Raises:
+        ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
+    """
+    passed_on = parse_passed_on(words)
+    several = [flag for flag in variants[0] if "," in passed_on.get(flag, "")]
+    if several:
+        words = [word for flag, of in _by_flag(words) if flag not in several for word in of]
+        values = product(*(passed_on.pop(flag).split(",") for flag in several))
+        picked = [dict(zip(several, value, strict=True)) for value in values]
+        variants = [{**variant, **values} for values in picked for variant in variants]
+    told = passed_on.get("stream-tasks", passed_on.get("num-tasks", ""))
+    count = int(told) if told.isascii() and told.isdigit() else None
+    if tasks is not None:
+        if "num-tasks" in passed_on and not count:
+            raise ValueError(f"--num-tasks {passed_on['num-tasks']}: is not a whole number from 1")
+        every = range(tasks if count is None else count)
+        variants = [{**variant, "task-eval": task} for variant in variants for task in every]
+        count = 1
+    runs = {}
+    for seed in seeds:
+        for variant in variants:
+            flags = [_flag(flag, value) for flag, value in variant.items() if flag not in passed_on]
+            resolved = {flag: passed_on.get(flag, str(value)) for flag, value in variant.items()}
+            name = run_name(seed, resolved, passed_on)
+            runs[name] = Run(name, seed, (*flags, *words), count)
+    return list(runs.values())
+
+
+def _flag(flag: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag}={value}"
+
+
+def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
+    """Read the flags meant for ``main.py`` as ``{flag: value}``, to name runs by.
+
+    Flags lose their dashes in front and get ``-`` between words. Several values are joined by commas, a flag
+    without one counts as ``true``, and of a flag given twice the last counts, as for ``main.py``.
+
+    Raises:
+        ValueError: a word belongs to no flag, or a flag is one that the script sets itself.
+    """
+    found = {}
+    for flag, (word, *more) in _by_flag(words):
+        if flag in RESERVED:
+            raise ValueError(f"--{flag} is set by this script: {RESERVED[flag]}")
+        values = [*word.split("=", 1)[1:], *more]
+        found[flag] = ",".join(values) if values else "true"
+    return found
+
+
+def _by_flag(words: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Each flag as ``parse_passed_on`` names it, with its words."""
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            found.append((word.lstrip("-").partition("=")[0].replace("_", "-"), [word]))
+        elif not found:
+            raise ValueError(f"{word!r} belongs to no flag; --help tells what a script takes")
+        else:
+            found[-1][1].append(word)
+    return found
+
+
+# Names
+
+
+def experiment_name(script: Path) -> str:
+    """The folder under ``runs/`` of a script below ``experiments/``.
+
+    Under ``GG/`` it is the script's name; elsewhere the path below the scenario's folder joined with ``-``;
+    for a script right in the scenario's folder, with the scenario in front: ``NNs-supsup``.
+
+    Raises:
+        ValueError: the script does not lie below ``experiments/``.
+    """
+    scenario, *parts = script.resolve().relative_to(ROOT / "experiments").with_suffix("").parts
+    if scenario == "GG":
+        return parts[-1]
+    return "-".join(parts if len(parts) > 1 else (scenario, *parts))
+
+
+def run_name(seed: int, variant: Mapping[str, str], passed_on: Mapping[str, str]) -> str:
+    """What a run is called: the variant, the seed, and the further flags that change the outcome, sorted.
+
+    ``sparsity=4,seed=0,num-tasks=10``. Names are safe as file names; different settings never share one.
+    """
+    rest = sorted(flag for flag in passed_on if flag not in variant and flag not in NOT_IN_NAME)
+    parts = [*variant.items(), ("seed", str(seed)), *((flag, passed_on[flag]) for flag in rest)]
+    name = ",".join(f"{quote(flag, safe='')}={quote(value, safe=',+')}" for flag, value in parts)
+    if len(name) > 200:  # a file name has at most 255 bytes, and ".log" follows
+        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
+
+
+def plain_name(name: str) -> str:
+    """What ``run_name`` calls a run whose folder's name also tells flags that leave its files as they are."""
+    parts = re.split(r",(?=[^,=]+=)", name)
+    return ",".join(part for part in parts if part.partition("=")[0] not in NOT_IN_NAME)
+
+
+def found_in(folder: Path, runs: Iterable[Run]) -> list[Run]:
+    """The runs under the names of their folders, where an earlier call or version gave one another name."""
+    folders: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            folders.setdefault(plain_name(path.name), []).append(path)
+
+    def name_of(run: Run) -> str:
+        there = folders.get(run.name, [])
+        best = max(there, key=lambda path: ((path / "finished").exists(), path.name == run.name), default=run)
+        return best.name
+
+    return [replace(run, name=name_of(run)) for run in runs]

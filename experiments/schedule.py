@@ -1,0 +1,207 @@
+"""Which run starts when, which is started once more, and which are left: the same wherever runs are run.
+
+The schedule has no threads: it starts runs, looks at them a few times a second, and ends them when it is told to stop.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from experiments.backends import GRACE_SECONDS, Backend, Job, starter
+from experiments.plan import Plan, Run
+from experiments.progress import Progress
+from utils.signals import ECHO_SECONDS
+from utils.signals import NUMBERS as STOP_SIGNALS
+
+POLL_SECONDS = 0.1
+LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
+STOPPED = {status for number in STOP_SIGNALS for status in (-number, 128 + number)}
+IN_USE = "another process is running in this folder"  # how main.py ends where a run is under way
+
+
+@dataclass
+class Ends:
+    """How the runs ended that have not finished, and whether the schedule was stopped.
+
+    Attributes:
+        failed: for each run that failed its exit status (None if it did not start) and the reason.
+        left: runs that are left unfinished for a later call.
+        elsewhere: runs that are under way in another process.
+        signal: the first of ``STOP_SIGNALS`` that stopped everything, if one did.
+    """
+
+    failed: dict[Run, tuple[int | None, str]] = field(default_factory=dict)
+    left: list[Run] = field(default_factory=list)
+    elsewhere: list[Run] = field(default_factory=list)
+    signal: int | None = None
+
+
+class Schedule:
+    """The books of a call: which runs wait, which are under way, and how the others have ended.
+
+    Args:
+        plan: the runs; its folder must exist.
+        backend: where they are run.
+        hung_after: seconds without a sign of life after which a run is ended.
+        stop_after: seconds after which no run starts and those under way are told to end.
+    """
+
+    def __init__(self, plan: Plan, backend: Backend, hung_after: float, stop_after: float):
+        self.plan, self.backend = plan, backend
+        self.hung_after = hung_after
+        self.stop_at = time.monotonic() + stop_after
+        self.waiting = list(plan.runs)
+        self.free = list(backend.places)
+        self.jobs: list[Job] = []
+        self.ends = Ends()
+        self.tried: set[Run] = set()
+        self.held: dict[Run, float] = {}  # by another process, and until when that may be one killed a moment ago
+        self.caught: list[int] = []
+
+    def run(self) -> Ends:
+        """Run what is not finished, one run a place at a time. A run that crashes or hangs is started once more.
+
+        On one of ``STOP_SIGNALS`` every run is told to end, and on a second one killed.
+        """
+        progress = Progress(self.plan)
+        with caught_signals() as self.caught, progress.bar:
+            try:
+                while True:
+                    self._start_runs()
+                    self._look_at_jobs()
+                    if self._over():
+                        break
+                    progress.look()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                self._end_jobs()
+                progress.look(now=True)
+        left = [*self.ends.left, *(run for run in self.waiting if run not in self.ends.elsewhere)]
+        self.ends.left = [run for run in left if not self.plan.is_finished(run)]
+        self.ends.elsewhere = [run for run in self.ends.elsewhere if not self.plan.is_finished(run)]
+        self.ends.signal = self.caught[0] if self.caught else None
+        return self.ends
+
+    def _stopping(self) -> bool:
+        return bool(self.caught) or time.monotonic() > self.stop_at
+
+    def _over(self) -> bool:
+        """Whether nothing is under way, and nothing is to start any more."""
+        return not self.jobs and (self._stopping() or all(run in self.ends.elsewhere for run in self.waiting))
+
+    def _start_runs(self) -> None:
+        for run in list(self.waiting):
+            if self.free and not self._stopping():
+                self._start(run)
+
+    def _start(self, run: Run) -> None:
+        """Start a run at the first free place, unless it is finished, under way, or cannot be started."""
+        ends = self.ends
+        if self.plan.is_finished(run):
+            self.waiting.remove(run)
+            return say(f"{run.name}: finished {'in another process' if run in self.held else 'before, skipped'}")
+        try:
+            job = self.backend.start(run, self.free[0])
+        except BlockingIOError:
+            self.held.setdefault(run, time.monotonic() + LOCK_SECONDS)
+            if run not in ends.elsewhere and time.monotonic() > self.held[run]:
+                ends.elsewhere.append(run)
+                who = starter(self.plan.log(run))
+                say(f"{run.name}: under way in another process{f', started by {who}' if who else ''}")
+            return
+        except OSError as error:
+            ends.failed[run] = (None, f"not started: {error.strerror}")
+            say(f"{run.name}: {ends.failed[run][1]}")
+        else:
+            self.jobs.append(job)
+            say(f"{run.name}: started on {self.free.pop(0)}, log in {job.log}")
+            self.held.pop(run, None)
+        self.waiting.remove(run)
+        if run in ends.elsewhere:
+            ends.elsewhere.remove(run)
+
+    def _look_at_jobs(self) -> None:
+        stopping = self._stopping()
+        for job in list(self.jobs):
+            if job.status() is not None:
+                self._settle(job)
+                continue
+            if job.deadline is None and (stopping or job.is_silent(self.hung_after)):
+                job.hung = not stopping
+                job.tell_to_end()
+                reason = "no sign of life; " if job.hung else ""
+                say(f"{job.run.name}: {reason}told to end, which may take {GRACE_SECONDS} s")
+            if len(self.caught) > 1 or time.monotonic() > (job.deadline or float("inf")):
+                job.kill()
+
+    def _settle(self, job: Job) -> None:
+        """Take a run that has ended out of the books."""
+        job.kill()
+        self.jobs.remove(job)
+        self.free.append(job.place)
+        run, status, outcome = job.run, job.status(), "done"
+        if status:
+            outcome = job.why()
+            if (job.deadline or (self.caught and status in STOPPED)) and not job.hung:
+                outcome = "stopped"
+                self.ends.left.append(run)
+            elif IN_USE in outcome:
+                outcome = "under way in another process"
+                self.ends.elsewhere.append(run)
+            elif may_try_again(job) and run not in self.tried:
+                outcome += "; trying once more"
+                self.tried.add(run)
+                self.waiting.insert(0, run)
+            else:
+                self.ends.failed[run] = (status, outcome)
+        say(f"{run.name}: {outcome}, after {time.monotonic() - job.since:.0f} s")
+
+    def _end_jobs(self) -> None:
+        """End what is under way, which is nothing unless something went wrong here."""
+        for job in self.jobs:
+            job.tell_to_end()
+        for job in self.jobs:
+            while job.status() is None and time.monotonic() < (job.deadline or 0):
+                time.sleep(POLL_SECONDS)
+            job.kill()
+
+
+def may_try_again(job: Job) -> bool:
+    """Whether a failed run may fare better: not if its flags were refused, nor if somebody stopped it."""
+    return job.hung or job.status() not in {2, *STOPPED}
+
+
+def say(line: str) -> None:
+    """Print a line, above the bar if there is one."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """Collect ``STOP_SIGNALS`` in the list given out, so that no run slips through between its start and its entry in
+    the books. Signals ignored so far (``nohup``, ``&``) stay ignored."""
+    caught: list[int] = []
+    first = 0.0
+
+    def catch(number: int, _: object) -> None:
+        nonlocal first
+        if not caught:
+            first = time.monotonic()
+        if not caught or number in caught or time.monotonic() - first > ECHO_SECONDS:
+            caught.append(number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, catch)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,38 @@
+"""What the flags of an experiment script mean; wrong ones are refused in test_launcher.py."""
+
+import argparse
+
+import pytest
+
+from experiments import gpus, options
+
+
+@pytest.mark.parametrize(
+    "text, sets",
+    [
+        ("0", ["0"]),
+        ("0|1|2|3", ["0", "1", "2", "3"]),
+        ("0,1|2,3", ["0,1", "2,3"]),
+        ("cpu", ["cpu"]),
+        ("cpu|cpu", ["cpu", "cpu"]),
+        ("0|cpu", ["0", "cpu"]),
+        (" 0 , 1 | 02 ", ["0,1", "2"]),
+        ("0|0", ["0", "0"]),
+    ],
+)
+def test_gpu_sets(text, sets):
+    assert gpus.parse_sets(text) == sets
+
+
+@pytest.mark.parametrize("text", ["", "|", "0||1", "0|", "a", "0,cpu", "cpu,cpu", "0,0", "0,00", "-1", "1.0"])
+def test_malformed_gpu_sets(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        gpus.parse_sets(text)
+
+
+@pytest.mark.parametrize(
+    "text, seeds",
+    [("1", [0]), ("3", [0, 1, 2]), ("3,4", [3, 4]), ("5,", [5]), ("0,", [0]), ("7, 2", [7, 2]), ("02,1", [2, 1])],
+)
+def test_seeds(text, seeds):
+    assert options.parse_seeds(text) == seeds
