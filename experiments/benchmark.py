@@ -34,7 +34,7 @@ from torch import Tensor, nn
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
-from models import Builder, get_model, multitask  # noqa: E402
+from models import Builder, get_model, multitask, superposition  # noqa: E402
 from trainers import DefaultTrainer, TrainingOptions, adaptors  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
@@ -246,7 +246,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
         few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
         model = model_of(tasks, learned, device)
-        layers = [module for module in model.modules() if isinstance(module, multitask.SuperposedModule)]
+        layers = [module for module in model.modules() if isinstance(module, superposition.SuperposedModule)]
         masks = []
         for layer in layers:
             floats = torch.empty(tasks, *layer.weight.shape[:2], device=device)

@@ -47,7 +47,7 @@ def compute() -> dict:
     from data import DATASETS
     from models import get_model
     from models.builder import Builder
-    from models.multitask import superposition
+    from models.superposition import superposed_weights
     from trainers import TRAINERS
     from trainers.adaptors import alpha_gradients, entropy, uniform
     from trainers.default import TrainingOptions
@@ -73,7 +73,7 @@ def compute() -> dict:
         if task == HIDDEN_TASK:
             image = images[0, 0]
     alone = [
-        superposition(model, [task], torch.ones(1)) for task in tasks
+        superposed_weights(model, [task], torch.ones(1)) for task in tasks
     ]  # W ⊙ M^i of each layer, the first one first
     name = next(iter(alone[0]))
     masked = torch.stack([weights[name][UNIT].view(28, 28) for weights in alone])

@@ -8,11 +8,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from models import masks
+from models import masks, multitask
 from models.layers import LayerOptions, load_into
-from models.multitask import SuperposedModule
+from models.superposition import SuperposedModule
 
-TILE_BYTES = 24 * 2**20  # of unpacked masks at once; beyond 32 MiB an allocator hands memory back after each use
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 
 
@@ -114,7 +113,7 @@ class Masked(SuperposedModule):
         weight, rows = self.weight.flatten(), self._rows(tasks)
         mixed = torch.empty(*alphas.shape[:-1], len(weight), device=weight.device)
         # Some weights of all masks at a time, in whole bytes of eight.
-        for part in masks.tiles(len(weight), max(1, TILE_BYTES // (4 * 8 * len(tasks))) * 8):
+        for part in masks.tiles(len(weight), max(1, masks.TILE_BYTES // (4 * 8 * len(tasks))) * 8):
             packed = self.packed[rows, part.start // 8 : math.ceil(part.stop / 8)]
             mixed[..., part] = alphas @ masks.unpack(packed, part.stop - part.start) * weight[part]
         return mixed.unflatten(-1, self.weight.shape)
@@ -130,7 +129,7 @@ class Masked(SuperposedModule):
             x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
             weight = self.weight.flatten(1)  # (out, n / out)
             result = torch.zeros(len(inputs), len(tasks), device=inputs.device)
-            together = 1 if x.device.type == "cpu" else max(1, TILE_BYTES // (4 * weight.numel()))
+            together = 1 if x.device.type == "cpu" else max(1, masks.TILE_BYTES // (4 * weight.numel()))
             for some in masks.tiles(len(tasks), together):
                 masked = masks.unpack(self.packed[rows[some]], weight.numel()).view(-1, *weight.shape).mul_(weight)
                 for batch in masks.tiles(len(inputs), LOSSES):
@@ -164,9 +163,9 @@ class Masked(SuperposedModule):
         result = torch.zeros(losses, len(rows), device=weight.device)
         whole = 8 // math.gcd(8, weight.shape[1])
         unit_bytes = 4 * whole * weight.shape[1]
-        for batch in masks.tiles(losses, max(1, min(LOSSES, TILE_BYTES // unit_bytes))):
+        for batch in masks.tiles(losses, max(1, min(LOSSES, masks.TILE_BYTES // unit_bytes))):
             widest = max(len(rows), batch.stop - batch.start)
-            for units in masks.tiles(len(weight), max(1, TILE_BYTES // (unit_bytes * widest)) * whole):
+            for units in masks.tiles(len(weight), max(1, masks.TILE_BYTES // (unit_bytes * widest)) * whole):
                 products = gradient(batch, units).mul_(weight[units])
                 first, size = units.start * weight.shape[1], (units.stop - units.start) * weight.shape[1]
                 bits = self.packed[rows, first // 8 : math.ceil((first + size) / 8)]
@@ -209,3 +208,28 @@ class TopK(Masked):
 
     def binarise(self, magnitude: Tensor) -> Tensor:
         return masks.top_k(magnitude, self.dropped)
+
+
+def mask_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """The shape of the weight of every layer that has a mask for each task, by the layer's name.
+
+    In ``task_state`` the mask of the layer ``name`` is ``name.mask``, bit-packed.
+    """
+    return {name: module.weight.shape for name, module in multitask.named(model, Masked)}
+
+
+def only_masks(model: nn.Module) -> bool:
+    """Whether masks are all that belongs to a task."""
+    return all(isinstance(module, Masked) for _, module in multitask.named(model, multitask.MultitaskModule))
+
+
+def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
+    """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
+    kept, sizes = {}, {}
+    for name, module in multitask.named(model, Masked):
+        weight = module.superposition([task], torch.ones(1, device=module.weight.device))
+        kept[name], sizes[name] = int(weight.count_nonzero()), weight.numel()
+    fractions = {name: kept[name] / sizes[name] for name in kept}
+    if sizes:
+        fractions["total"] = math.fsum(kept.values()) / sum(sizes.values())
+    return fractions

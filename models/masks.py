@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+TILE_BYTES = 24 * 2**20  # of unpacked masks or gradients; an allocator hands back more than 32 MiB after each use
+
 Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and ones
 
 

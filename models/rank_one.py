@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FloatStateModule, LayerOptions, convolve
-from models.masks import tiles
-from models.multitask import SuperposedModule
-
-TILE_BYTES = 24 * 2**20  # of weight gradients at once
+from models.masks import TILE_BYTES, tiles
+from models.superposition import SuperposedModule
 
 
 class RankOneConv(FloatStateModule, SuperposedModule):
@@ -19,8 +17,6 @@ class RankOneConv(FloatStateModule, SuperposedModule):
     The factors ``scale_in`` (in,) and ``scale_out`` (out,) start at random as -1 or 1. The weight is trained in the
     tasks that train weights, or never.
     """
-
-    masked = False
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__(options.num_tasks, scale_in=(in_planes,), scale_out=(out_planes,))

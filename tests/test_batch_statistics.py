@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import main
-from models import Builder, get_model, multitask
+from models import Builder, get_model, multitask, superposition
 from tests.test_main import rows
 from trainers import InferenceOptions, adaptors, evaluate
 from utils.seeding import generator
@@ -34,7 +34,7 @@ def with_random_masks(model):
 
 def plain_gradient(model, alphas, x, objective):
     """By autograd through the weighted sum of all tasks' weights, for one whole batch."""
-    weights = [multitask.superposition(model, [task], torch.ones(1)) for task in range(TASKS)]
+    weights = [superposition.superposed_weights(model, [task], torch.ones(1)) for task in range(TASKS)]
     alphas = alphas.clone().requires_grad_()
     mixed = {name: sum(a * weight[name] for a, weight in zip(alphas, weights, strict=True)) for name in weights[0]}
     return torch.autograd.grad(objective(torch.func.functional_call(model, mixed, (x,))), alphas)[0]

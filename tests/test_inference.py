@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import Builder, get_model, multitask
+from models import Builder, get_model, multitask, superposition
 from models import masks as masks_of
 from trainers import InferenceOptions, adaptors, evaluate
 from utils.seeding import generator
@@ -58,7 +58,7 @@ def slow_forward(model, kind, layers, alphas, x):
 
 def float_masks(model, num_tasks):
     """(weight, masks as floats (tasks, *shape)) of every layer, read off the tasks one by one."""
-    layers = [module for module in model.modules() if isinstance(module, multitask.SuperposedModule)]
+    layers = [module for module in model.modules() if isinstance(module, superposition.SuperposedModule)]
     masks = []
     for task in range(num_tasks):
         multitask.select_task(model, task)
@@ -224,16 +224,16 @@ def test_evaluation_with_the_task_given_infers_nothing():
 
 def coarse(monkeypatch, together):
     """Screen by products of bf16, so many losses together, on any processor; says how many losses each product had."""
-    calls, whole = [], multitask.coefficient_gradients
+    calls, whole = [], superposition.coefficient_gradients
 
     def counted(model, tasks, inputs, gradients, coarse=False):
         calls.append(("coarse" if coarse else "exact", len(next(iter(inputs.values())))))
         return whole(model, tasks, inputs, gradients, coarse)
 
-    monkeypatch.setattr(multitask, "SCREENED", 2)
-    monkeypatch.setattr(multitask, "SCREENED_LOSSES", together)
-    monkeypatch.setattr(multitask, "coarse_products_pay", lambda device: True)
-    monkeypatch.setattr(multitask, "coefficient_gradients", counted)
+    monkeypatch.setattr(superposition, "SCREENED", 2)
+    monkeypatch.setattr(superposition, "SCREENED_LOSSES", together)
+    monkeypatch.setattr(superposition, "coarse_products_pay", lambda device: True)
+    monkeypatch.setattr(superposition, "coefficient_gradients", counted)
     return calls
 
 
@@ -280,8 +280,8 @@ def test_the_error_of_products_of_bf16_is_within_its_bound(monkeypatch, kind):
     model, shape = random_tasks(kind, 13)
     layers = [(weight.double(), masks.double()) for weight, masks in float_masks(model, 13)]
     batches, alphas = torch.randn(6, 3, *shape, generator=generator("bound", kind)), torch.full((13,), 1 / 13)
-    whole = multitask.coefficient_gradients
-    monkeypatch.setattr(multitask, "coefficient_gradients", lambda *words: whole(*words, coarse=True))
+    whole = superposition.coefficient_gradients
+    monkeypatch.setattr(superposition, "coefficient_gradients", lambda *words: whole(*words, coarse=True))
     for x, derivatives in zip(
         batches.double(),
         adaptors.alpha_gradients(model, range(13), alphas, batches, adaptors.entropy),

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models import BN_TYPES, Builder, get_model, masks, multitask
+from models import BN_TYPES, Builder, get_model, masked, masks, multitask, superposition
 from models.layers import LayerOptions
 from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
@@ -326,7 +326,7 @@ def test_the_gradient_of_coefficients_is_that_of_autograd_through_batch_norm():
     images = torch.stack([x for x, _ in Batches(1).batches])
     alphas = torch.full((3,), 1 / 3)
     fast = alpha_gradients(model, [0, 1, 2], alphas, images, entropy)
-    weights = [multitask.superposition(model, [task], torch.ones(1)) for task in range(3)]
+    weights = [superposition.superposed_weights(model, [task], torch.ones(1)) for task in range(3)]
     for row, x in zip(fast, images, strict=True):
         plain = alphas.clone().requires_grad_()
         mixed = {name: sum(a * weight[name] for a, weight in zip(plain, weights, strict=True)) for name in weights[0]}
@@ -337,9 +337,9 @@ def test_the_gradient_of_coefficients_is_that_of_autograd_through_batch_norm():
 
 def test_a_layer_that_cannot_be_superposed_says_so():
     model = learn(network(**PER_TASK["masks and heads"]), [0])
-    assert not multitask.can_superpose(model)
+    assert not superposition.can_superpose(model)
     with pytest.raises(ValueError, match="mask"):
-        multitask.superpose(model, [0], torch.ones(1))
+        superposition.superpose(model, [0], torch.ones(1))
 
 
 # Networks
@@ -376,7 +376,7 @@ def test_a_residual_network_computes_what_torchvisions_does():
 
 def test_the_small_residual_network_has_the_papers_layers():
     model = get_model("GEMResNet18", Builder(RNG, 1, "MaskConv", "NonAffineBN"), (3, 32, 32), 5)
-    shapes = [tuple(shape) for shape in multitask.mask_shapes(model).values()]
+    shapes = [tuple(shape) for shape in masked.mask_shapes(model).values()]
     assert shapes[0] == (20, 3, 3, 3) and shapes[-1] == (5, 160, 1, 1)
     assert [shape[0] for shape in shapes if shape[2] == 3][1:] == [20] * 4 + [40] * 4 + [80] * 4 + [160] * 4
     multitask.begin_task(model, 0, RNG)

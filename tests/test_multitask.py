@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from models import Builder, get_model, multitask
+from models import Builder, get_model, masked, multitask, superposition
 from tests.batches import BatchList
 from trainers import DefaultTrainer, TrainingOptions
 from utils.seeding import generator
@@ -119,7 +119,7 @@ def test_tasks_that_are_tested_at_once_answer_as_each_does_when_it_is_selected(k
 def test_a_learned_task_is_one_bit_a_weight_and_scores_are_gone():
     model = learn(network(), [0])
     weights = 36 * 300 + 300 * 100 + 100 * 12
-    assert multitask.superposed_size(model) == weights
+    assert superposition.superposed_size(model) == weights
     assert sum(value.nbytes for value in multitask.task_state(model, 0).values()) == weights // 8
     assert list(model.parameters()) == [] and multitask.task_parameters(model) == {}
 
@@ -158,16 +158,17 @@ def test_a_masked_layer_does_not_compute_before_it_knows_a_task():
 
 def test_a_network_without_masks_cannot_be_superposed():
     with pytest.raises(ValueError, match="mask"):
-        multitask.superpose(network(conv_type="StandardConv"), [0], torch.ones(1))
+        superposition.superpose(network(conv_type="StandardConv"), [0], torch.ones(1))
 
 
 def test_a_superposition_is_the_weighted_sum_of_the_tasks_weights():
     model = learn(network(), [0, 1, 2])
     alphas = torch.rand(2, 3, generator=generator("alphas"))
-    mixed = multitask.superposition(model, [2, 0, 1], alphas)
+    mixed = superposition.superposed_weights(model, [2, 0, 1], alphas)
     for name, _ in model.named_modules():
         if f"{name}.effective" in mixed:
-            masks = [multitask.superposition(model, [task], torch.ones(1))[f"{name}.effective"] for task in (2, 0, 1)]
+            parts = [superposition.superposed_weights(model, [task], torch.ones(1)) for task in (2, 0, 1)]
+            masks = [part[f"{name}.effective"] for part in parts]
             for row in range(2):
                 slow = sum(alpha * mask for alpha, mask in zip(alphas[row], masks, strict=True))
                 torch.testing.assert_close(mixed[f"{name}.effective"][row], slow, rtol=1e-6, atol=1e-7)
@@ -175,7 +176,7 @@ def test_a_superposition_is_the_weighted_sum_of_the_tasks_weights():
 
 def test_kept_fractions_count_the_weights_of_the_mask():
     model = learn(network(), [0])
-    kept = multitask.kept_fractions(model, 0)
+    kept = masked.kept_fractions(model, 0)
     assert set(kept) == {"layers.0", "layers.2", "layers.4", "total"}
     assert kept["layers.0"] == pytest.approx(model.layers[0].effective.ne(0).float().mean().item())
     assert 0.3 < kept["total"] < 0.7

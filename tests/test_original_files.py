@@ -14,7 +14,7 @@ from torch import nn
 
 import main
 from args import ORIGINAL_DEFAULTS, make_parser, parse_arguments
-from models import CONV_TYPES, MODELS, Builder, get_model, multitask
+from models import CONV_TYPES, MODELS, Builder, get_model, masked, multitask
 from models.modules import IndividualHeads
 from utils import paths
 from utils.errors import UserError
@@ -294,7 +294,7 @@ def test_what_goes_beyond_the_tasks_or_the_batches_is_said(tmp_path, capsys):
 )
 def test_the_width_of_hidden_layers_is_multiplied_and_rounded_down(model, width_mult, shapes):
     network = get_model(model, Builder(partial(generator, 0), 1, width_mult=width_mult), (1, 28, 28), 7)
-    assert [tuple(shape[:2]) for shape in multitask.mask_shapes(network).values()] == shapes
+    assert [tuple(shape[:2]) for shape in masked.mask_shapes(network).values()] == shapes
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_the_width_of_hidden_layers_is_multiplied_and_rounded_down(model, width_
 )
 def test_the_channels_of_residual_networks_are_multiplied_and_rounded_down(model, width_mult, stem, head):
     network = get_model(model, Builder(partial(generator, 0), 1, width_mult=width_mult), (3, 32, 32), 7)
-    first, *_, last = multitask.mask_shapes(network).values()
+    first, *_, last = masked.mask_shapes(network).values()
     assert (first[0], last[1], last[0]) == (stem, head, 7)
     multitask.begin_task(network, 0, partial(generator, 0))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from models import Builder, get_model, multitask
+from models import Builder, get_model, multitask, superposition
 from trainers import InferenceOptions, adaptors
 from utils.seeding import generator
 
@@ -68,7 +68,7 @@ def test_a_superposition_does_not_change_what_a_task_answers(model):
     x = batches()[0]
     multitask.select_task(model, 3)
     before = model(x)
-    multitask.superpose(model, [0, 3], torch.tensor([0.5, 0.5]))
+    superposition.superpose(model, [0, 3], torch.tensor([0.5, 0.5]))
     assert not torch.equal(model(x), before)
     multitask.select_task(model, 3)
     assert torch.equal(model(x), before)

@@ -19,14 +19,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models import multitask
+from models import multitask, superposition
 from models.masks import tiles
 from trainers import ADAPTORS, OF_ANY_TASKS, hopfield
 from utils.errors import UserError
 
 Objective = Callable[[Tensor], Tensor]
 
-TILE_BYTES = 256 * 2**20  # what layers see and give for a tile of batches, with the gradients
+BATCHES_BYTES = 256 * 2**20  # what layers see and give for batches that go through together, with the gradients
 TILE_BATCHES = 4096  # in a tile at the most; more would share no more of what is unpacked
 QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
@@ -69,7 +69,7 @@ def alpha_gradients(
     alphas: Tensor,
     images: Tensor,
     objective: Objective,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int = BATCHES_BYTES,
 ) -> Tensor:
     """The gradient of ``objective`` with respect to the coefficients of ``tasks``, for every batch by itself.
 
@@ -82,11 +82,11 @@ def alpha_gradients(
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
-    if not multitask.is_factored(model):
+    if not superposition.is_factored(model):
         return _alpha_gradients_whole(model, tasks, alphas, images, objective, tile_bytes)
     gradients = torch.empty(len(images), len(tasks), device=images.device)
     for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
-        gradients[members] = multitask.coefficient_gradients(model, tasks, inputs, output_gradients)
+        gradients[members] = superposition.coefficient_gradients(model, tasks, inputs, output_gradients)
     return gradients
 
 
@@ -95,17 +95,17 @@ def _alpha_gradients_whole(
 ) -> Tensor:
     """``alpha_gradients`` by a backward pass for each batch by itself, to the superposed weights: for any network."""
     shared, parts = alphas.ndim == 1, []
-    for tile in tiles(len(images), max(1, tile_bytes // (4 * multitask.superposed_size(model)))):
+    for tile in tiles(len(images), max(1, tile_bytes // (4 * superposition.superposed_size(model)))):
         found: list[tuple[Tensor, ...]] = []
         for batch in range(tile.start, tile.stop):
             if not shared or batch == 0:
-                weights = multitask.superpose(model, tasks, alphas if shared else alphas[batch])
+                weights = superposition.superpose(model, tasks, alphas if shared else alphas[batch])
             with torch.enable_grad():
                 for weight in weights.values():
                     weight.requires_grad_()
                 found.append(torch.autograd.grad(objective(model(images[batch])), list(weights.values())))
         stacked = {name: torch.stack(each) for name, each in zip(weights, zip(*found, strict=True), strict=True)}
-        parts.append(multitask.whole_coefficient_gradients(model, tasks, stacked))
+        parts.append(superposition.whole_coefficient_gradients(model, tasks, stacked))
     return torch.cat(parts)
 
 
@@ -121,23 +121,23 @@ def _backward(
     if alphas.ndim == 1:
         row_of = row_of.expand(len(images))
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
-    weights = {0: multitask.superpose(model, tasks, rows[0])}  # by row
-    with multitask.probes(model, images[0]) as probes:
+    weights = {0: superposition.superpose(model, tasks, rows[0])}  # by row
+    with superposition.probes(model, images[0]) as probes:
 
         def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             logits = torch.func.functional_call(model, probes | weights, (x,))
-            return objective(logits), multitask.seen(model)
+            return objective(logits), superposition.seen(model)
 
         backward = torch.func.vmap(torch.func.grad(loss, has_aux=True), in_dims=(None, None, 0))
-        batch_bytes = 4 * multitask.probed_size(model)
+        batch_bytes = 4 * superposition.probed_size(model)
         if len(rows) > 1:  # in the worst case each batch has a superposition of its own
-            batch_bytes += 4 * multitask.superposed_size(model)
+            batch_bytes += 4 * superposition.superposed_size(model)
         for tile in tiles(len(images), max(1, min(TILE_BATCHES, tile_bytes // batch_bytes))):
             members = order[tile]
             here = row_of[members].unique_consecutive().tolist()
             weights = {row: weights[row] for row in here if row in weights}
             if missing := [row for row in here if row not in weights]:
-                made = multitask.superposition(model, tasks, rows[missing])
+                made = superposition.superposed_weights(model, tasks, rows[missing])
                 weights |= {row: {name: w[place] for name, w in made.items()} for place, row in enumerate(missing)}
             parts = [backward(probes, weights[row], images[members[row_of[members] == row]]) for row in here]
             output_gradients, inputs = (
@@ -147,7 +147,7 @@ def _backward(
 
 
 def one_shot(
-    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, tile_bytes: int = TILE_BYTES
+    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, tile_bytes: int = BATCHES_BYTES
 ) -> Tensor:
     """One-shot inference: the task whose coefficient has the smallest derivative (paper, equation 4).
 
@@ -159,12 +159,12 @@ def one_shot(
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
     alphas = uniform(len(tasks), images.device)
-    if not multitask.is_factored(model):
+    if not superposition.is_factored(model):
         best = alpha_gradients(model, tasks, alphas, images, objective, tile_bytes).argmin(dim=1)
         return torch.tensor(tasks, device=images.device)[best]
     best = torch.empty(len(images), dtype=torch.int64, device=images.device)
     for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
-        best[members] = multitask.smallest_derivatives(model, tasks, inputs, output_gradients)
+        best[members] = superposition.smallest_derivatives(model, tasks, inputs, output_gradients)
     return torch.tensor(tasks, device=images.device)[best]
 
 
@@ -331,7 +331,7 @@ def check_adaptor(adaptor: str, model: nn.Module) -> None:
     elif adaptor in OF_ANY_TASKS:
         fits, need = multitask.has_tasks(model), "a --conv-type with parameters for each task"
     else:
-        fits = adaptor == "gt" or multitask.can_superpose(model)
+        fits = adaptor == "gt" or superposition.can_superpose(model)
         need = "a --conv-type that can be superposed, and no --individual-heads"
     if not fits:
         raise UserError(f"--adaptor {adaptor}: needs {need}, which this network has not; or say gt")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import multitask
+from models import masked, multitask
 from models.norms import is_statistic
 from utils import storage
 from utils.checkpoint import Checkpoint, Record, fraction, index
@@ -69,7 +69,7 @@ class Storage:
 def task_storage(model: nn.Module, task: int) -> Storage:
     """What the learned ``task`` costs."""
     code, kept, rest = _compact(model, task)
-    shapes = list(multitask.mask_shapes(model).values())
+    shapes = list(masked.mask_shapes(model).values())
     return Storage(
         packed=sum(-(-shape.numel() // 8) for shape in shapes),
         csc16=sum(storage.csc16_bytes(shape, count) for shape, count in zip(shapes, kept, strict=True)),
@@ -98,7 +98,7 @@ def _compact(model: nn.Module, task: int) -> tuple[np.ndarray, list[int], dict[s
     state = multitask.task_state(model, task)
     masks = [
         np.unpackbits(state.pop(f"{name}.mask").cpu().numpy(), count=shape.numel())
-        for name, shape in multitask.mask_shapes(model).items()
+        for name, shape in masked.mask_shapes(model).items()
     ]
     return *storage.encode(masks), state
 
@@ -186,7 +186,7 @@ def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict
     Raises:
         UserError: they do not fit the network.
     """
-    shapes, accuracies = multitask.mask_shapes(model), {}
+    shapes, accuracies = masked.mask_shapes(model), {}
     try:
         for record in records:
             if record.kind == "export":

@@ -15,7 +15,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from models import multitask
+from models import masked, multitask
 from trainers.adaptors import RECOVERY, TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
@@ -327,7 +327,7 @@ class Memory:
         self._write_tables()
         self._publish(row)
         mask = self.trainer.mask_of(task)
-        if mask is not None and (kept := multitask.kept_fractions(self.model, mask)):
+        if mask is not None and (kept := masked.kept_fractions(self.model, mask)):
             self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
         if len(self.learned) == 1:
             self._write_settings()
@@ -476,7 +476,7 @@ class Memory:
 
     def _kept_fractions(self) -> dict[str, float]:
         mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
-        return {} if mask is None else multitask.kept_fractions(self.model, mask)
+        return {} if mask is None else masked.kept_fractions(self.model, mask)
 
     def _write_tables(self) -> None:
         for name, text in self.trainer.tables().items():

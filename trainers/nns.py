@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from models import multitask
+from models import masked, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import alpha_gradients, entropy, uniform
 from trainers.default import DefaultTrainer, TrainingOptions
@@ -83,11 +83,11 @@ class NNsTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         o = self.options
-        if not multitask.can_superpose(self.model):
+        if not superposition.can_superpose(self.model):
             raise UserError(
                 "--conv-type: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
             )
-        if not multitask.only_masks(self.model):
+        if not masked.only_masks(self.model):
             raise UserError(
                 "--conv-type, --bn-type: trainer nns keeps masks alone, so no other state may belong to a task"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models import masks, multitask
+from models import masked, masks, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import binary, entropy, one_shot
 from trainers.default import DefaultTrainer, TrainingOptions
@@ -47,13 +47,13 @@ class ReinitTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         o = self.options
-        if o.reinit_adapt in SIMILAR and not multitask.can_superpose(self.model):
+        if o.reinit_adapt in SIMILAR and not superposition.can_superpose(self.model):
             raise UserError(f"--reinit-adapt {o.reinit_adapt}: --conv-type has no masks to choose among")
         if (o.reinit_adapt == FROM_RUN) != (o.reinit_from is not None):
             raise UserError(f"--reinit-from {o.reinit_from}: goes with --reinit-adapt {FROM_RUN}, and only with it")
         if o.reinit_from is not None:
             self.foreign = _last_task(Path(o.reinit_from))
-            shapes = multitask.mask_shapes(self.model)
+            shapes = masked.mask_shapes(self.model)
             for name, shape in shapes.items():
                 scores, mask = self.foreign.get(f"trainer.{name}.scores"), self.foreign.get(f"own.{name}.mask")
                 if not (scores is not None and scores.shape == shape) and not (
