@@ -104,12 +104,17 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     """
     find_data(args)
     devices = set_up(args)
+    more = args.num_tasks is not None  # told how many tasks there are, a run that goes on may have more than before
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
-    for note in [*data.notes, *ignored(args)]:
-        print(f"note: {note}", flush=True)
     fingerprint = data.fingerprint()
-    memory = recall(args, model, trainer, fingerprint, exported)
+    more = more and trainer.tasks_known and not data.depend_on_number
+    memory = recall(args, model, trainer, fingerprint, exported, more)
+    known = {*memory.learned, *tasks_to_learn(args)}
+    if args.conv_type == "MaskConv" and len(known) > 1:
+        raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
+    for note in [*data.notes, *ignored(args, len(known))]:
+        print(f"note: {note}", flush=True)
     threads_because = set_threads(args, data, devices, memory)
     Results(Path(args.log_dir) / "results.csv").check()
     if args.export is not None:
@@ -119,7 +124,7 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
         with stopping(), signals.waiting():
             memory.open(folder)
             folder.log(threads_because)
-            with group_of(devices, follow, args, fingerprint, exported) as group:
+            with group_of(devices, follow, args, fingerprint, exported, more) as group:
                 trainer.join(group)
                 learn(args, data, model, trainer, memory, folder, signals)
             report(args, memory, folder)
@@ -245,8 +250,6 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     if data.num_classes > args.output_size:
         hint = "; --classes-per-task makes smaller tasks" if isinstance(data, SplitByClass) else ""
         raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs{hint}")
-    if args.conv_type == "MaskConv" and len(tasks_to_learn(args)) > 1:
-        raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
     check_adaptor(args.adaptor, model)
@@ -265,9 +268,9 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         check_parallel(args, data, model, trainer)
 
 
-def ignored(args: Namespace) -> list[str]:
-    """What of the flags goes beyond the tasks or the batches that there are, a line each."""
-    lines, tasks = [], len(tasks_to_learn(args))
+def ignored(args: Namespace, tasks: int) -> list[str]:
+    """What of the flags goes beyond the tasks, so many in the end, or the batches that there are, a line each."""
+    lines = []
     beyond = [count for count in args.eval_ckpts or () if count > tasks]
     if beyond:
         lines.append(f"--eval-ckpts {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")
@@ -301,9 +304,17 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
 
 
 def recall(
-    args: Namespace, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, exported: Sequence[Record]
+    args: Namespace,
+    model: nn.Module,
+    trainer: DefaultTrainer,
+    fingerprint: str,
+    exported: Sequence[Record],
+    more: bool,
 ) -> Memory:
     """The memory of a run, with what ``--resume`` or ``--import`` brings of it.
+
+    Args:
+        more: whether it may go on from a run of fewer tasks.
 
     Raises:
         UserError: what they name is damaged beyond use, or of other settings.
@@ -311,7 +322,10 @@ def recall(
     lasting = {name: value for name, value in vars(args).items() if name not in NEITHER}
 
     def check_same(path: Path, theirs: Mapping) -> None:
-        _check_same(path, theirs, lasting, theirs | lasting)
+        ours, count = lasting, theirs.get("num_tasks")
+        if more and type(count) is int and 0 < count < args.num_tasks:
+            ours = lasting | {"num_tasks": count}
+        _check_same(path, theirs, ours, theirs | lasting)
 
     memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint)
     if exported:
@@ -343,9 +357,13 @@ def learn(
     """Learn every task that is not learned yet, and evaluate when so many are learned as was asked for."""
     tasks = tasks_to_learn(args)
 
+    def to_learn() -> list[int]:
+        done = {*memory.learned, *memory.left_out}
+        return [task for task in tasks if task not in done]
+
     def evaluate_if_due() -> None:
         count = len(memory.learned)
-        due = count in (args.eval_ckpts or ()) or count + len(memory.left_out) == len(tasks)
+        due = count in (args.eval_ckpts or ()) or not to_learn()
         if not due or count in memory.evaluations:
             return
         if count == 0:
@@ -361,8 +379,7 @@ def learn(
             memory.keep_evaluation(scores)
 
     evaluate_if_due()  # a run may have been cut short between learning and evaluation
-    todo = [task for task in tasks if task not in memory.learned]
-    at_once = args.tasks_in_parallel
+    todo, at_once = to_learn(), args.tasks_in_parallel
     groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
         for task in group:
@@ -411,7 +428,7 @@ def train(
     try:
         for epoch in range(len(accuracies), args.epochs):
             bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
-            lr = trainer.optimizer.param_groups[0]["lr"]
+            lr = trainer.rate
             losses = trainer.train(train_loader, epoch, bar, after_batch)
             if trainer.given_up:
                 break
@@ -432,15 +449,15 @@ def train(
     return accuracies
 
 
-def follow(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Record]) -> None:
+def follow(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Record], more: bool) -> None:
     """Train in step with the first process of the group, which alone tests, evaluates and writes."""
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     share_threads(args, group.size)
     trainer.check(tasks_to_learn(args))
-    memory = recall(args, model, trainer, fingerprint, exported)
+    memory = recall(args, model, trainer, fingerprint, exported, more)
     trainer.join(group)
     for task in tasks_to_learn(args):
-        if task not in memory.learned and task not in memory.spare:
+        if task not in (*memory.learned, *memory.left_out, *memory.spare):
             data.update_task(task)
             trainer.begin_task(task)
             for epoch in range(len(memory.unfinished.resume([task])), args.epochs):

@@ -92,6 +92,7 @@ class TaskDataset:
 
     default_tasks = 1
     max_tasks: int | None = 1  # None: no limit
+    depend_on_number = False  # whether what a task is depends on how many there are
     from_files = True  # below ``root``
     augment: Augment | None = None  # for training batches; see BatchLoader
     name: str  # for messages: the class's own
@@ -240,6 +241,7 @@ class Rotating(TaskDataset):
 
     default_tasks = 36
     max_tasks = 360
+    depend_on_number = True
 
     def view(self, task: int) -> View:
         from PIL import Image  # with torchvision a second to import, and only wanted here

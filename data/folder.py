@@ -284,6 +284,7 @@ class OwnClasses(SplitByClass, Own):
             whole, rest = divmod(count, classes_per_task)
             self.sizes = [classes_per_task] * whole + [rest] * (rest > 0)
         else:
+            self.depend_on_number = True
             tasks = min(num_tasks or 1, count)
             self.sizes = [count // tasks + (task < count % tasks) for task in range(tasks)]
         self.num_classes, self.default_tasks, self.max_tasks = max(self.sizes), len(self.sizes), len(self.sizes)

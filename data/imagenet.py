@@ -34,6 +34,7 @@ class SplitImageNet(SplitByClass):
 
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         """As the original: N tasks share all classes. One task alone is the first of the set's own."""
+        self.depend_on_number = classes_per_task is None
         if classes_per_task is None and num_tasks is not None and num_tasks > 1:
             classes_per_task, rest = divmod(self.base_classes, num_tasks)
             if rest:

@@ -34,6 +34,8 @@ def read(folder: Path) -> Status:
                 settings = said["settings"]
                 alone = settings.get("task_eval") is not None
                 tasks = 1 if alone else settings.get("stream_tasks") or settings.get("num_tasks")
+            elif said.get("kind") == "more tasks" and not alone:
+                tasks = said["num_tasks"]
             elif said.get("kind") == "task":
                 done.add(said["task"])
                 accuracy = said["accuracy"]

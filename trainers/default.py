@@ -110,6 +110,11 @@ class DefaultTrainer:
         first = self.options.train_weight_tasks
         return first < 0 or task < first
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the batches to come."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def check(self, tasks: Iterable[int]) -> None:
         """See that each of ``tasks`` has something to train.
 

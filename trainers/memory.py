@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+import yaml
 from torch import nn
 
 from models import masked, multitask
@@ -24,11 +25,14 @@ from utils.checkpoint import Checkpoint, Record, fraction, index, joined, named_
 from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
 from utils.files import write_whole
+from utils.paths import read_small
 from utils.results import Results, check_row, to_csv
 from utils.run import RunFolder
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
+MORE_TASKS = "more tasks"  # the kind of a record from where on a run has more of them
 OTHER_DATA = "images, labels or classes have changed"
 
 
@@ -75,7 +79,7 @@ class Memory:
         learned: the tasks, in the order they were learned in.
         accuracies: of each task when it was just learned.
         evaluations: the scores of the tasks, by the number of tasks learned.
-        left_out: tasks that could not be learned.
+        left_out: tasks that could not be learned, which a run that goes on does not try again: it would fail alike.
         unfinished: those in training.
         spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
             each other; ``recover`` takes one back when its turn comes.
@@ -99,6 +103,8 @@ class Memory:
         self._mark = _mark(self.lasting, data)  # which each record bears
         self._marked = True
         self._warnings: list[str] = []  # for the log, once there is one
+        self._more_tasks = False  # than the checkpoint knows of
+        self._began = self.lasting  # the settings with which the checkpoint begins
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
         self.evaluations: dict[int, list[TaskScore]] = {}
@@ -145,7 +151,7 @@ class Memory:
         if not os.access(path, os.W_OK):
             raise UserError(f"--resume {path}: cannot be written, and what is learned next goes there")
         if records:
-            self._recall_beginning(records[0], path)
+            self._recall_beginning(records, path)
         for record in records[1:]:
             self._recall(record, path)
         self._saved = len(self.learned)
@@ -157,6 +163,7 @@ class Memory:
     def leave_out(self, task: int, why: str) -> None:
         """Go on without ``task``, which failed, and without what it did to the weights that tasks share."""
         self.folder.log(f"warning: {why}; it is left out")
+        self._append(Record("left out", {"task": task, "why": why}))
         self.left_out.append(task)
         multitask.load_shared_state(self.model, self._shared_saved)
         self.unfinished.drop()
@@ -167,7 +174,7 @@ class Memory:
             records, damaged = journal.read() if journal.has_records() else ([], 0)
         except UserError:
             return
-        if not damaged or not records or records[0].values.get("settings") != self.lasting:
+        if not damaged or not records or records[0].values.get("settings") != self._began:
             return
         tasks = [record for record in journal.behind_damage() if record.kind == "task" and self._is_whole(record)]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
@@ -197,18 +204,23 @@ class Memory:
             self._results.agree([record.values["row"]])
         return True
 
-    def _recall_beginning(self, record: Record, path: Path) -> None:
+    def _recall_beginning(self, records: Sequence[Record], path: Path) -> None:
         """See that a checkpoint begins as one of this run does.
 
         Raises:
             UserError: it does not.
         """
-        values = record.values
+        record, values = records[0], records[0].values
         with _making_sense(path):
             if record.kind != "run" or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
-            self.check_same(path, values["settings"])
-            self.threads = values.get("threads")  # none of before it was kept
+            more = [{"num_tasks": later.values["num_tasks"]} for later in records if later.kind == MORE_TASKS]
+            settings = values["settings"] | (more[-1] if more else {})
+            self.check_same(path, settings)
+            self._more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
+            self._began = values["settings"]
+            # Those of before it was kept tell of it in the settings of the run alone.
+            self.threads = values["threads"] if "threads" in values else _threads_of(path.with_name("settings.yaml"))
             if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
                 raise ValueError(f"threads {reprlib.repr(self.threads)}")
             # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.
@@ -225,12 +237,17 @@ class Memory:
 
     def _check_task(self, values: Mapping) -> None:
         """Raises ``KeyError``, ``TypeError`` or ``ValueError`` if these are not the values of a learned task."""
-        index(values["task"], self.lasting["stream_tasks"] or self.lasting["num_tasks"])
+        index(values["task"], self._tasks)
         fraction(values["accuracy"])
         if (row := values["row"]) is not None:
             check_row(row)
             if (row["Task"], row["Current Val"]) != (values["task"], values["accuracy"]):
                 raise ValueError("its row is of another task")
+
+    @property
+    def _tasks(self) -> int:
+        """How many tasks there are."""
+        return self.lasting["stream_tasks"] or self.lasting["num_tasks"]
 
     def _recall(self, record: Record, path: Path) -> None:
         """Take back what a record holds.
@@ -250,14 +267,19 @@ class Memory:
                 check_row(values["row"])
                 self.evaluations[len(scores)] = scores
                 self._rows.append(values["row"])
-            else:
+            elif record.kind == "left out":
+                task = index(values["task"], self._tasks)
+                if task in self.learned or task in self.left_out:
+                    raise ValueError(f"task {task} is left out after it was learned or left out")
+                self.left_out.append(task)
+            elif record.kind != MORE_TASKS:
                 raise ValueError(f"there are no records of the kind {reprlib.repr(record.kind)}")
 
     def _recall_task(self, record: Record, path: Path) -> None:
         values = record.values
         self._check_task(values)
         task, row = values["task"], values["row"]
-        if task in self.learned or values.get("place", len(self.learned)) != len(self.learned):
+        if task in self.learned or task in self.left_out or values.get("place", len(self.learned)) != len(self.learned):
             raise ValueError(f"task {task} stands in another place than it was learned in")
         own, shared, of_trainer = (named_part(record.tensors, part) for part in ("own", "shared", "trainer"))
         try:
@@ -301,6 +323,11 @@ class Memory:
                 folder.log(f"warning: {self._results.path}: {which}: no row of results; left as it is")
             self._write_evaluations()
             self._write_tables()
+        if self._more_tasks:
+            self._append(Record(MORE_TASKS, {"num_tasks": self.lasting["num_tasks"]}))
+            folder.finished.unlink(missing_ok=True)
+        if self.left_out:
+            folder.log(f"left out before, for they could not be learned: tasks {', '.join(map(str, self.left_out))}")
         self._write_settings()
         table = "".join(f"| `{name}` | `{value}` |\n" for name, value in self.settings.items())
         folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
@@ -481,6 +508,15 @@ class Memory:
     def _write_tables(self) -> None:
         for name, text in self.trainer.tables().items():
             write_whole(self.folder.path / name, text)
+
+
+def _threads_of(path: Path) -> int | None:
+    """The processor threads that a run's ``settings.yaml`` tells of; None if it tells of none."""
+    try:
+        threads = yaml.safe_load(read_small(path, SETTINGS_BYTES))["settings"]["threads"]
+    except (OSError, *NONSENSE, RecursionError, yaml.YAMLError):
+        return None
+    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
 
 
 @contextmanager

@@ -228,6 +228,10 @@ class NNsTrainer(DefaultTrainer):
         self._resume()
         self._load_position(record)
 
+    @property
+    def rate(self) -> float:
+        return self.options.lr
+
     def end_epoch(self) -> None:
         """Nothing: the learning rate is constant."""
 

@@ -39,8 +39,8 @@ class Unfinished:
         if not self.damaged:
             values = records[0].values
             # One that was left behind when its tasks had been learned is of no use. Early ones say nothing of the data.
-            fits = all(values.get(name, about) == about for name, about in self.about.items())
-            self._record = records[0] if fits and values["learned"] == self.learned else None
+            same = values.get("data", self.about["data"]) == self.about["data"] and values["learned"] == self.learned
+            self._record = records[0] if same and _fits(values["settings"], self.about["settings"]) else None
 
     def open(self, folder: Path) -> None:
         """Begin to write in a run's folder."""
@@ -96,6 +96,11 @@ class Unfinished:
 
     def _say(self) -> None:
         self.saved = f"{self.trainer.batches_done} batches of task {', '.join(map(str, self.trainer.tasks))}"
+
+
+def _fits(theirs: object, ours: Mapping[str, object]) -> bool:
+    """Whether what was half learned under settings can be gone on with: under the same, or for more tasks."""
+    return isinstance(theirs, dict) and {**theirs, "num_tasks": None} == {**ours, "num_tasks": None}
 
 
 def _is_sound(record: Record) -> bool:
