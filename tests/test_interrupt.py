@@ -18,6 +18,7 @@ from trainers import DefaultTrainer
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, Record
 
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(MODELS, "Tiny", Tiny)
