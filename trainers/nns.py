@@ -235,11 +235,6 @@ class NNsTrainer(DefaultTrainer):
     def end_epoch(self) -> None:
         """Nothing: the learning rate is constant."""
 
-    @property
-    def learning_rate(self) -> float:
-        """That of every mask; where none is in training there is no optimiser to ask."""
-        return self.options.lr
-
     def check_progress(self, accuracies: Sequence[float]) -> None:
         """Nothing: which mask a hidden task trains is the learner's own choice."""
 
