@@ -1,6 +1,5 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 from models import multitask
 from models.multitask import Rng
 from models.norms import share_statistics
+from trainers.position import Position
+from trainers.watch import Watch
 from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
 
-LOOK = 100  # batches whose losses are looked at together
 # glibc hands the top of its heap back to the system when twice the largest block that was ever freed, of those up to 32
 # MiB, lies free there; the next batch then pays for every page of it again. One such block, freed, ends that.
 LARGEST_BLOCK = 31 * 2**20
@@ -82,7 +82,7 @@ class DefaultTrainer:
 
     Attributes:
         tasks: those in training.
-        failed: those of them that cannot be learned, and why.
+        position, watch: where in their data they stand, and what is wrong with them.
         group: the processes that train together; see ``join``.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
@@ -97,7 +97,6 @@ class DefaultTrainer:
         torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
         self.group = Group()
         self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
-        self.failed: dict[int, str] = {}
 
     def join(self, group: Group) -> None:
         """Train together with the other processes of ``group``, as one process with all their images would."""
@@ -168,15 +167,18 @@ class DefaultTrainer:
 
     def _begin(self, tasks: Sequence[int]) -> None:
         """Start to count."""
-        self.tasks, self.failed = list(tasks), {}
-        self.batches_done = 0
-        self._begin_epoch(0)
-        self._recent: list[Tensor] = []  # losses of batches that nobody has looked at yet
-        self._first: list[float] = []  # mean losses of each task when they were looked at first, and last
-        self._last: list[float] = []
+        self.tasks = list(tasks)
+        self.position, self.watch = Position(), Watch(tasks, self.options.lr, self.group.mean)
 
-    def _begin_epoch(self, epoch: int) -> None:
-        self.epoch, self.epoch_batches, self.epoch_trained, self.epoch_loss = epoch, 0, 0, torch.zeros(())
+    @property
+    def batches_done(self) -> int:
+        """Batches of the tasks in training so far."""
+        return self.position.batches
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Those of the tasks in training that cannot be learned, and why."""
+        return self.watch.failed
 
     @property
     def given_up(self) -> bool:
@@ -228,7 +230,7 @@ class DefaultTrainer:
             "optimizer": state_tensors(self.optimizer),
             "epochs": {"stepped": torch.tensor(self.schedule.last_epoch)},
         }
-        return joined(parts) | self._position()
+        return joined(parts) | self._place()
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:
         """The inverse of ``training_record``; called when these tasks were just begun.
@@ -240,26 +242,20 @@ class DefaultTrainer:
         multitask.load_shared_state(self.model, named_part(record, "shared"))
         load_state_tensors(self.optimizer, named_part(record, "optimizer"))
         set_epoch(self.schedule, int(named_part(record, "epochs")["stepped"]))
-        self._load_position(record)
+        self._load_place(record)
 
     @property
     def healthy(self) -> bool:
         """Whether the state of the tasks in training is worth going on from."""
-        return not self.failed and not (self._recent and not torch.stack(self._recent).isfinite().all())
+        return self.watch.healthy
 
-    def _position(self) -> dict[str, Tensor]:
-        return {
-            "batches": torch.tensor([self.batches_done, self.epoch, self.epoch_batches, self.epoch_trained]),
-            "loss": self.epoch_loss,
-            "recent": torch.stack(self._recent) if self._recent else torch.zeros(0),
-            "looks": torch.tensor([self._first, self._last], dtype=torch.float64),
-        }
+    def _place(self) -> dict[str, Tensor]:
+        return self.position.state() | self.watch.state()
 
-    def _load_position(self, record: dict[str, Tensor]) -> None:
-        self.batches_done, self.epoch, self.epoch_batches, self.epoch_trained = record["batches"].tolist()
+    def _load_place(self, record: dict[str, Tensor]) -> None:
         device = next(chain(self.model.parameters(), self.model.buffers())).device
-        self.epoch_loss, self._recent = record["loss"].to(device), list(record["recent"].to(device))
-        self._first, self._last = record["looks"].tolist()
+        self.position.load(record, device)
+        self.watch.load(record, device)
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
         """The inverse of ``task_record``; called for each learned task, in the order of learning."""
@@ -316,49 +312,27 @@ class DefaultTrainer:
         if self.batches_done == 0:
             self.see_first(loader)
         self.model.train()
-        if epoch != self.epoch:
-            self._begin_epoch(epoch)
-        loader.set_epoch(epoch, self.epoch_batches)
-        count = len(loader) - self.epoch_batches
-        if self.options.iter_lim is not None:
-            count = min(count, self.options.iter_lim - self.batches_done)
+        position, watch = self.position, self.watch
+        position.enter(epoch)
+        loader.set_epoch(epoch, position.epoch_batches)
+        count = position.left(len(loader), self.options.iter_lim)
         for left, (x, y) in zip(range(count - 1, -1, -1), progress(islice(loader, count), count), strict=True):
-            if self.admits(x):
-                self._recent.append(self.step(x, y))
-                self.epoch_loss = self.epoch_loss + self._recent[-1]
-                self.epoch_trained += 1
-            self.batches_done += 1
-            self.epoch_batches += 1
-            if not left and self.epoch_trained:
+            losses = self.step(x, y) if self.admits(x) else None
+            position.count(losses)
+            if losses is not None:
+                watch.add(losses)
+            if not left and position.epoch_trained:
                 self.end_epoch()
-            if not left or len(self._recent) == LOOK:
-                self.look()
+            if not left or watch.due:
+                watch.look(position.batches)
                 if self.given_up:
                     break
             after_batch()
-        if not self.epoch_trained:
-            return [math.nan] * len(self.tasks)
-        return (self.epoch_loss / self.epoch_trained).reshape(-1).tolist()
+        return position.mean_losses(len(self.tasks))
 
     def end_epoch(self) -> None:
         """Change the learning rate as the schedule says."""
         self.schedule.step()
-
-    def look(self) -> None:
-        """See that the losses of the last batches are numbers. Not after each batch, for a GPU would wait for it."""
-        if not self._recent:
-            return
-        losses = torch.stack(self._recent).reshape(len(self._recent), -1)  # (batches, tasks)
-        self._recent = []
-        self._last = self.group.mean(losses.mean(dim=0)).tolist()
-        self._first = self._first or self._last
-        for place, (task, loss) in enumerate(zip(self.tasks, self._last, strict=True)):
-            if not math.isfinite(loss) and task not in self.failed:
-                bad = (~losses[:, place].isfinite()).int()
-                batch = self.batches_done - len(losses) + 1 + int(bad.argmax())
-                self.failed[task] = f"task {task}: the loss of batch {batch} is not a finite number; likely " + (
-                    f"--lr {self.options.lr} is too large" if batch > 1 else "the images or the weights are not"
-                )
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         """Train on one batch.
@@ -384,44 +358,10 @@ class DefaultTrainer:
     def check_progress(self, accuracies: Sequence[float]) -> None:
         """See that each task in training has learned something; those that have not go into ``failed``.
 
-        A task has not if after 200 batches or more two things hold. Its loss is still that of the first batches or
-        that of a constant answer, the entropy of the labels, within three hundredths. And its accuracy is no better
-        than that of a constant answer, by two standard deviations.
-
-        After fewer batches a task may honestly be worse than a constant answer, as one of a hundred outputs is likely
-        to be before any is learned. Then it has learned nothing if it is so by five standard deviations, and if either
-        no gradient reached it in its last batch, or its loss in the last of several epochs, of ten batches or more, is
-        within a hundredth that of the first: both are of the same images, so that chance has little part in it.
-
         Args:
             accuracies: of each task in the last ``test``.
         """
-        for place, (task, accuracy, labels, first, last) in enumerate(
-            zip(self.tasks, accuracies, self._labels, self._first, self._last, strict=True)
-        ):
-            shares = labels.bincount() / len(labels)
-            largest, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
-            deviation = math.sqrt(largest * (1 - largest) / len(labels))
-            idle = self.epoch > 0 and self.epoch_batches >= 10 and last > 0.99 * first
-            if accuracy < largest - 5 * deviation and (idle or not self._gradient(place)):
-                self.failed.setdefault(
-                    task,
-                    f"task {task}: after {self.batches_done} batches its accuracy, {accuracy:.4f}, is far below that "
-                    f"of a constant answer, {largest:.4f}, and "
-                    + (
-                        f"its loss, {last:.4g}, does not fall; likely --lr {self.options.lr} is too small or too large"
-                        if self._gradient(place)
-                        else "no gradient reaches what it trains"
-                    ),
-                )
-            constant = largest + 2 * deviation
-            if self.batches_done >= 2 * LOOK and last > 0.97 * min(first, entropy) and accuracy < constant < 1:
-                self.failed.setdefault(
-                    task,
-                    f"task {task}: after {self.batches_done} batches its loss is {last:.4g}, no better than at first "
-                    f"or than that of a constant answer, and so is its accuracy, {accuracy:.4f}; likely "
-                    f"--lr {self.options.lr} is too small or too large, or the masks leave nothing that answers",
-                )
+        self.watch.check(accuracies, self._labels, self.position, self._gradient)
 
     def _gradient(self, place: int) -> bool:
         """Whether any gradient reached the task at ``place`` in the last batch."""

@@ -219,14 +219,14 @@ class NNsTrainer(DefaultTrainer):
         if current is not None:
             self._open(current)
             self.model.train()
-        return record | self._position()
+        return record | self._place()
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:
         task = named_part(record, "task")
         self.load_task_record(self.task, task)
         self._changed = {int(name.split(".")[1]) for name in task if name.startswith("scores.")}
         self._resume()
-        self._load_position(record)
+        self._load_place(record)
 
     @property
     def rate(self) -> float:
