@@ -5,7 +5,7 @@ import difflib
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -182,7 +182,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="FILE",
-        help="go on from a checkpoint: without FILE from the run's own, if it has one",
+        help="go on from a checkpoint: without FILE from the run's own, if it has one; one of the original code "
+        "brings its settings along, and a new run goes on from it",
     )
     add(
         "--export",
@@ -551,16 +552,32 @@ def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str])
     return {**(ORIGINAL_DEFAULTS if original else {}), **values}
 
 
+def original_settings(args: Mapping[str, object], names: Collection[str]) -> dict[str, object]:
+    """What the ``args`` in a checkpoint of the original code mean here, unchecked; what they lack is as there.
+
+    Args:
+        names: of the settings that are wanted.
+    """
+    settings = {**ORIGINAL_DEFAULTS, **args}
+    if "wd" in args:
+        settings["weight_decay"] = args["wd"]
+    if args.get("no_scheduler") is True:
+        settings["lr_policy"] = "constant_lr"
+    return {name: value for name, value in settings.items() if name in names}
+
+
 def _checked(parser: _Parser, settings: Mapping[str, object], source: str) -> dict[str, object]:
     """Settings by name, each converted and checked as if it stood on the command line; others than flags' left out."""
     checked = {}
     for action in parser._actions:
         if action.dest in settings and action.dest not in checked:
-            node = yaml.compose(yaml.safe_dump(settings[action.dest]), Loader=yaml.SafeLoader)
+            value = settings[action.dest]
             try:
-                checked |= _convert(parser, action, node)
+                checked |= _convert(parser, action, yaml.compose(yaml.safe_dump(value), Loader=yaml.SafeLoader))
             except argparse.ArgumentError as error:
                 raise UserError(f"{source}: {action.dest}: {error.message}") from None
+            except (RecursionError, ValueError, yaml.YAMLError):  # of values that are none of YAML's
+                raise UserError(f"{source}: {action.dest}: is no number and no text") from None
     return checked
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from args import PROJECT, make_parser, parse_arguments
+from args import PROJECT, make_parser, original_settings, parse_arguments
 from utils.cores import available_cores, sleep_while_waiting, wanted_threads
 from utils.errors import Stopped, UserError, complain, no_memory, out_of_memory, stopping
 from utils.output import lasting_output
@@ -31,6 +31,7 @@ from data.base import SplitByClass, TaskDataset
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
 from models.norms import is_statistic
+from models.original import check_weights, count_states
 from trainers import (
     OF_SUPERFLUOUS,
     TRAINERS,
@@ -42,14 +43,16 @@ from trainers import (
     evaluate,
 )
 from trainers.export import check_export, load_export, read_export
-from trainers.memory import Memory, MemoryOptions, mean
+from trainers.memory import Memory, MemoryOptions, mean, settings_of_run
+from trainers.original import ORIGINAL, learned_tasks
 from utils.checkpoint import Record
+from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
 from utils.paths import default_data
 from utils.results import Results
 from utils.run import RunFolder, progress
 from utils.seeding import generator, seed_everything
-from utils.settings import NEITHER, NETWORK
+from utils.settings import NEITHER, NETWORK, OUTCOME
 from utils.signals import Signals
 
 # Multiplications of a mean product from which on all cores are faster than one when the machine is idle, and no slower
@@ -74,7 +77,12 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
     try:
         notes: list[str] = []
         args, exported = parse_arguments(argv, notes=notes), []
-        if args.import_file is not None:
+        original = next((path for path in (args.resume, args.import_file) if path and is_original(Path(path))), None)
+        if original is not None:
+            args, exported = take_original(argv, original)
+        elif args.resume and (settings := settings_of_run(Path(args.resume))):
+            args = parse_arguments(argv, settings, source=args.resume)
+        elif args.import_file is not None:
             settings, exported = read_export(Path(args.import_file))
             network = {name: value for name, value in settings.items() if name in NETWORK}
             args = parse_arguments(argv, network, source=f"--import {args.import_file}")
@@ -89,6 +97,31 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
             raise
         return complain(out_of_memory(error))  # before there was anything to save
     return 0
+
+
+def take_original(argv: Sequence[str] | None, path: str) -> tuple[Namespace, list[Record]]:
+    """What a checkpoint of the original code brings: its settings, and what it holds, as if it were imported.
+
+    Raises:
+        UserError: it cannot be read, or the command line wants another network.
+    """
+    original = read_original(Path(path))
+    settings = original_settings(original.settings, (NETWORK | OUTCOME) - {"reinit_from"})
+    args, theirs = (parse_arguments(words, settings, source=path) for words in (argv, []))
+    _check_same(path, vars(theirs), vars(args), NETWORK)
+    try:
+        check_weights(original.tensors, args.model, args.output_size, args.width_mult)
+        states = count_states(original.tensors)
+        args.num_tasks = args.num_tasks or states or None
+        if states and args.num_tasks != states:
+            raise ValueError(f"it has the states of {states} tasks, its args say num_tasks {args.num_tasks}")
+        learned = learned_tasks(original, args.conv_type, args.task_eval)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if args.trainer == "nns":
+        raise UserError(f"{path}: --trainer nns also needs what it knew of the stream, which is not in such a file")
+    args.import_file, args.resume = path, None  # it goes on in a folder of its own
+    return args, [Record(ORIGINAL, {"tasks": learned}, original.tensors)]
 
 
 def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> None:
@@ -330,7 +363,8 @@ def recall(
     memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint)
     if exported:
         accuracies = load_export(Path(args.import_file), model, exported)
-        memory.adopt(accuracies, exported[0].values.get("data"), f"--import {args.import_file}")
+        of_original = exported[0].kind == ORIGINAL
+        memory.adopt(accuracies, exported[0].values.get("data"), f"--import {args.import_file}", of_original)
     if args.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(args.resume)).parent
         args.log_dir, args.name = str(folder.parent), folder.name

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from args import original_settings, parse_arguments
 from data.own import OwnLoader
 from models import Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
+from models.original import check_weights, input_shape, translate
+from trainers import OF_SUPERFLUOUS
 from trainers.adaptors import (
     InferenceOptions,
     TaskScore,
@@ -33,12 +36,18 @@ from trainers.adaptors import (
     uniform,
 )
 from trainers.default import DefaultTrainer, TrainingOptions
+from trainers.original import learned_tasks
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
+from utils.original import is_original, read_original
 from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
 ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
 MASKED_LAYERS = {"threshold": "FastMultitaskMaskConv", "top-k": "MultitaskMaskConv"}  # of the project's own networks
+
+# Settings of ``models.Builder``, and what else a network of the original code is told.
+LAYERS = ("conv_type", "bn_type", "conv_init", "sparsity", "er_sparsity", "individual_heads", "width_mult")
+ORIGINAL_SETTINGS = {*LAYERS, "model", "output_size", "adaptor", "real_neurons", "seed", "task_eval"}
 
 
 class SupSup:
@@ -58,6 +67,8 @@ class SupSup:
         weights: how the frozen weights are drawn, a name such as ``signed_constant`` (see ``models.init``); ``None``
             keeps those of ``model``, as for one that was trained before.
         norms: ``task``, batch norms keep running statistics for each task; ``batch``, they use those of the batch.
+        layers: of the project's networks, in the place of ``masks`` ... ``norms``: keywords of ``models.Builder``, such
+            as ``conv_type``, for layers that are told apart no further by those.
         real_neurons: outputs that stand for classes; with it, tasks are inferred by the objective G over the others
             (paper, section 3.4), without it by the entropy H of all.
         seed: of everything random.
@@ -82,6 +93,7 @@ class SupSup:
         er_sparsity: bool = False,
         weights: str | None = "signed_constant",
         norms: str = "task",
+        layers: Mapping[str, Any] | None = None,
         real_neurons: int | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -99,6 +111,7 @@ class SupSup:
             "er_sparsity": er_sparsity,
             "weights": weights,
             "norms": norms,
+            "layers": layers,
             "real_neurons": real_neurons,
             "seed": seed,
         }
@@ -112,17 +125,16 @@ class SupSup:
         if isinstance(model, str) and not model.startswith("torchvision:"):
             if s["weights"] is None:
                 raise ValueError(f"weights=None: {model} has none that were given; say how they are drawn")
-            norm = {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}[s["norms"]]
-            layers = Builder(
-                self._rng,
-                ROOM,
-                MASKED_LAYERS[s["masks"]],
-                norm,
-                s["weights"],
-                sparsity=s["sparsity"],
-                er_sparsity=s["er_sparsity"],
-            )
-            return get_model(model, layers, tuple(s["input_shape"]), self.outputs)
+            layers = s["layers"] or {
+                "conv_type": MASKED_LAYERS[s["masks"]],
+                "bn_type": {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}[s["norms"]],
+                "conv_init": s["weights"],
+                "sparsity": s["sparsity"],
+                "er_sparsity": s["er_sparsity"],
+            }
+            return get_model(model, Builder(self._rng, ROOM, **layers), tuple(s["input_shape"]), self.outputs)
+        if s["layers"] is not None:
+            raise ValueError("layers: are those of the project's own networks; say masks, sparsity, weights, norms")
         if isinstance(model, str):
             model = torchvision_network(model.partition(":")[2], self.outputs, self._seed)
         return convert(
@@ -288,7 +300,9 @@ class SupSup:
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> "SupSup":
-        """What ``save`` kept, ready to infer, and to learn more.
+        """What ``save`` kept, ready to infer, and to learn more; or what a checkpoint of the original code holds.
+
+        Of such a checkpoint nothing is run. Its learned tasks are called by their numbers there, ``"0"``, ``"1"``, ...
 
         Args:
             model: the network, if ``SupSup`` was given one as a module; its weights do not matter.
@@ -298,6 +312,10 @@ class SupSup:
             ValueError: it was made with another network.
         """
         path = Path(path).expanduser()
+        if is_original(path):
+            if model is not None:
+                raise ValueError(f"{path}: is of the original code, whose networks are known, so no model is needed")
+            return cls._load_original(path, device)
         records, damaged = Checkpoint(path).read()
         if damaged or not records or records[0].kind != KIND:
             raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
@@ -314,6 +332,30 @@ class SupSup:
         if net._fingerprint() != records[0].values["frozen"]:
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")
         net._take(path, records[1:])
+        return net
+
+    @classmethod
+    def _load_original(cls, path: Path, device: str | torch.device) -> "SupSup":
+        original = read_original(path)
+        args = parse_arguments([], original_settings(original.settings, ORIGINAL_SETTINGS), source=str(path))
+        try:
+            check_weights(original.tensors, args.model, args.output_size, args.width_mult)
+            learned = learned_tasks(original, args.conv_type, args.task_eval)
+            net = cls(
+                args.model,
+                args.output_size,
+                input_shape=input_shape(original.tensors),
+                layers={name: getattr(args, name) for name in LAYERS},
+                real_neurons=args.real_neurons if args.adaptor in OF_SUPERFLUOUS else None,
+                seed=args.seed,
+                device=device,
+            )
+            shared, states = translate(net.model, original.tensors, learned)
+            multitask.load_shared_state(net.model, shared)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        tasks = [Record("task", {"name": str(task)}, joined({"own": state})) for task, state in states.items()]
+        net._take(path, tasks)
         return net
 
     def merge(self, path: str | Path) -> None:

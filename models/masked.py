@@ -19,8 +19,8 @@ class Masked(SuperposedModule):
     """A frozen weight and, for each task, a mask made of real scores.
 
     Scores exist only for the task in training; learned masks lie bit-packed in ``packed``, uint8
-    (num_tasks, ceil(n / 8)) for ``n`` weights. The weight is a buffer that no checkpoint stores: its seed makes it
-    again.
+    (num_tasks, ceil(n / 8)) for ``n`` weights. The weight is a buffer that no checkpoint stores, for its seed
+    makes it again, unless it was loaded (see ``multitask.load_shared_state``).
 
     Args:
         shape: of the weight, (out, in, height, width).

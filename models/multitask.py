@@ -375,9 +375,14 @@ def shared_state(model: nn.Module) -> dict[str, Tensor]:
 def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load what ``shared_state`` gave, or a part of it.
 
+    Frozen weights among it, which no seed makes again, belong to the shared state from then on.
+
     Raises:
         ValueError: the state is not one of this network's.
     """
+    for name, module in named(model, MultitaskModule):
+        if f"{name}.weight" in state and "weight" in dict(module.named_buffers(recurse=False)):
+            module.register_buffer("weight", module.weight)
     places = shared_state(model)
     for name, value in state.items():
         if name not in places or value.shape != places[name].shape or value.dtype != places[name].dtype:

@@ -2,7 +2,7 @@
 
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models import masked, multitask
 from models.norms import is_statistic
+from trainers.original import ORIGINAL, load_original
 from utils import storage
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
@@ -180,12 +181,14 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     return settings, records
 
 
-def load_export(path: Path, model: nn.Module, records: Iterable[Record]) -> dict[int, float]:
-    """Load the tasks of an exported file; the accuracy of each when it was just learned.
+def load_export(path: Path, model: nn.Module, records: Sequence[Record]) -> dict[int, float]:
+    """Load the tasks of an exported file, or of the original code's; the accuracy of each when it was just learned.
 
     Raises:
         UserError: they do not fit the network.
     """
+    if records[0].kind == ORIGINAL:
+        return load_original(path, model, records[0])
     shapes, accuracies = masked.mask_shapes(model), {}
     try:
         for record in records:

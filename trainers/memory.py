@@ -6,7 +6,7 @@ import math
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from models import masked, multitask
 from trainers.adaptors import RECOVERY, TaskScore
 from trainers.default import DefaultTrainer
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
+from trainers.original import ORIGINAL
 from trainers.unfinished import NAME, Unfinished
 from utils.checkpoint import Checkpoint, Record, fraction, index, joined, named_part
 from utils.cores import MOST_THREADS
@@ -58,6 +59,22 @@ class MemoryOptions:
         if self.adaptor == "gt":
             return "GG"
         return "GNu" if self.unshared_labels else "GNs"
+
+
+def settings_of_run(path: Path) -> dict[str, object]:
+    """The settings in the checkpoint of a run here that began with one of the original code; none of another run.
+
+    They came from a file, so whoever goes on need not give them again.
+    """
+    with suppress(UserError):
+        file = Checkpoint(path)
+        first = file.first()
+        if first is not None and first.kind == "run" and first.values.get(ORIGINAL) is True:
+            records, _ = file.read()
+            later = [record.values.get("num_tasks") for record in records if record.kind == MORE_TASKS]
+            settings = first.values.get("settings")
+            return (settings | ({"num_tasks": later[-1]} if later else {})) if isinstance(settings, dict) else {}
+    return {}
 
 
 class Memory:
@@ -102,6 +119,7 @@ class Memory:
         self.data = data
         self._mark = _mark(self.lasting, data)  # which each record bears
         self._marked = True
+        self._original = False
         self._warnings: list[str] = []  # for the log, once there is one
         self._more_tasks = False  # than the checkpoint knows of
         self._began = self.lasting  # the settings with which the checkpoint begins
@@ -124,13 +142,15 @@ class Memory:
         about = {"settings": self.lasting, "data": data}
         self.unfinished = Unfinished(trainer, self.learned, about, options.checkpoint_minutes)
 
-    def adopt(self, accuracies: Mapping[int, float], data: object, source: str) -> None:
+    def adopt(self, accuracies: Mapping[int, float], data: object, source: str, original: bool = False) -> None:
         """Take tasks that lie in the model for learned: those that were imported, with their accuracies.
 
         Args:
             data: the fingerprint of the data that they were learned from; None if it is not known.
             source: where they come from, in words.
+            original: whether that is the original code, whose frozen weights no seed makes here.
         """
+        self._original = original
         if data not in (None, self.data):
             self._warnings.append(f"warning: {source} was learned from other data: {OTHER_DATA}")
         self.accuracies |= accuracies
@@ -154,6 +174,8 @@ class Memory:
             self._recall_beginning(records, path)
         for record in records[1:]:
             self._recall(record, path)
+        if self._original and not self.learned:  # the first task's record has the frozen weights
+            raise UserError(f"{path} lacks what it went on from; begin again with the checkpoint of the original code")
         self._saved = len(self.learned)
         if self._damaged:
             self._find_spare(self._checkpoint)
@@ -223,6 +245,7 @@ class Memory:
             self.threads = values["threads"] if "threads" in values else _threads_of(path.with_name("settings.yaml"))
             if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
                 raise ValueError(f"threads {reprlib.repr(self.threads)}")
+            self._original = values.get(ORIGINAL) is True
             # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.
             self._mark = _mark(values["settings"], values.get("data"))
             self._marked = "run" in values
@@ -333,6 +356,7 @@ class Memory:
         folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
         if not self._checkpoint.has_records():
             about = {"settings": self.lasting, "data": self.data, "threads": self.settings["threads"]}
+            about |= {ORIGINAL: True} if self._original else {}
             self._append(Record("run", about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._write_task(task, None)
@@ -397,7 +421,9 @@ class Memory:
         """Take note of what the tasks share and has changed since it was last written."""
         state = multitask.shared_state(self.model)
         self._shared_news = {
-            name for name, value in state.items() if not torch.equal(value.cpu(), self._shared_saved[name])
+            name
+            for name, value in state.items()
+            if name not in self._shared_saved or not torch.equal(value.cpu(), self._shared_saved[name])
         }
         self._shared_saved |= {name: state[name].detach().cpu().clone() for name in self._shared_news}
         self._shared_changed |= self._shared_news

@@ -1,0 +1,56 @@
+"""Runs of the original code, as far as its checkpoints tell of them."""
+
+from pathlib import Path
+
+from torch import nn
+
+from models import multitask
+from models.original import count_states, translate
+from utils.checkpoint import Record
+from utils.errors import UserError
+from utils.original import Original
+
+ORIGINAL = "original"  # kind of a record; and a mark of runs that began with one
+
+
+def learned_tasks(original: Original, conv_type: str, alone: int | None) -> dict[int, float]:
+    """The tasks that were learned, each with its accuracy at that time.
+
+    A task that was not learned has a state in the file too, a fresh one, and the accuracy 0. A file without any
+    accuracy is taken for one in which all tasks are learned.
+
+    Args:
+        conv_type: of the layers; ``MaskConv`` has one mask, the last learned task's.
+        alone: the task of a run that learned no other.
+
+    Raises:
+        ValueError: there are accuracies of more tasks than states.
+    """
+    accuracies = dict(enumerate(original.accuracies))
+    states = count_states(original.tensors) or len(accuracies) or 1
+    if len(accuracies) > states:
+        raise ValueError(f"it has the accuracies of {len(accuracies)} tasks, and the states of {states}")
+    learned = {task: value for task, value in accuracies.items() if value > 0} or dict.fromkeys(range(states), 0.0)
+    if alone is None and conv_type == "MaskConv":
+        alone = max(learned)
+    return learned if alone is None else {alone: learned.get(alone, 0.0)}
+
+
+def load_original(path: Path, model: nn.Module, record: Record) -> dict[int, float]:
+    """Load a checkpoint of the original code, each learned task under its number there; the accuracy of each.
+
+    Args:
+        record: of the kind ``ORIGINAL``; its tensors are the ``state_dict``, ``tasks`` those that were learned.
+
+    Raises:
+        UserError: it does not fit the network.
+    """
+    accuracies = record.values["tasks"]
+    try:
+        shared, states = translate(model, record.tensors, accuracies)
+        multitask.load_shared_state(model, shared)
+        for task, state in states.items():
+            multitask.load_task_state(model, task, state)
+    except (IndexError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return accuracies
