@@ -1,8 +1,7 @@
-"""A run: set-up, the loop over tasks, evaluation. ``python main.py --help`` lists the flags."""
+"""From the command line to a run, and what its exit status means. ``python main.py --help`` lists the flags."""
 
 import os
 import sys
-import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -37,20 +36,19 @@ from trainers import (
     TRAINERS,
     DefaultTrainer,
     InferenceOptions,
-    TaskScore,
     TrainingOptions,
     check_adaptor,
-    evaluate,
 )
 from trainers.export import check_export, load_export, read_export
 from trainers.memory import Memory, MemoryOptions, mean, settings_of_run
 from trainers.original import ORIGINAL, learned_tasks
+from trainers.run import Plan, Run, follow, summary
 from utils.checkpoint import Record
 from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
 from utils.paths import default_data
 from utils.results import Results
-from utils.run import RunFolder, progress
+from utils.run import RunFolder
 from utils.seeding import generator, seed_everything
 from utils.settings import NEITHER, NETWORK, OUTCOME
 from utils.signals import Signals
@@ -157,15 +155,16 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
         with stopping(), signals.waiting():
             memory.open(folder)
             folder.log(threads_because)
-            with group_of(devices, follow, args, fingerprint, exported, more) as group:
+            with group_of(devices, join, args, fingerprint, exported, more) as group:
                 trainer.join(group)
-                learn(args, data, model, trainer, memory, folder, signals)
+                Run(plan_of(args), data, model, trainer, memory, folder, signals).learn()
             report(args, memory, folder)
             folder.finish()
     except Stopped as error:
-        error.args = (f"{error}; {memory.saved()}",)
-        folder.keep(f"stopped: {error}")
-        raise
+        hint = "; --on-nan skip would leave it out" if trainer.failed and args.on_nan == "stop" else ""
+        stopped = Stopped(f"{error}{hint}; {memory.saved()}", error.status)
+        folder.keep(f"stopped: {stopped}")
+        raise stopped from error
     finally:
         folder.close()
 
@@ -379,147 +378,33 @@ def tasks_to_learn(args: Namespace) -> Sequence[int]:
     return range(args.stream_tasks or args.num_tasks) if args.task_eval is None else [args.task_eval]
 
 
-def learn(
-    args: Namespace,
-    data: TaskDataset,
-    model: nn.Module,
-    trainer: DefaultTrainer,
-    memory: Memory,
-    folder: RunFolder,
-    signals: Signals,
-) -> None:
-    """Learn every task that is not learned yet, and evaluate when so many are learned as was asked for."""
-    tasks = tasks_to_learn(args)
-
-    def to_learn() -> list[int]:
-        done = {*memory.learned, *memory.left_out}
-        return [task for task in tasks if task not in done]
-
-    def evaluate_if_due() -> None:
-        count = len(memory.learned)
-        due = count in (args.eval_ckpts or ()) or not to_learn()
-        if not due or count in memory.evaluations:
-            return
-        if count == 0:
-            raise Stopped("no task could be learned")
-        if args.score_when_learned:
-            memory.keep_evaluation([TaskScore(task, memory.accuracies[task]) for task in memory.learned])
-        else:
-            bar = partial(progress, description=f"evaluation after {count}", unit="task")
-            options = _pick(InferenceOptions, args)
-            masks = trainer.candidates(memory.learned)
-            with signals.waiting(False):
-                scores = evaluate(model, data, memory.learned, args.adaptor, options, bar, trainer.mask_of, masks)
-            memory.keep_evaluation(scores)
-
-    evaluate_if_due()  # a run may have been cut short between learning and evaluation
-    todo, at_once = to_learn(), args.tasks_in_parallel
-    groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
-    for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
-        for task in group:
-            if memory.recover(task):
-                evaluate_if_due()
-        group = [task for task in group if task not in memory.learned]
-        if not group:
-            continue
-        started = time.perf_counter()
-        accuracies = train(args, data, trainer, memory, folder, signals, group)
-        seconds = (time.perf_counter() - started) / len(group)
-        for task in trainer.end_tasks():
-            memory.keep_task(task, [measured[group.index(task)] for measured in accuracies])
-            folder.log(f"task {task}: accuracy {memory.accuracies[task]:.4f}, {seconds:.1f} s")
-            if note := trainer.note(task):
-                folder.log(note)
-            evaluate_if_due()
-        for task, why in trainer.failed.items():
-            memory.leave_out(task, why)
-            evaluate_if_due()
+def plan_of(args: Namespace) -> Plan:
+    """What the flags ask for."""
+    return Plan(
+        tasks=tasks_to_learn(args),
+        epochs=args.epochs,
+        at_once=args.tasks_in_parallel,
+        skips=args.on_nan == "skip",
+        evaluated_after=args.eval_ckpts or (),
+        adaptor=args.adaptor,
+        inference=_pick(InferenceOptions, args),
+        as_learned=args.score_when_learned,
+    )
 
 
-def train(
-    args: Namespace,
-    data: TaskDataset,
-    trainer: DefaultTrainer,
-    memory: Memory,
-    folder: RunFolder,
-    signals: Signals,
-    group: Sequence[int],
-) -> list[list[float]]:
-    """Train tasks at once; their accuracies after each epoch. A signal leaves them where a later run can go on.
-
-    Raises:
-        Stopped: there was a signal, the data could not be served, or a task failed.
-        UserError: a file of the data cannot be read.
-    """
-    train_loader, val_loader = data.loaders(group)
-    trainer.begin_tasks(group)
-    accuracies = memory.unfinished.resume(group)
-
-    def after_batch() -> None:
-        memory.unfinished.keep_if_due(accuracies)
-        signals.check()
-
-    try:
-        for epoch in range(len(accuracies), args.epochs):
-            bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
-            lr = trainer.rate
-            losses = trainer.train(train_loader, epoch, bar, after_batch)
-            if trainer.given_up:
-                break
-            with signals.waiting(False):
-                accuracies.append(trainer.test(val_loader))
-            for task, *values in zip(group, losses, accuracies[-1], strict=True):
-                for name, value in zip(("loss", "accuracy", "learning rate"), (*values, lr), strict=True):
-                    folder.tensorboard.add_scalar(f"{name}/task {task}", value, trainer.batches_done)
-            if trainer.reached_limit:
-                break
-    except (Stopped, UserError):  # of a signal, or of data that cannot be read, both between two batches
-        memory.unfinished.keep(accuracies)
-        raise
-    if not trainer.given_up:
-        trainer.check_progress(accuracies[-1])
-    if trainer.failed and args.on_nan == "stop":
-        raise Stopped(f"{next(iter(trainer.failed.values()))}; --on-nan skip would leave it out")
-    return accuracies
-
-
-def follow(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Record], more: bool) -> None:
-    """Train in step with the first process of the group, which alone tests, evaluates and writes."""
+def join(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Record], more: bool) -> None:
+    """Be one of the processes of a group that train in step with the first one."""
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     share_threads(args, group.size)
     trainer.check(tasks_to_learn(args))
     memory = recall(args, model, trainer, fingerprint, exported, more)
     trainer.join(group)
-    for task in tasks_to_learn(args):
-        if task not in (*memory.learned, *memory.left_out, *memory.spare):
-            data.update_task(task)
-            trainer.begin_task(task)
-            for epoch in range(len(memory.unfinished.resume([task])), args.epochs):
-                trainer.train(data.train_loader, epoch)
-                if trainer.reached_limit or trainer.given_up:
-                    break
-            trainer.end_task()
+    follow(plan_of(args), data, trainer, memory)
 
 
 def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
-    """Print how each task was answered in the end."""
-    scores = memory.evaluations[len(memory.learned)]
-    lines = [f"{'task':>6}  {'accuracy given':>14}  {'inferred':>8}  {'batches inferred right':>22}"]
-
-    def line(task: str, *values: float | None) -> str:
-        cells = []
-        for value, width, form in zip(values, (14, 8, 22), (".4f", ".4f", ".1%"), strict=True):
-            cells.append(" " * width if value is None else f"{value:>{width}{form}}")
-        return "  ".join([f"{task:>6}", *cells]).rstrip()
-
-    columns = [[getattr(score, name) for score in scores] for name in ("given", "adapted", "inferred_right")]
-    for index, (score, *values) in enumerate(zip(scores, *columns, strict=True)):
-        if index < 10 or index >= len(scores) - 10:
-            lines.append(line(str(score.task), *values))
-        elif index == 10:
-            lines.append("   ...")
-    lines.append(line("mean", *map(mean, columns)))
-    folder.log("\n".join(lines))
+    """Print how each task was answered in the end, and write what is asked for."""
+    folder.log("\n".join(summary(memory.evaluations[len(memory.learned)])))
     folder.log(str(memory.storage()))
     if args.export is not None:
         memory.export(Path(args.export))

@@ -13,6 +13,7 @@ import torch
 from tiny import RUNS, TINY, Tiny, TinyBN, call_main, outcome
 
 import main
+import trainers.run
 from models import MODELS
 from trainers import DefaultTrainer
 from utils import checkpoint
@@ -134,7 +135,7 @@ def test_a_lost_connection_and_a_limit_that_is_near_keep_the_middle_of_the_task(
 
 def test_a_signal_in_a_test_or_an_evaluation_is_not_kept_waiting(tmp_path, monkeypatch):
     assert call_main(tmp_path / "whole", "--adaptor", "gt") == 0
-    test, evaluate = DefaultTrainer.test, main.evaluate
+    test, evaluate = DefaultTrainer.test, trainers.run.evaluate
 
     def interrupted(*_, **__):
         signal.raise_signal(signal.SIGTERM)
@@ -143,9 +144,9 @@ def test_a_signal_in_a_test_or_an_evaluation_is_not_kept_waiting(tmp_path, monke
     monkeypatch.setattr(DefaultTrainer, "test", interrupted)
     assert call_main(tmp_path / "cut", "--adaptor", "gt") == 143
     monkeypatch.setattr(DefaultTrainer, "test", test)
-    monkeypatch.setattr(main, "evaluate", interrupted)
+    monkeypatch.setattr(trainers.run, "evaluate", interrupted)
     assert call_main(tmp_path / "cut", "--adaptor", "gt", "--resume") == 143
-    monkeypatch.setattr(main, "evaluate", evaluate)
+    monkeypatch.setattr(trainers.run, "evaluate", evaluate)
     assert call_main(tmp_path / "cut", "--adaptor", "gt", "--resume") == 0
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "cut"))
 

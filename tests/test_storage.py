@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import main
+import trainers.run
 from models import Builder, get_model, multitask
 from trainers.export import Storage, load_export, read_export, task_storage
 from utils import storage
@@ -101,8 +102,8 @@ def test_an_exported_model_gives_the_same_logits_and_runs(kind, tmp_path, monkey
                 seen.append(model.eval()(next(iter(data.val_loader))[0]))
         return evaluate(model, data, tasks, *more)
 
-    evaluate = main.evaluate
-    monkeypatch.setattr(main, "evaluate", remember)
+    evaluate = trainers.run.evaluate
+    monkeypatch.setattr(trainers.run, "evaluate", remember)
     path = tmp_path / "model.sup"
     words = [*FLAGS, *KINDS[kind].split(), "--log-dir", str(tmp_path / "runs")]
     assert main.main([*words, "--export", str(path)]) == 0

@@ -182,6 +182,11 @@ class Memory:
         self._find_spare(Checkpoint(self._checkpoint.aside))
         self.unfinished.find(path.parent)
 
+    def lacking(self, tasks: Iterable[int]) -> list[int]:
+        """Those of ``tasks`` that are still to be learned, in their order."""
+        done = {*self.learned, *self.left_out}
+        return [task for task in tasks if task not in done]
+
     def leave_out(self, task: int, why: str) -> None:
         """Go on without ``task``, which failed, and without what it did to the weights that tasks share."""
         self.folder.log(f"warning: {why}; it is left out")

@@ -12,6 +12,7 @@ import torch
 import main
 from models import multitask
 from tests.stress.outcome import left_by, same_tensors
+from trainers.run import Run
 
 SPLIT = "--set SplitDigits --output-size 10 "  # has five tasks
 SCENARIOS = {
@@ -36,17 +37,17 @@ def run_and_look(words, monkeypatch):
     """Run what is left of a run here; the logits of every task it has learned, on its first test images."""
     logits = {}
 
-    def learn_and_look(args, data, model, trainer, memory, *more):
-        learn(args, data, model, trainer, memory, *more)
-        for task in memory.learned:
-            data.update_task(task)
-            multitask.select_task(model, trainer.mask_of(task))
+    def learn_and_look(run):
+        learn(run)
+        for task in run.memory.learned:
+            run.data.update_task(task)
+            multitask.select_task(run.model, run.trainer.mask_of(task))
             with torch.no_grad():
-                logits[task] = model.eval()(next(iter(data.val_loader))[0])
+                logits[task] = run.model.eval()(next(iter(run.data.val_loader))[0])
 
-    learn = main.learn
+    learn = Run.learn
     with monkeypatch.context() as patch:
-        patch.setattr(main, "learn", learn_and_look)
+        patch.setattr(Run, "learn", learn_and_look)
         assert main.main(words) == 0
     return logits
 

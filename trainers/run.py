@@ -1,0 +1,180 @@
+"""The loop over tasks: learn each, keep what was learned of it, evaluate when that is due."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from trainers.adaptors import InferenceOptions, TaskScore, evaluate
+from trainers.default import DefaultTrainer
+from trainers.memory import Memory, mean
+from utils.errors import Stopped, UserError
+from utils.run import RunFolder, progress
+from utils.signals import Signals
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do.
+
+    Attributes:
+        tasks: those to learn, in their order.
+        epochs: passes over each one's data.
+        at_once: how many are trained at once.
+        skips: whether a task that fails is left out; else the run stops.
+        evaluated_after: the numbers of learned tasks after which to evaluate; after the last it is done anyway.
+        adaptor, inference: how tasks are inferred.
+        as_learned: whether a task's score is the one from when it was just learned, without an evaluation.
+    """
+
+    tasks: Sequence[int]
+    epochs: int
+    at_once: int
+    skips: bool
+    evaluated_after: Sequence[int]
+    adaptor: str
+    inference: InferenceOptions
+    as_learned: bool
+
+
+class Run:
+    """Learns every task of a plan that is not learned yet.
+
+    Args:
+        data: the tasks; see ``data.base.TaskDataset``.
+        memory: what is learned already, and keeps what is learned from now on.
+        signals: what may ask the run to stop.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data,
+        model: nn.Module,
+        trainer: DefaultTrainer,
+        memory: Memory,
+        folder: RunFolder,
+        signals: Signals,
+    ):
+        self.plan, self.data, self.model, self.trainer = plan, data, model, trainer
+        self.memory, self.folder, self.signals = memory, folder, signals
+
+    def learn(self) -> None:
+        """Learn the tasks, and evaluate when so many are learned as was asked for.
+
+        Raises:
+            Stopped: there was a signal, the data could not be served, or a task failed.
+            UserError: a file of the data cannot be read.
+        """
+        self._evaluate_if_due()  # a run may have been cut short between learning and evaluation
+        todo, at_once = self.memory.lacking(self.plan.tasks), self.plan.at_once
+        groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
+        for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
+            for task in group:
+                if self.memory.recover(task):
+                    self._evaluate_if_due()
+            if group := self.memory.lacking(group):
+                self._learn_group(group)
+
+    def _learn_group(self, group: Sequence[int]) -> None:
+        """Learn tasks at once, and keep what becomes of each."""
+        started = time.perf_counter()
+        accuracies = self._train(group)
+        seconds = (time.perf_counter() - started) / len(group)
+        for task in self.trainer.end_tasks():
+            measured = [epoch[group.index(task)] for epoch in accuracies]
+            self.memory.keep_task(task, measured)
+            self.folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
+            if note := self.trainer.note(task):
+                self.folder.log(note)
+            self._evaluate_if_due()
+        for task, why in self.trainer.failed.items():
+            self.memory.leave_out(task, why)
+            self._evaluate_if_due()
+
+    def _train(self, group: Sequence[int]) -> list[list[float]]:
+        """Train tasks at once; their accuracies after each epoch. A signal leaves them where a later run can go on."""
+        trainer, unfinished = self.trainer, self.memory.unfinished
+        train_loader, val_loader = self.data.loaders(group)
+        trainer.begin_tasks(group)
+        accuracies = unfinished.resume(group)
+
+        def after_batch() -> None:
+            unfinished.keep_if_due(accuracies)
+            self.signals.check()
+
+        try:
+            for epoch in range(len(accuracies), self.plan.epochs):
+                bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
+                rate = trainer.rate
+                losses = trainer.train(train_loader, epoch, bar, after_batch)
+                if trainer.given_up:
+                    break
+                with self.signals.waiting(False):
+                    accuracies.append(trainer.test(val_loader))
+                for task, loss, accuracy in zip(group, losses, accuracies[-1], strict=True):
+                    for name, value in {"loss": loss, "accuracy": accuracy, "learning rate": rate}.items():
+                        self.folder.tensorboard.add_scalar(f"{name}/task {task}", value, trainer.batches_done)
+                if trainer.reached_limit:
+                    break
+        except (Stopped, UserError):  # of a signal, or of data that cannot be read, both between two batches
+            unfinished.keep(accuracies)
+            raise
+        if not trainer.given_up:
+            trainer.check_progress(accuracies[-1])
+        if trainer.failed and not self.plan.skips:
+            raise Stopped(next(iter(trainer.failed.values())))
+        return accuracies
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate, if so many tasks are learned as was asked for, or all that can be; once."""
+        memory = self.memory
+        count = len(memory.learned)
+        due = count in self.plan.evaluated_after or not memory.lacking(self.plan.tasks)
+        if not due or count in memory.evaluations:
+            return
+        if count == 0:
+            raise Stopped("no task could be learned")
+        if self.plan.as_learned:
+            memory.keep_evaluation([TaskScore(task, memory.accuracies[task]) for task in memory.learned])
+            return
+        bar = partial(progress, description=f"evaluation after {count}", unit="task")
+        masks = self.trainer.candidates(memory.learned)
+        how = self.plan.adaptor, self.plan.inference
+        with self.signals.waiting(False):
+            scores = evaluate(self.model, self.data, memory.learned, *how, bar, self.trainer.mask_of, masks)
+        memory.keep_evaluation(scores)
+
+
+def follow(plan: Plan, data, trainer: DefaultTrainer, memory: Memory) -> None:
+    """Train in step with the first process of a group, which alone tests, evaluates and writes."""
+    for task in memory.lacking(plan.tasks):
+        if task not in memory.spare:
+            data.update_task(task)
+            trainer.begin_task(task)
+            for epoch in range(len(memory.unfinished.resume([task])), plan.epochs):
+                trainer.train(data.train_loader, epoch)
+                if trainer.reached_limit or trainer.given_up:
+                    break
+            trainer.end_task()
+
+
+def summary(scores: Sequence[TaskScore]) -> Iterator[str]:
+    """A table, by lines, of how tasks were answered: the first and the last ten, and the mean of all."""
+
+    def line(task: str, values: Sequence[float | None]) -> str:
+        cells = []
+        for value, width, form in zip(values, (14, 8, 22), (".4f", ".4f", ".1%"), strict=True):
+            cells.append(" " * width if value is None else f"{value:>{width}{form}}")
+        return "  ".join([f"{task:>6}", *cells]).rstrip()
+
+    yield f"{'task':>6}  {'accuracy given':>14}  {'inferred':>8}  {'batches inferred right':>22}"
+    rows = [(score.given, score.adapted, score.inferred_right) for score in scores]
+    for index, (score, row) in enumerate(zip(scores, rows, strict=True)):
+        if index < 10 or index >= len(scores) - 10:
+            yield line(str(score.task), row)
+        elif index == 10:
+            yield "   ..."
+    yield line("mean", [mean(column) for column in zip(*rows, strict=True)])
