@@ -1,16 +1,13 @@
-"""What runs left on the disk, read for the report; and the form of it in which results are committed.
+"""What runs left on the disk, read for the report.
 
 Reads what ``main.py`` writes (README, "What lands where") and nothing else of it. Raises ``ValueError`` with one line
 that names the file for what cannot be read.
 """
 
 import csv
-import gzip
 import io
 import os
 import re
-import shutil
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,25 +17,16 @@ from pathlib import Path
 import pandas
 import yaml
 
+from experiments.tables import COLUMNS, MEASURED, SIZES, TABLES, last_part, parsed, table_of, text_of
 from utils import journal
 from utils.results import COLUMNS as RESULTS
-from utils.results import plain, to_csv
+from utils.results import to_csv
 from utils.settings import NEITHER
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs that differ in nothing else are of one setting.
 NEUTRAL = NEITHER | {"seed", "task_eval"}
-TABLES = {
-    "adapt_results": ("tasks_learned", "task", "given", "adapted", "inferred_right"),
-    "hopfield": ("tasks_learned", "task", "step", "hamming"),
-    "nns": ("batch", "hidden_task", "decision", "mask", "right"),
-    "confusion": ("tasks_learned", "task", "inferred", "batches"),
-}
-MEASURED = ("Accuracy Given", "Accuracy Adapted", "Share Inferred Right")
-SIZES = ("Bytes", "Bytes CSC-16", "Bytes Coded")
-COLUMNS = ("Name", "Save Directory", "Set", "Scenario", "Task", "Tasks Learned", "Seed", *MEASURED, *SIZES)
-WORDS = {"Name", "Save Directory", "Set", "Scenario", "decision", "right"}  # columns that hold no numbers
-GZIP_ABOVE = 256 * 1024  # bytes of a committed table
+MEGABYTE = 1e6
 
 
 @dataclass
@@ -176,10 +164,10 @@ def _runs(folder: Path, only: str | None = None) -> tuple[list[Run], list[str]]:
     Args:
         only: the name of a run if no other is wanted.
     """
-    path, text = _text(folder, "results")
-    table = _parsed(path, ",".join(COLUMNS) if text is None else text, COLUMNS)
+    path, text = text_of(folder, "results")
+    table = parsed(path, ",".join(COLUMNS) if text is None else text, COLUMNS)
     lines = list(csv.DictReader(io.StringIO(text or "")))
-    places = table.groupby(table["Save Directory"].map(_last_part), sort=False).groups if len(table) else {}
+    places = table.groupby(table["Save Directory"].map(last_part), sort=False).groups if len(table) else {}
     copied = sorted(path.parent.name for path in folder.glob("*/settings.yaml") if path.parent.name not in places)
     runs, skipped = [], []
     for name in [*places, *copied] if only is None else [only]:
@@ -206,7 +194,7 @@ def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> R
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not _is_settings(about):
         raise ValueError(f"{path}: is not the settings.yaml of a run")
-    tables = {name: _table(folder, name, columns) for name, columns in TABLES.items()}
+    tables = {name: table_of(folder, name, columns) for name, columns in TABLES.items()}
     scores = tables["adapt_results"]
     if len(rows):
         # A run that was begun afresh in a deleted folder has the rows of the earlier one before its own.
@@ -218,7 +206,7 @@ def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> R
         raise ValueError(f"{folder / 'adapt_results.csv'}: is not there, though the run was evaluated")
     if scores is not None and not evaluated.issuperset(scores["tasks_learned"]):  # of another machine, perhaps
         text = to_csv(RESULTS, _of_checkpoint(folder) or _of_scores(folder, about, scores))
-        rows, lines = _parsed(folder, text, COLUMNS), list(csv.DictReader(io.StringIO(text)))
+        rows, lines = parsed(folder, text, COLUMNS), list(csv.DictReader(io.StringIO(text)))
     finished, log = folder / "finished", folder / "log.txt"
     return Run(
         folder,
@@ -252,46 +240,6 @@ def _is_settings(about: object) -> bool:
     kinds = {"settings": dict, "command": list, "versions": dict, "machine": str, "commit": str}
     fits = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
     return fits and isinstance(about["settings"].get("seed"), int)
-
-
-def _table(folder: Path, name: str, columns: Sequence[str]) -> pandas.DataFrame | None:
-    """A table of a run or an experiment; None if there is none."""
-    path, text = _text(folder, name)
-    return None if text is None else _parsed(path, text, columns)
-
-
-def _parsed(path: Path, text: str, columns: Sequence[str]) -> pandas.DataFrame:
-    """A table with these columns at least out of its text; ``path`` is where it comes from."""
-    try:
-        table = pandas.read_csv(io.StringIO(text))
-    except ValueError as error:  # all those of pandas
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{path}: has no column {missing[0]!r}")
-    for column in columns:
-        if column not in WORDS and len(table) and not pandas.api.types.is_numeric_dtype(table[column]):
-            raise ValueError(f"{path}: column {column!r} holds something that is no number")
-    return table
-
-
-def _text(folder: Path, name: str) -> tuple[Path, str | None]:
-    """The whole lines of a CSV file, also of one that is compressed; None if there is none."""
-    path = folder / f"{name}.csv"
-    try:
-        if path.exists():
-            content = path.read_bytes()
-            text = plain(content) if name == "results" else content.decode("utf-8-sig")
-        elif (path := folder / f"{name}.csv.gz").exists():
-            text = gzip.decompress(path.read_bytes()).decode()
-        else:
-            return path, None
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    return path, text[: text.rfind("\n") + 1]  # another process may be writing the last line
-
-
-def _last_part(path: object) -> str:
-    return Path(str(path)).name
 
 
 def seconds_of(log: str) -> float | None:
@@ -334,52 +282,6 @@ def _plain(value: object) -> str:
 
 def _sortable(value: object) -> tuple:
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
-
-
-# The committed form
-
-
-def collect(experiments: Iterable[Experiment], into: Path) -> None:
-    """Put the tables and settings of runs into ``into/<experiment>``, beside what other runs left there.
-
-    Numbers stay as they are. Paths of the machine do not: the data folder is ``DIR``, the project is where commands
-    are called. A long table is compressed.
-    """
-    for experiment in experiments:
-        folder = into / experiment.name
-        folder.mkdir(parents=True, exist_ok=True)
-        names = {run.name for run in experiment.runs}
-        old = csv.DictReader(io.StringIO(_text(folder, "results")[1] or ""))
-        rows = [row for row in old if _last_part(row["Save Directory"]) not in names]
-        for run in experiment.runs:
-            rows += _collect_run(run, folder / run.name, experiment.name)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        _write_table(folder, "results", text.getvalue())
-
-
-def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
-    """Write a run's folder anew; gives its rows of ``results.csv``."""
-    tables = {name: _text(run.folder, name)[1] for name in run.tables}
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, text in tables.items():
-        _write_table(folder, name, text)
-    about = without_paths(run.about, experiment) | {"finished": run.finished, "seconds": run.seconds}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
-    return [line | {"Save Directory": f"runs/{experiment}/{run.name}"} for line in run.lines]
-
-
-def _write_table(folder: Path, name: str, text: str) -> None:
-    plain, packed = folder / f"{name}.csv", folder / f"{name}.csv.gz"
-    for path in (plain, packed):
-        path.unlink(missing_ok=True)
-    if len(text) > GZIP_ABOVE:
-        packed.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes whenever it is written
-    else:
-        plain.write_text(text)
 
 
 def without_paths(about: dict, experiment: str) -> dict:

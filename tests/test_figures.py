@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_report import LENET, make_run, write_table
 
-from experiments import figures, records, report
+from experiments import figures, published, records, report
+from experiments.tables import TABLES
 
 COUNTS = {"number of tasks learned", "task", "true task", "inferred task", "steps of recovery (test batches seen)"}
 LONG = "se_binary_entropy_minimization_of_a_name_without_end"
@@ -27,7 +28,7 @@ def drawn(picture: figures.Picture) -> Figure:
 def pictures(*folders) -> dict[str, Figure]:
     experiments, skipped = records.read(folders)
     assert not skipped
-    return {picture.name: drawn(picture) for picture in report.page(experiments, report.load_paper())[1]}
+    return {picture.name: drawn(picture) for picture in report.page(experiments, published.load())[1]}
 
 
 def shown_labels(axis) -> list:
@@ -47,17 +48,17 @@ def variants(tmp_path):
                 **{"tasks": 3, "evaluated": (2, 3), "adaptor": adaptor, "output_size": size, "model": "LeNet"},
             )
             confusion = [(3, task, taken, 1 + (task == taken)) for task in range(3) for taken in range(3)]
-            write_table(folder / "confusion.csv", records.TABLES["confusion"], confusion)
+            write_table(folder / "confusion.csv", TABLES["confusion"], confusion)
     return tmp_path / "MNISTPerm-ablation-output-size"
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7, 30, 1111])
 def test_whole_numbers_have_whole_marks(tmp_path, tasks):
     folder = make_run(tmp_path / LENET, "seed=0", tasks=tasks, evaluated=(max(1, tasks // 2), tasks))
-    write_table(folder / "confusion.csv", records.TABLES["confusion"], [(tasks, t, t, 1) for t in range(tasks)])
-    write_table(folder / "hopfield.csv", records.TABLES["hopfield"], [(tasks, 0, step, 3 - step) for step in range(3)])
+    write_table(folder / "confusion.csv", TABLES["confusion"], [(tasks, t, t, 1) for t in range(tasks)])
+    write_table(folder / "hopfield.csv", TABLES["hopfield"], [(tasks, 0, step, 3 - step) for step in range(3)])
     steps = make_run(tmp_path / "SplitMNIST-hopsupsup", "seed=0", tasks=tasks, evaluated=(tasks,))
-    write_table(steps / "hopfield.csv", records.TABLES["hopfield"], [(tasks, 0, step, 3 - step) for step in range(3)])
+    write_table(steps / "hopfield.csv", TABLES["hopfield"], [(tasks, 0, step, 3 - step) for step in range(3)])
     seen = 0
     for figure in pictures(tmp_path / LENET, tmp_path / "SplitMNIST-hopsupsup").values():
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
@@ -74,11 +75,11 @@ def test_tasks_are_named_by_their_number_in_whatever_order_they_were_learned(tmp
     folder = make_run(tmp_path / LENET, "seed=0", tasks=3, evaluated=(3,))
     write_table(
         folder / "adapt_results.csv",
-        records.TABLES["adapt_results"],
+        TABLES["adapt_results"],
         [(n, task, 0.9, 0.9, 1) for n in (2, 3) for task in (7, 4, 5)[:n]],
     )
     experiments, _ = records.read([tmp_path / LENET])
-    bars = drawn(figures.of_experiment(experiments[0], report.load_paper())).axes[0]
+    bars = drawn(figures.of_experiment(experiments[0], published.load())).axes[0]
     assert [label.get_text() for label in bars.get_xticklabels()] == ["4", "5", "7"]
 
 
@@ -158,7 +159,7 @@ def test_the_page_names_every_setting_and_fits_on_a_phone(variants, tmp_path):
     ):
         assert rule in page
     experiments, _ = records.read([variants])
-    blocks = report.page(experiments, report.load_paper())[0]
+    blocks = report.page(experiments, published.load())[0]
     (shown,) = (block for block in blocks if block[0] == "table" and "--output-size" in block[1])
     places = [shown[1].index(flag) for flag in ("--output-size", "--adaptor")]
     assert {tuple(row[place] for place in places) for row in shown[2]} == {

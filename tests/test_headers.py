@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from experiments import plan, report
-from experiments.records import MEASURED
+from experiments import collected, plan, published
+from experiments.tables import MEASURED
 
 SCRIPTS = {plan.experiment_name(path): path for path in sorted((plan.ROOT / "experiments").glob("[GN]*/**/*.py"))}
-PAPER = report.load_paper()
-KEPT = {experiment.name: experiment for experiment in report.committed()}
+PAPER = published.load()
+KEPT = {experiment.name: experiment for experiment in collected.read()}
 
 
 def header(name: str) -> str:

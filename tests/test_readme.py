@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from args import parse_arguments
-from experiments import report
+from experiments import collected, pages, published, report
 
 PROJECT = Path(__file__).resolve().parents[1]
 COLUMNS = {"given": "Accuracy Given", "inferred": "Accuracy Adapted", "batches inferred right": "Share Inferred Right"}
 README = (PROJECT / "README.md").read_text()
-RESULTS = report.README.read_text()
-BLOCK = RESULTS.partition(report.BEGIN)[2].partition(report.END)[0]
+RESULTS = collected.README.read_text()
+BLOCK = RESULTS.partition(collected.BEGIN)[2].partition(collected.END)[0]
 SPEED = (PROJECT / "docs" / "speed.md").read_text()
 PAGES = ["README.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
 PAGES += ["experiments/results/README.md", "experiments/results/report.md"]
@@ -32,7 +32,7 @@ def rows(table: str = BLOCK) -> list[dict[str, str]]:
 
 def link(row: dict[str, str]) -> Path:
     """The file that the numbers of a row are from."""
-    return report.RESULTS / unquote(re.fullmatch(r"\[.+\]\((\S+)\)", row["what"])[1])
+    return collected.RESULTS / unquote(re.fullmatch(r"\[.+\]\((\S+)\)", row["what"])[1])
 
 
 def evaluations(path: Path) -> list[dict[str, str]]:
@@ -41,9 +41,9 @@ def evaluations(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_table_is_that_of_the_committed_results():
-    kept = report.committed()
+    kept = collected.read()
     assert kept, "results are committed"
-    assert BLOCK.strip() == report.readme_table(kept, report.load_paper(), ".")
+    assert BLOCK.strip() == collected.readme_table(kept, published.load(), ".")
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row["what"].partition("]")[0][1:])
@@ -94,7 +94,7 @@ def test_the_headlines_are_rows_of_the_table():
 
 def test_nothing_of_a_machine_is_committed():
     texts = []
-    for path in report.RESULTS.rglob("*"):
+    for path in collected.RESULTS.rglob("*"):
         if path.suffix == ".gz":
             texts.append((path, gzip.decompress(path.read_bytes()).decode()))
         elif path.suffix in (".csv", ".yaml", ".md"):
@@ -108,12 +108,12 @@ def test_nothing_of_a_machine_is_committed():
 
 
 def test_the_committed_page_and_its_pictures_are_there():
-    blocks, pictures = report.page(report.committed(), report.load_paper())
-    assert (report.RESULTS / "report.md").read_text() == report.markdown(blocks)
+    blocks, pictures = report.page(collected.read(), published.load())
+    assert (collected.RESULTS / "report.md").read_text() == pages.markdown(blocks)
     for picture in pictures:
-        assert (report.RESULTS / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (collected.RESULTS / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
     drawn = {picture.name for picture in pictures} | {"benchmark"}
-    assert {path.stem for path in report.RESULTS.glob("*.png")} == drawn
+    assert {path.stem for path in collected.RESULTS.glob("*.png")} == drawn
 
 
 @pytest.mark.parametrize("text", PAGES)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import launcher, records, report
+from experiments import cells, collected, launcher, published, records, report
+from experiments.tables import TABLES
 
 PROJECT = Path(__file__).resolve().parents[1]
 LENET = "MNISTPerm-LeNet-250-tasks-supsup_h"
@@ -56,7 +57,7 @@ def make_run(
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
-    write_table(run / "adapt_results.csv", records.TABLES["adapt_results"], scores)
+    write_table(run / "adapt_results.csv", TABLES["adapt_results"], scores)
     about = {
         "settings": {
             **{"config": "/home/someone/supsup/experiments/GNu/MNISTPerm/LeNet-250-tasks/configs/supsup_h.yaml"},
@@ -307,7 +308,7 @@ def test_a_run_folder_of_another_machine_counts(three_seeds, tmp_path, table):
     assert report.report([folder])[1] == []
     assert table_with(folder / "report.md", "tasks learned") == before
     assert {row["run"] for row in table_with(folder / "report.md", "commit")} == {f"`seed={n}`" for n in range(3)}
-    records.collect(records.read([folder])[0], tmp_path / "kept")
+    collected.write(records.read([folder])[0], tmp_path / "kept")
     (kept,), skipped = records.read([tmp_path / "kept" / LENET])
     assert skipped == [] and {run.name for run in kept.runs} == {"seed=0", "seed=1", "seed=2"}
 
@@ -327,11 +328,11 @@ def test_every_form_is_drawn(tmp_path):
     )
     hop = make_run(tmp_path / "SplitMNIST-hopsupsup", "seed=0", evaluated=(4,))
     steps = [(4, task, step, 100 // (step + 1)) for task in range(4) for step in range(5)]
-    write_table(hop / "hopfield.csv", records.TABLES["hopfield"], steps)
+    write_table(hop / "hopfield.csv", TABLES["hopfield"], steps)
     nns = make_run(tmp_path / "NNs-supsup", "seed=0", trainer="nns")
     decisions = [(100 * d, d // 2, ("allocate", "go on")[d % 2], d // 2, d != 5) for d in range(8)]
-    write_table(nns / "nns.csv", records.TABLES["nns"], decisions)
-    write_table(nns / "confusion.csv", records.TABLES["confusion"], [(4, 0, 0, 9), (4, 1, 1, 7), (4, 1, 0, 2)])
+    write_table(nns / "nns.csv", TABLES["nns"], decisions)
+    write_table(nns / "confusion.csv", TABLES["confusion"], [(4, 0, 0, 9), (4, 1, 1, 7), (4, 1, 0, 2)])
     for sparsity in (4.0, 8.0, 16.0):
         make_run(tmp_path / "rn50-supsup", f"sparsity={sparsity:g}", inferred=False, sparsity=sparsity)
     make_run(tmp_path / "main", "main", lr=0.1)
@@ -413,16 +414,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
 
 def test_what_is_collected_gives_the_same_numbers_without_paths(three_seeds, tmp_path):
     into, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{collected.BEGIN}\nold\n{collected.END}\nafter\n")
     report.collect([three_seeds], into, readme)
-    kept = report.committed(into)
+    kept = collected.read(into)
     own, _ = records.read([three_seeds])
-    paper = report.load_paper()
+    paper = published.load()
     (before,), (after,) = own, kept
     (was,), (now,) = before.settings, after.settings
     assert was.evaluations.equals(now.evaluations)
-    assert repr(report.measures(was, "given")) == repr(report.measures(now, "given"))
-    assert report.run_time(was) == report.run_time(now) and report.call_of(was) == report.call_of(now)
+    assert repr(cells.measures(was, "given")) == repr(cells.measures(now, "given"))
+    assert cells.run_time(was) == cells.run_time(now) and cells.call_of(was) == cells.call_of(now)
     texts = [path for path in into.rglob("*") if path.suffix in (".csv", ".yaml", ".md")]
     assert len(texts) == 1 + 1 + 3 * 2
     assert not [path for path in texts if "someone" in path.read_text()]
@@ -434,19 +435,19 @@ def test_what_is_collected_gives_the_same_numbers_without_paths(three_seeds, tmp
     assert settings["command"][:4] == ["main.py", "--config", settings["settings"]["config"], "--seed"]
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert report.readme_table(kept, paper, "results") in text
+    assert collected.readme_table(kept, paper, "results") in text
     assert f"[SupSup (H)](results/{LENET}/results.csv)" in text
     assert (into / "figure-4-left.png").exists() and not list(into.glob("*.pdf"))
 
 
 def test_runs_are_collected_one_by_one(tmp_path):
     into, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    readme.write_text(f"{collected.BEGIN}\n{collected.END}\n")
     for seed in range(2):
         report.collect([make_run(tmp_path / f"machine {seed}" / "a", f"seed={seed}", seed).parent], into, readme)
     make_run(tmp_path / "machine 0 later" / "a", "seed=0", 0, tasks=6, evaluated=(4, 6), num_tasks=4)
     report.collect([tmp_path / "machine 0 later" / "a"], into, readme)
-    (experiment,) = report.committed(into)
+    (experiment,) = collected.read(into)
     (setting,) = experiment.settings
     counts = setting.evaluations.groupby("Seed")["Tasks Learned"].apply(list).to_dict()
     assert counts == {0: [4, 6], 1: [2, 4]}
@@ -456,15 +457,15 @@ def test_runs_are_collected_one_by_one(tmp_path):
 
 
 def test_a_long_table_is_compressed(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "GZIP_ABOVE", 2000)
+    monkeypatch.setattr(collected, "GZIP_ABOVE", 2000)
     make_run(tmp_path / "runs" / "a", "seed=0", tasks=30, evaluated=(15, 30))
     before, _ = records.read([tmp_path / "runs" / "a"])
-    records.collect(before, tmp_path / "results")
+    collected.write(before, tmp_path / "results")
     names = {path.name for path in (tmp_path / "results").rglob("*") if path.is_file()}
     assert names == {"results.csv.gz", "adapt_results.csv.gz", "settings.yaml"}
-    after = report.committed(tmp_path / "results")
+    after = collected.read(tmp_path / "results")
     assert after[0].settings[0].evaluations.equals(before[0].settings[0].evaluations)
-    assert "results/a/results.csv.gz" in report.readme_table(after, report.load_paper(), "results")
+    assert "results/a/results.csv.gz" in collected.readme_table(after, published.load(), "results")
 
 
 # Real runs
@@ -479,14 +480,14 @@ def test_the_launcher_reports_real_runs(call, tmp_path):
     rows = [row for row in csv.DictReader(open(folder / "results.csv", newline="")) if not row["Task"]]
     shown = table_with(folder / "report.md", "tasks learned")
     assert len(rows) == len(shown) == 2
-    for row, cells in zip(rows, shown, strict=True):
+    for row, of in zip(rows, shown, strict=True):
         names = {
             "given": "Accuracy Given",
             "inferred": "Accuracy Adapted",
             "batches inferred right": "Share Inferred Right",
         }
-        assert [cells[name] for name in names] == [f"{float(row[column]):.4f}" for column in names.values()]
-        assert cells["tasks learned"] == row["Tasks Learned"]
+        assert [of[name] for name in names] == [f"{float(row[column]):.4f}" for column in names.values()]
+        assert of["tasks learned"] == row["Tasks Learned"]
     assert drawn(folder / "report.html") == {f"curve-of-{LENET}", LENET}, "digits stand in no figure of the paper"
     assert table_with(folder / "report.md", "method")[0]["published"] == "–"
 
@@ -516,7 +517,7 @@ def test_the_command_names_the_seeds(tmp_path):
         for seed in seeds:
             make_run(tmp_path / name, f"seed={seed}", seed)
         (experiment,), _ = records.read([tmp_path / name])
-        assert f" {words} " in report.call_of(experiment.settings[0])
+        assert f" {words} " in cells.call_of(experiment.settings[0])
 
 
 def test_no_report_is_no_failed_run(tmp_path, capsys):

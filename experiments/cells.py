@@ -1,0 +1,114 @@
+"""What stands in the cells of the report's tables: numbers and runs as text."""
+
+import re
+import shlex
+from collections.abc import Iterable
+
+import pandas
+import yaml
+
+from experiments import metrics, records
+from experiments.records import MEGABYTE, ROOT, Run, Setting
+from experiments.tables import SIZES
+from utils.settings import SHOWN
+
+
+def spread(values: Iterable[float], form: str = ".4f") -> str:
+    """The mean ± the sample standard deviation of what was measured; the mean alone of one value; ``–`` of none."""
+    there = pandas.Series(list(values), dtype=float).dropna()
+    if there.empty:
+        return "–"
+    mean = f"{there.mean():{form}}"
+    return mean if len(there) == 1 else f"{mean} ± {there.std():{form}}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time as one would say it."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def megabytes(final: pandas.DataFrame) -> str:
+    """What must be kept in its three forms; ``–`` where a run does not say."""
+    return " / ".join(spread([final[column].mean() / MEGABYTE], ",.3f") for column in SIZES)
+
+
+def call_of(setting: Setting) -> str:
+    """The command that makes the runs of a setting, from the project's root."""
+    run = setting.runs[0]
+    about = records.without_paths(run.about, setting.experiment)
+    words = about["command"]
+    script = re.search(r"(experiments/.+)/configs/([^/]+)\.yaml$", str(about["settings"].get("config")))
+    if not script or "--resume" not in words:
+        return shlex.join(["python", *words])
+    kept, passed = [], iter(words[words.index("--resume") + 1 :])
+    for word in passed:  # what the launcher does by itself, and where a run computes, is left out
+        flag = word.lstrip("-").partition("=")[0].replace("-", "_")
+        if not (word.startswith("--") and flag in records.NEUTRAL - SHOWN):
+            kept.append(word)
+        elif "=" not in word:
+            next(passed, None)
+    seeds = sorted({run.settings["seed"] for run in setting.runs})
+    first = seeds == list(range(len(seeds)))
+    which = str(len(seeds)) if first else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
+    words = ["python", f"{script[1]}/{script[2]}.py", "--data", "DIR", *(["--seeds", which] if seeds != [0] else [])]
+    return shlex.join([*words, *kept])
+
+
+def run_time(setting: Setting) -> float | None:
+    """Seconds for a seed, on average."""
+    by_seed: dict[int, float] = {}
+    for run in setting.runs:
+        if run.seconds is None:
+            return None
+        by_seed[run.settings["seed"]] = by_seed.get(run.settings["seed"], 0) + run.seconds
+    return sum(by_seed.values()) / len(by_seed)
+
+
+def machine(run: Run) -> str:
+    """What a run computed on, without the name of the system."""
+    threads = run.settings.get("threads")
+    where = run.about["machine"].partition(", ")[2]
+    return ", ".join(filter(None, [where, f"{threads} thread{'s' * (threads != 1)}" if threads else ""])) or "–"
+
+
+def told(run: Run) -> dict[str, object]:
+    """The settings that the configuration file or the command line named."""
+    names = {
+        word[2:].partition("=")[0].replace("-", "_") for word in map(str, run.about["command"]) if word[:2] == "--"
+    }
+    inside = re.search(r"experiments/.+", str(run.settings.get("config")))
+    if inside and (ROOT / inside[0]).is_file():
+        names |= {name.replace("-", "_") for name in yaml.safe_load((ROOT / inside[0]).read_text())}
+    wanted = (names - records.NEUTRAL) | {"eval_ckpts"}
+    return {name: value for name, value in run.settings.items() if name in wanted}
+
+
+def measures(setting: Setting, column: str) -> list[dict[str, float]]:
+    """The field's measures of the accuracies ``given`` or ``adapted``, for each seed."""
+    if setting.run_a_task:  # no network has learned two tasks
+        means = setting.final["Accuracy Given" if column == "given" else "Accuracy Adapted"]
+        return [{"average accuracy": mean} for mean in means]
+    found = []
+    for run in setting.runs:
+        names = {"Tasks Learned": "tasks_learned", "Task": "task", "Accuracy Given": "accuracy"}
+        learned = run.learned.rename(columns=names)[list(names.values())] if column == "given" else None
+        matrix = metrics.accuracy_matrix(run.scores(column), learned)
+        values = {"average accuracy": metrics.average_accuracy(matrix)}
+        if not run.settings.get("score_when_learned"):  # or else no task is measured again
+            values["forgetting"] = metrics.forgetting(matrix)
+            values["backward transfer"] = metrics.backward_transfer(matrix)
+        known = column == "given" and matrix.shape[1] > 1 and apart(run)
+        found.append(values | {"forward transfer": 0.0 if known else metrics.forward_transfer(matrix)})
+    return found
+
+
+def apart(run: Run) -> bool:
+    """Whether each task starts as if it were the first: then the earlier ones cannot have transferred anything."""
+    s = run.settings
+    return (
+        s["trainer"] == "default" and not s["train_weight_tasks"] and s["bn_type"] not in ("StandardBN", "NonAffineBN")
+    )
