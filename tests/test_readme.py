@@ -20,7 +20,7 @@ README = (PROJECT / "README.md").read_text()
 RESULTS = collected.README.read_text()
 BLOCK = RESULTS.partition(collected.BEGIN)[2].partition(collected.END)[0]
 SPEED = (PROJECT / "docs" / "speed.md").read_text()
-PAGES = ["README.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
 PAGES += ["experiments/results/README.md", "experiments/results/report.md"]
 
 
@@ -135,6 +135,16 @@ def test_what_pages_name_is_there(call):
             r"`(?:python )?((?:data|models|trainers|utils|experiments|docs|tests|images)/[\w./-]+)", text
         )
         assert not [name for name in named if not (PROJECT / name).exists()], page
+
+
+def test_the_workflow_calls_ci_with_every_python_that_the_readme_promises():
+    (job,) = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    versions = job["strategy"]["matrix"]["python"]
+    assert all(isinstance(version, str) for version in versions), "3.10 is no number"
+    first, *rest = (int(version.removeprefix("3.")) for version in versions)
+    assert f"Python ≥ 3.{first}," in README
+    assert rest == list(range(first + 1, first + 1 + len(rest)))
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"] and (PROJECT / ".ci/run").is_file()
 
 
 def test_what_is_said_of_the_notebook_stands_in_its_outputs():
