@@ -12,7 +12,7 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, TASKS_BY
-from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
+from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, STATISTICS_OF
 from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
@@ -281,7 +281,20 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("network")
     add = group.add_argument
-    add("--model", choices=MODELS, default="LeNet", help="network")
+    add(
+        "--model",
+        choices=MODELS,
+        default="LeNet",
+        help="network; torchvision:NAME is one of torchvision's, FILE.py:CLASS one of your own, whose file is run; "
+        "both get masks over their Linear, Conv and attention layers",
+    )
+    add(
+        "--weights",
+        type=lambda text: text if text == "given" else user_path(text),
+        metavar="FILE",
+        help="of a network that is not ours: the frozen weights are those of this file, a state_dict, or with the word "
+        "given those that the class itself gives them (default: drawn by --conv-init)",
+    )
     add(
         "--width-mult",
         type=_number(float, 0, 100, low_allowed=False),
@@ -645,8 +658,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.log_dir is None:
         args.log_dir = str(PROJECT / "runs" / "main")
     _check_own(args)
+    _check_outside(args)
     if args.name is None:
-        args.name = _run_name(re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{args.model}-seed={args.seed}"))
+        args.name = _run_name(re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{plain(args.model)}-seed={args.seed}"))
 
 
 def _check_own(args: argparse.Namespace) -> None:
@@ -663,6 +677,30 @@ def _check_own(args: argparse.Namespace) -> None:
             raise UserError(f"--{flag}: is for images of your own, --set folder:PATH or npz:FILE, not for {args.set}")
     if args.image_size is not None:
         args.image_size = (args.image_size * 2)[:2]
+
+
+def plain(model: str) -> str:
+    """The name of a network without the folder of its file, which may be another tomorrow."""
+    return os.path.basename(model)
+
+
+def _check_outside(args: argparse.Namespace) -> None:
+    """What a network that is not ours can be told."""
+    if ":" not in args.model:
+        if args.weights is not None:
+            raise UserError(f"--weights {args.weights}: is for --model torchvision:NAME and FILE.py:CLASS alone")
+        return
+    for name, values in (("conv_type", MASKS_OF), ("bn_type", STATISTICS_OF)):
+        if (value := getattr(args, name)) not in values:
+            raise UserError(
+                f"--{name.replace('_', '-')} {value}: of a network that is not ours, as {args.model}, it can be "
+                f"{' or '.join(values)}"
+            )
+    for name, value in (("width_mult", 1.0), ("individual_heads", False), ("train_weight_tasks", 0)):
+        if getattr(args, name) != value:
+            raise UserError(
+                f"--{name.replace('_', '-')}: {args.model} is taken as it is and trains nothing but masks; leave it out"
+            )
 
 
 def _check_nns(args: argparse.Namespace) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import sys
+import warnings
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from args import PROJECT, make_parser, original_settings, parse_arguments
+from args import PROJECT, make_parser, original_settings, parse_arguments, plain
 from utils.cores import available_cores, sleep_while_waiting, wanted_threads
 from utils.errors import Stopped, UserError, complain, no_memory, out_of_memory, stopping
 from utils.output import lasting_output
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 
 from data import DATASETS
-from data.base import SplitByClass, TaskDataset
+from data.base import SplitByClass, TaskDataset, digest
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
 from models.norms import is_statistic
@@ -84,7 +85,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
             settings, exported = read_export(Path(args.import_file))
             network = {name: value for name, value in settings.items() if name in NETWORK}
             args = parse_arguments(argv, network, source=f"--import {args.import_file}")
-            _check_same(args.import_file, network, vars(args), NETWORK)
+            _check_same(args.import_file, network, vars(args) | {"model": plain(args.model)}, NETWORK)
         for note in notes:
             print(f"note: {note}", flush=True)
         run(args, signals, exported)
@@ -220,7 +221,12 @@ def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.devi
     else:
         images = min(args.tasks_in_parallel, len(tasks_to_learn(args))) * args.batch_size // len(devices)
         shape = (max(1, images), *data.input_shape)
-        size = mean(product_sizes(MODELS[args.model], shape, args.output_size, args.width_mult))
+        try:
+            size = mean(product_sizes(MODELS[args.model], shape, args.output_size, args.width_mult))
+        except Exception:  # whatever a user's own network raises that has no numbers to compute with
+            if ":" not in args.model:
+                raise
+            size = WORTH_THREADS
         large, cores = size >= WORTH_THREADS, available_cores()
         args.threads = cores if large else 1
         why = f"{'large' if large else 'small'} products, {size / 1e6:,.0f} million multiplications each; {cores} cores"
@@ -263,9 +269,14 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         args.er_sparsity,
         args.individual_heads,
         args.width_mult,
+        args.weights,
     )
     try:
         model = get_model(args.model, builder, data.input_shape, args.output_size).to(device)
+    except ValueError as error:
+        if ":" not in args.model:
+            raise
+        raise UserError(f"--model {args.model}: {error}") from None
     except (MemoryError, RuntimeError) as error:
         if not no_memory(error):
             raise
@@ -329,6 +340,17 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
         raise UserError(f"{flag}: --bn-type {args.bn_type} has statistics that all tasks share")
     if "," in args.multigpu:
         raise UserError(f"{flag}: needs one device, not --multigpu {args.multigpu}")
+    if ":" in args.model:
+        some = tasks_to_learn(args)[:2]
+        try:
+            state = multitask.begin_tasks(model, some, trainer.rng)
+            images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is computed one task after the other
+                multitask.call_tasks(model.train(), state, images)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{flag}: {args.model} cannot compute for several tasks at once: {why}") from None
     try:
         data.loaders(tasks_to_learn(args))
     except ValueError as error:
@@ -351,7 +373,9 @@ def recall(
     Raises:
         UserError: what they name is damaged beyond use, or of other settings.
     """
-    lasting = {name: value for name, value in vars(args).items() if name not in NEITHER}
+    lasting = {name: value for name, value in vars(args).items() if name not in NEITHER} | {"model": plain(args.model)}
+    if args.weights is not None:  # what they are, wherever they are from
+        lasting["weights"] = digest(*(value for _, value in sorted(multitask.shared_state(model).items())))
 
     def check_same(path: Path, theirs: Mapping) -> None:
         ours, count = lasting, theirs.get("num_tasks")
@@ -361,9 +385,11 @@ def recall(
 
     memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint)
     if exported:
+        path, given = f"--import {args.import_file}", exported[0].values.get("settings", {})
+        _check_same(path, given, lasting, {"weights"})
         accuracies = load_export(Path(args.import_file), model, exported)
         of_original = exported[0].kind == ORIGINAL
-        memory.adopt(accuracies, exported[0].values.get("data"), f"--import {args.import_file}", of_original)
+        memory.adopt(accuracies, exported[0].values.get("data"), path, of_original)
     if args.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(args.resume)).parent
         args.log_dir, args.name = str(folder.parent), folder.name

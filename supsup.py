@@ -24,6 +24,7 @@ from models import Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
+from models.outside import torchvision_network
 from trainers import OF_SUPERFLUOUS
 from trainers.adaptors import (
     InferenceOptions,
@@ -425,16 +426,3 @@ class _Tests:
 
     def update_task(self, task: int) -> None:
         self.val_loader = self.loaders[task]
-
-
-def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
-    """A network of ``torchvision.models`` by its name, with random weights drawn from ``seed``.
-
-    Raises:
-        ValueError: torchvision has none of that name.
-    """
-    from torchvision import models  # takes a second to import
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return models.get_model(name, weights=None, num_classes=outputs)

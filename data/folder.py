@@ -76,9 +76,10 @@ def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = Non
     path = Path(root or ".", name)
     if tasks_by == "folders":
         raise UserError("--tasks-by folders: an npz has none; say classes, permutation or rotation")
-    if more.get("image_size") is not None:
-        raise UserError(f"--image-size {_said(more['image_size'])}: the images of an npz keep their size")
     arrays = read_npz(path)
+    size, own = more.get("image_size"), arrays["train_images"].shape[1:3]
+    if size is not None and tuple(size) != own:
+        raise UserError(f"--image-size {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")
     there = np.unique(arrays["train_labels"])
     unknown = np.setdiff1d(arrays["test_labels"], there)
     if len(unknown):

@@ -17,6 +17,8 @@ MODELS = Registry(
         **of("models.small", "LeNet", "FC1024", "BNNet"),
         **of("models.gemresnet", "GEMResNet18"),
         **of("models.resnet", "ResNet18", "ResNet50", "ResNet101", "WideResNet50_2"),
+        "torchvision:NAME": "models.outside:torchvision",
+        "FILE.py:CLASS": "models.outside:from_file",
     }
 )
 # What --conv-type can name.
@@ -36,6 +38,13 @@ BN_TYPES = Registry(
         **of("models.hopfield", "FastHopMaskBN"),
     }
 )
+# What networks from outside can be made of, by the layers of ours that they are like: masks, and statistics of norms.
+MASKS_OF = {
+    "FastMultitaskMaskConv": "threshold",
+    "StackedFastMultitaskMaskConv": "threshold",
+    "MultitaskMaskConv": "top-k",
+}
+STATISTICS_OF = {"MultitaskNonAffineBN": "task", "NonAffineNoStatsBN": "batch"}
 # What --conv-init can name.
 INITIALISERS = Registry(
     of(
@@ -45,7 +54,7 @@ INITIALISERS = Registry(
     )
 )
 
-__all__ = ["BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS", "Builder", "get_model"]
+__all__ = ["MASKS_OF", "STATISTICS_OF", "BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS", "Builder", "get_model"]
 
 
 def get_model(name: str, builder: Builder, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import BN_TYPES, CONV_TYPES
+from models import BN_TYPES, CONV_TYPES, MASKS_OF, STATISTICS_OF
 from models.init import initialise
 from models.layers import LayerOptions
 from models.modules import IndividualHeads
@@ -26,6 +26,7 @@ class Builder:
         sparsity, er_sparsity: of top-k masks; see ``LayerOptions``.
         individual_heads: whether the last layer has a weight of its own for each task.
         width_mult: by which ``width`` multiplies.
+        weights: of networks from outside: None draws them again, ``given`` keeps them, a path loads them from there.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class Builder:
         er_sparsity: bool = False,
         individual_heads: bool = False,
         width_mult: float = 1.0,
+        weights: str | None = None,
     ):
+        self._types, self._weights = (conv_type, bn_type), weights
         self._rng, self._init = rng, (conv_init, mode, nonlinearity)
         self._options = LayerOptions(num_tasks, sparsity, er_sparsity, rng)
         self._individual_heads, self._width_mult = individual_heads, width_mult
@@ -109,17 +112,49 @@ class Builder:
         """ReLU."""
         return nn.ReLU()
 
+    @property
+    def seed(self) -> int:
+        """What the weights of a network from outside start from, before they are drawn again."""
+        return self._rng("network").initial_seed()
+
+    def converted(self, model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+        """A network from outside with masks over its layers.
+
+        Raises:
+            ValueError: it has weights that cannot be masked, answers otherwise than it should, or does not fit the
+                file of weights.
+        """
+        from models.convert import convert
+        from models.outside import check_answers, load_weights
+
+        check_answers(model, input_shape, output_size)
+        if self._weights not in (None, "given"):
+            load_weights(model, self._weights)
+        (conv_type, bn_type), (init, mode, nonlinearity) = self._types, self._init
+        return convert(
+            model,
+            self._rng,
+            self._options.num_tasks,
+            masks=MASKS_OF[conv_type],
+            sparsity=self._options.sparsity,
+            er_sparsity=self._options.er_sparsity,
+            init=init if self._weights is None else None,
+            mode=mode,
+            nonlinearity=nonlinearity,
+            norms=STATISTICS_OF[bn_type],
+        )
+
 
 class _Product(nn.Module):
     """A convolution of which only the shape is computed, and how many multiplications it takes."""
 
     def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int):
         super().__init__()
-        self.weight, self.stride, self.padding, self.size = torch.empty(shape), stride, padding, 0
+        self.weight, self.stride, self.padding = torch.empty(shape), stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
-        self.size = y.numel() * self.weight[0].numel()
+        self.multiplications = y.numel() * self.weight[0].numel()
         return y
 
 
@@ -145,6 +180,19 @@ class _ShapeBuilder(Builder):
     def batchnorm(self, planes: int) -> nn.Module:
         return nn.Identity()
 
+    seed = 0
+
+    def converted(self, model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                module.register_forward_hook(_count)
+        return model
+
+
+def _count(module: nn.Module, _: tuple, y: Tensor) -> None:
+    """Note the multiplications of a layer from outside."""
+    module.multiplications = y.numel() * module.weight[0].numel()
+
 
 def product_sizes(
     network: type[nn.Module], batch: tuple[int, int, int, int], output_size: int, width_mult: float = 1.0
@@ -153,11 +201,14 @@ def product_sizes(
 
     Args:
         network: an entry of ``MODELS``.
+
+    Raises:
+        Exception: anything, of a network from outside that cannot do without its numbers.
     """
     with torch.device("meta"):
         model = network(_ShapeBuilder(width_mult), batch[1:], output_size).eval()
         model(torch.empty(batch))
-    return [module.size for module in model.modules() if isinstance(module, _Product)]
+    return [module.multiplications for module in model.modules() if hasattr(module, "multiplications")]
 
 
 def weight_shapes(

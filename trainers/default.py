@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import multitask
+from models.convert import is_converted
 from models.multitask import Rng
 from models.norms import share_statistics
 from trainers.position import Position
@@ -344,6 +345,8 @@ class DefaultTrainer:
         Returns:
             The mean loss of the batch, () or (tasks,).
         """
+        if is_converted(self.model):  # its own layers may draw, as dropout does: by the task and batch alone
+            torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
         self.optimizer.zero_grad()
         if self.options.channels_last:
             x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)

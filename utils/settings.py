@@ -23,8 +23,9 @@ OUTCOME = frozenset(
 NEITHER = frozenset(
     {
         *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
-        *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
+        *("weights", "multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
     }
 )
-# Those of them that the files of a run show all the same: when it was evaluated, and the order of sums.
-SHOWN = frozenset({"eval_ckpts", "tasks_in_parallel"})
+# Those of them that the files of a run show all the same: when it was evaluated, the order of sums, and where weights
+# came from, of which a run keeps what they are.
+SHOWN = frozenset({"eval_ckpts", "tasks_in_parallel", "weights"})

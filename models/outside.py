@@ -1,0 +1,163 @@
+"""Networks from outside the project, by the name that a flag gives them: torchvision's, and those of a user's file."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.builder import Builder
+
+OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
+
+
+def torchvision(name: str, builder: Builder, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+    """The network of that name in ``torchvision.models``, with masks.
+
+    Raises:
+        ValueError: there is none for images, or it takes no images of that shape.
+    """
+    return builder.converted(torchvision_network(name, output_size, builder.seed), input_shape, output_size)
+
+
+def from_file(path: str, name: str, builder: Builder, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
+    """The network that the class ``name`` in the file ``path + ".py"`` makes, with masks.
+
+    The class is called with the number of outputs and with ``input_shape``, as far as it has parameters of these names;
+    a function that gives a network will do as well. The file is run, as ``import`` does.
+
+    Raises:
+        ValueError: the file or the class is missing, fails, or gives no network for such images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(builder.seed)
+        module = _module(Path(f"{path}.py").expanduser())
+        make = getattr(module, name, None)
+        if not callable(make):
+            there = [
+                key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)
+            ]
+            own = [key for key in there if vars(module)[key].__module__ == module.__name__]
+            raise ValueError(f"there is no {name} in the file" + (f"; it has {', '.join(own)}" if own else ""))
+        known = {**dict.fromkeys(OUTPUTS, output_size), "input_shape": tuple(input_shape)}
+        try:
+            parameters = inspect.signature(make).parameters
+            model = make(**{key: value for key, value in known.items() if key in parameters})
+        except Exception as error:  # whatever a user's own code raises
+            raise ValueError(f"{name} cannot be made: {_told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name} gives a {type(model).__name__}, not a torch.nn.Module")
+    return builder.converted(model, input_shape, output_size)
+
+
+def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
+    """A network of ``torchvision.models`` by its name, with random weights drawn from ``seed``.
+
+    Raises:
+        ValueError: torchvision has none of that name that classifies images.
+    """
+    from torchvision import models  # takes a second to import
+
+    names = models.list_models(module=models)
+    if name not in names:
+        like = [other for other in names if other.startswith(name[:5].lower())] or names
+        raise ValueError(f"torchvision has no such network; it has {', '.join(like[:8])} ...")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how weights are drawn there, which are drawn again
+        torch.manual_seed(seed)
+        return models.get_model(name, weights=None, num_classes=outputs)
+
+
+def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
+    """See that a network answers images as one of the project does, in training and in evaluation.
+
+    Layers that take their shape from the first batch get it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    images = torch.zeros(2, *input_shape)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for training in (False, True):
+            # Training changes the statistics of batch norms, so a copy goes through it.
+            network = copy.deepcopy(model).train() if training else model.eval()
+            try:
+                answer = network(images)
+            except Exception as error:  # whatever a user's own code raises
+                raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
+            said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            if said != (2, output_size):
+                how = "in training" if training else "in evaluation"
+                raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Give a network the weights in a file that ``torch.save(model.state_dict(), path)`` or safetensors wrote.
+
+    Nothing in the file is run. One layer, the last of a network that was trained for other classes, may have another
+    shape there: it keeps the weights that it has.
+
+    Raises:
+        ValueError: the file cannot be read, or is of another network.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise ValueError(f"the weights {path} cannot be read: {_told(error)}") from error
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"the weights {path} are no state_dict: names and tensors")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    own = model.state_dict()
+    if other := sorted(state.keys() ^ own.keys()):
+        where = "has no" if other[0] in own else "has a"
+        raise ValueError(f"the weights {path} are of another network: it {where} {other[0]}")
+    differing = [name for name, value in state.items() if value.shape != own[name].shape]
+    if len({name.rpartition(".")[0] for name in differing}) > 1:
+        name = differing[0]
+        raise ValueError(
+            f"the weights {path} are of another network: {name} is {tuple(state[name].shape)} there, "
+            f"{tuple(own[name].shape)} here"
+        )
+    model.load_state_dict(state | {name: own[name] for name in differing})
+
+
+def _module(path: Path):
+    """The module that a file is, which may import what lies beside it.
+
+    Raises:
+        ValueError: it is missing or fails.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    name = f"network_in_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's own code raises
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ValueError(f"the file cannot be imported: {_told(error)} (line {line})") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    return module
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

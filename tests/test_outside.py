@@ -1,0 +1,242 @@
+"""Networks that are not the project's own, through the program: torchvision's, and those of a user's file."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import main
+from args import parse_arguments
+from models import MODELS
+from models.builder import product_sizes
+from utils.checkpoint import Checkpoint, write_records
+
+NETWORKS = """
+import torch
+from torch import nn
+from torchvision.models import VisionTransformer
+import beside
+
+class Vit(VisionTransformer):
+    def __init__(self, outputs, input_shape):
+        super().__init__(input_shape[1], 8, 1, 2, 16, 32, num_classes=outputs)
+
+class Plain(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.LazyLinear(20), nn.ReLU(), nn.Linear(20, num_classes))
+
+class Dropout(nn.Sequential):
+    def __init__(self, output_size):
+        super().__init__(nn.Flatten(), nn.Linear(192, 40), nn.Dropout(0.3), nn.ReLU(), nn.Linear(40, output_size))
+
+class Fixed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(192, 5))
+
+class Numbers(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.scale = float(torch.ones(1))
+        self.layer = nn.Linear(192, outputs)
+    def forward(self, x):
+        return self.layer(x.flatten(1)) * self.scale
+
+class Two(Numbers):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+class Odd(nn.Module):
+    def __init__(self, need):
+        super().__init__()
+
+def made(outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, outputs))
+
+text = "no network"
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file of networks, and small coloured images of six classes, 8×8 and 32×32."""
+    (tmp_path / "nets.py").write_text(NETWORKS)
+    (tmp_path / "beside.py").write_text("")
+    (tmp_path / "broken.py").write_text("a = 1\nb = a / 0\n")
+    rng, labels = np.random.RandomState(0), np.arange(48) % 6
+    for name, side in (("small", 8), ("large", 32)):
+        classes = rng.randint(0, 256, (6, side, side, 3))
+        images = [np.clip(classes[labels] * 0.7 + rng.randint(0, 80, classes[labels].shape), 0, 255) for _ in range(2)]
+        train, test = (each.astype(np.uint8) for each in images)
+        np.savez(
+            tmp_path / f"{name}.npz", train_images=train, train_labels=labels, test_images=test, test_labels=labels
+        )
+    return tmp_path
+
+
+def words(files: Path, model: str, *more, name="run", size="small") -> list[str]:
+    return [
+        *("--threads", "1", "--multigpu", "cpu", "--num-tasks", "3", "--batch-size", "8", "--iter-lim", "2"),
+        *("--set", f"npz:{files / size}.npz", "--model", model, "--output-size", "8", "--test-batch-size", "8"),
+        *("--log-dir", str(files / "runs"), "--name", name, *map(str, more)),
+    ]
+
+
+def state(run: Path) -> dict[int, dict[str, torch.Tensor]]:
+    records, damaged = Checkpoint(run / "checkpoint.pt").read()
+    assert not damaged
+    return {record.values["task"]: record.tensors for record in records if record.kind == "task"}
+
+
+def own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a task's state does not depend on which task was learned first."""
+    return {name: value for name, value in tensors.items() if name.startswith("own.")}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def scores(run: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(run / "adapt_results.csv", newline="") as file:
+        return {(row["tasks_learned"], row["task"]): row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("model, size", [("torchvision:resnet18", "small"), ("nets.py:Vit", "large")])
+def test_three_tasks_are_learned_inferred_kept_and_exported(files, model, size):
+    model = model.replace("nets.py", str(files / "nets.py"))
+    export = files / "learned.sup"
+    assert main.main(words(files, model, "--eval-ckpts", "2", "--export", export, size=size)) == 0
+    run = files / "runs" / "run"
+    learned, measured = state(run), scores(run)
+    for task in ("0", "1"):  # nothing of a learned task changes
+        assert measured["2", task]["given"] == measured["3", task]["given"]
+        assert measured["3", task]["adapted"] and measured["3", task]["inferred_right"]
+    about = yaml.safe_load((run / "settings.yaml").read_text())
+    assert 0.4 < about["kept_fraction"]["total"] < 0.6 and about["bytes"]["packed"] > 0
+
+    # Cut short after two tasks, the run goes on and ends in the same bits.
+    (files / "runs" / "cut").mkdir()
+    records, _ = Checkpoint(run / "checkpoint.pt").read()
+    write_records(files / "runs" / "cut" / "checkpoint.pt", *records[:3])
+    assert main.main(words(files, model, "--eval-ckpts", "2", "--resume", name="cut", size=size)) == 0
+    again = state(files / "runs" / "cut")
+    assert all(same(learned[task], again[task]) for task in range(3)) and scores(files / "runs" / "cut") == measured
+
+    # A task alone is as in the sequence; what was exported is there again.
+    assert main.main(words(files, model, "--task-eval", "1", "--adaptor", "gt", name="alone", size=size)) == 0
+    assert same(own(state(files / "runs" / "alone")[1]), own(learned[1]))
+    assert main.main(words(files, model, "--import", export, name="imported", size=size)) == 0
+    assert scores(files / "runs" / "imported") == {key: row for key, row in measured.items() if key[0] == "3"}
+
+
+def test_tasks_at_once_are_as_alone_but_for_the_order_of_sums(files):
+    model = f"{files / 'nets.py'}:Vit"
+    assert main.main(words(files, model, "--adaptor", "gt")) == 0
+    assert main.main(words(files, model, "--adaptor", "gt", "--tasks-in-parallel", "3", name="once")) == 0
+    alone, once = (state(files / "runs" / name) for name in ("run", "once"))
+    for task in range(3):
+        for name, value in alone[task].items():
+            differing = np.unpackbits((value ^ once[task][name]).numpy()).mean()
+            assert differing < 0.02, name
+
+
+def test_what_layers_draw_depends_on_the_seed_and_the_task_alone(files, capsys):
+    model = f"{files / 'nets.py'}:Dropout"
+    assert main.main(words(files, model, "--adaptor", "gt")) == 0
+    assert main.main(words(files, model, "--adaptor", "gt", "--task-eval", "2", name="alone")) == 0
+    assert same(own(state(files / "runs" / "alone")[2]), own(state(files / "runs" / "run")[2]))
+    capsys.readouterr()
+    assert main.main(words(files, model, "--tasks-in-parallel", "2", name="once")) == 2
+    assert "several tasks at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix, suffix", [("", ".pth"), ("module.", ".pth"), ("", ".safetensors")])
+def test_given_weights_stay_and_another_head_is_drawn(files, prefix, suffix, capsys):
+    from safetensors.torch import save_file
+
+    weights = {"1.weight": torch.randn(20, 192), "1.bias": torch.randn(20)}
+    weights |= {"3.weight": torch.randn(1000, 20), "3.bias": torch.randn(1000)}
+    weights = {prefix + name: value for name, value in weights.items()}
+    path = files / f"weights{suffix}"
+    save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
+    argv = words(files, f"{files / 'nets.py'}:Plain", "--adaptor", "gt", "--weights", path)
+    args = parse_arguments(argv)
+    _, model, _ = main.build(args, torch.device("cpu"), main.Group())
+    masked = model[1].parametrizations.weight[0]
+    assert torch.equal(masked.weight.flatten(), weights[f"{prefix}1.weight"].flatten())
+    assert torch.equal(model[1].bias, weights[f"{prefix}1.bias"])
+    assert model[3].parametrizations.weight[0].weight.unique().numel() > 100  # drawn, not constant
+    assert main.main([*argv, "--export", str(files / "e.sup")]) == 0
+    path.rename(files / f"moved{suffix}")  # where the file lies is nothing to the run; what is in it is
+    moved = words(files, f"{files / 'nets.py'}:Plain", "--adaptor", "gt", "--weights", files / f"moved{suffix}")
+    assert main.main([*moved, "--resume"]) == 0
+    other = {name: value + 1 for name, value in weights.items()}
+    save_file(other, path) if suffix == ".safetensors" else torch.save(other, path)
+    capsys.readouterr()
+    assert main.main([*argv, "--resume"]) == 2
+    assert "--weights" in capsys.readouterr().err
+    assert main.main([*argv[:-4], "--weights", str(path), "--name", "i", "--import", str(files / "e.sup")]) == 2
+    assert "--weights" in capsys.readouterr().err
+
+
+def test_the_file_may_lie_elsewhere_when_a_run_goes_on(files):
+    assert main.main(words(files, f"{files / 'nets.py'}:made", "--adaptor", "gt", "--weights", "given")) == 0
+    (files / "moved").mkdir()
+    (files / "nets.py").rename(files / "moved" / "nets.py")
+    (files / "beside.py").rename(files / "moved" / "beside.py")
+    assert (
+        main.main(
+            words(files, f"{files / 'moved' / 'nets.py'}:made", "--adaptor", "gt", "--weights", "given", "--resume")
+        )
+        == 0
+    )
+
+
+def test_products_are_counted_where_shapes_tell_them(files):
+    sizes = product_sizes(MODELS[f"{files / 'nets.py'}:made"], (16, 3, 8, 8), 10)
+    assert sizes == [16 * 10 * 192]
+    assert (
+        main.main(
+            [
+                word
+                for word in words(files, f"{files / 'nets.py'}:Numbers", "--adaptor", "gt")
+                if word not in ("--threads", "1")
+            ]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "model, more, said",
+    [
+        ("nets.py:Missing", [], ["no Missing", "Vit, Plain"]),
+        ("nets.py:text", [], ["no text"]),
+        ("absent.py:Net", [], ["absent.py: no such file"]),
+        ("broken.py:Net", [], ["ZeroDivisionError", "line 2"]),
+        ("nets.py:Fixed", [], ["(2, 5)", "(2, 8)"]),
+        ("nets.py:Odd", [], ["Odd cannot be made", "need"]),
+        ("torchvision:resnet19", [], ["no such network", "resnet18"]),
+        ("torchvision:vit_b_16", [], ["takes no images (3, 8, 8)"]),
+        ("nets.py:Two", [], ["tuple", "in training"]),
+        ("nets.py:made", ["--conv-type", "StandardConv"], ["--conv-type StandardConv", "MultitaskMaskConv"]),
+        ("nets.py:made", ["--bn-type", "StandardBN"], ["--bn-type StandardBN", "NonAffineNoStatsBN"]),
+        ("nets.py:made", ["--width-mult", "2"], ["--width-mult"]),
+        ("nets.py:made", ["--individual-heads"], ["--individual-heads"]),
+        ("nets.py:made", ["--train-weight-tasks", "-1"], ["--train-weight-tasks"]),
+        ("nets.py:made", ["--weights", "absent.pth"], ["absent.pth cannot be read"]),
+        ("nets.py:made", ["--weights", "nets.py"], ["nets.py cannot be read"]),
+        ("nets.py:made", ["--weights", "other.pth"], ["another network", "has no 1.bias"]),
+        ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(files, model, more, said, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    torch.save({"2.weight": torch.zeros(1)}, "other.pth")
+    assert main.main(words(files, model, *more)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in said), line
+    assert not (files / "runs").exists()
