@@ -40,10 +40,12 @@ from trainers import (
     TrainingOptions,
     check_adaptor,
 )
+from trainers.entries import settings_of_run
 from trainers.export import check_export, load_export, read_export
-from trainers.memory import Memory, MemoryOptions, mean, settings_of_run
 from trainers.original import ORIGINAL, learned_tasks
+from trainers.record import RunRecord
 from trainers.run import Plan, Run, follow, summary
+from trainers.tables import RecordOptions, mean
 from utils.checkpoint import Record
 from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
@@ -141,29 +143,29 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     check(args, data, model, trainer)
     fingerprint = data.fingerprint()
     more = more and trainer.tasks_known and not data.depend_on_number
-    memory = recall(args, model, trainer, fingerprint, exported, more)
-    known = {*memory.learned, *tasks_to_learn(args)}
+    record = recall(args, model, trainer, fingerprint, exported, more)
+    known = {*record.learned, *tasks_to_learn(args)}
     if args.conv_type == "MaskConv" and len(known) > 1:
         raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
     for note in [*data.notes, *ignored(args, len(known))]:
         print(f"note: {note}", flush=True)
-    threads_because = set_threads(args, data, devices, memory)
+    threads_because = set_threads(args, data, devices, record)
     Results(Path(args.log_dir) / "results.csv").check()
     if args.export is not None:
         check_export(Path(args.export), Path(args.log_dir, args.name))
     folder = RunFolder(Path(args.log_dir), args.name, resume=args.resume is not None)
     try:
         with stopping(), signals.waiting():
-            memory.open(folder)
+            record.open(folder)
             folder.log(threads_because)
             with group_of(devices, join, args, fingerprint, exported, more) as group:
                 trainer.join(group)
-                Run(plan_of(args), data, model, trainer, memory, folder, signals).learn()
-            report(args, memory, folder)
+                Run(plan_of(args), data, model, trainer, record, folder, signals).learn()
+            report(args, record, folder)
             folder.finish()
     except Stopped as error:
         hint = "; --on-nan skip would leave it out" if trainer.failed and args.on_nan == "stop" else ""
-        stopped = Stopped(f"{error}{hint}; {memory.saved()}", error.status)
+        stopped = Stopped(f"{error}{hint}; {record.saved()}", error.status)
         folder.keep(f"stopped: {stopped}")
         raise stopped from error
     finally:
@@ -200,7 +202,7 @@ def set_up(args: Namespace) -> list[torch.device]:
     return [torch.device("cpu") if name == "cpu" else torch.device("cuda", int(name)) for name in names]
 
 
-def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.device], memory: Memory) -> str:
+def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.device], record: RunRecord) -> str:
     """Settle the processor threads of the run, and compute with this process's part of them from now on.
 
     Results depend on the number, so that it depends on nothing that changes while a run goes on, such as how busy the
@@ -212,7 +214,7 @@ def set_threads(args: Namespace, data: TaskDataset, devices: Sequence[torch.devi
     """
     if args.threads is not None:
         why = "as --threads says"
-    elif (threads := memory.threads) is not None:
+    elif (threads := record.threads) is not None:
         args.threads, why = threads, "as the run began"
     elif (threads := wanted_threads()) is not None:
         args.threads, why = threads, "as OMP_NUM_THREADS says"
@@ -364,8 +366,8 @@ def recall(
     fingerprint: str,
     exported: Sequence[Record],
     more: bool,
-) -> Memory:
-    """The memory of a run, with what ``--resume`` or ``--import`` brings of it.
+) -> RunRecord:
+    """The record of a run, with what ``--resume`` or ``--import`` brings of it.
 
     Args:
         more: whether it may go on from a run of fewer tasks.
@@ -383,20 +385,22 @@ def recall(
             ours = lasting | {"num_tasks": count}
         _check_same(path, theirs, ours, theirs | lasting)
 
-    memory = Memory(model, trainer, _pick(MemoryOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint)
+    record = RunRecord(
+        model, trainer, _pick(RecordOptions, args), vars(args), lasting, check_same, PROJECT, fingerprint
+    )
     if exported:
         path, given = f"--import {args.import_file}", exported[0].values.get("settings", {})
         _check_same(path, given, lasting, {"weights"})
         accuracies = load_export(Path(args.import_file), model, exported)
         of_original = exported[0].kind == ORIGINAL
-        memory.adopt(accuracies, exported[0].values.get("data"), path, of_original)
+        record.adopt(accuracies, exported[0].values.get("data"), path, of_original)
     if args.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(args.resume)).parent
         args.log_dir, args.name = str(folder.parent), folder.name
     path = Path(args.resume or Path(args.log_dir, args.name, "checkpoint.pt"))
     if args.resume or (args.resume is not None and path.exists()):
-        memory.restore(path)
-    return memory
+        record.restore(path)
+    return record
 
 
 def tasks_to_learn(args: Namespace) -> Sequence[int]:
@@ -423,17 +427,17 @@ def join(group: Group, args: Namespace, fingerprint: str, exported: Sequence[Rec
     data, model, trainer = build(args, set_up(args)[group.rank], group)
     share_threads(args, group.size)
     trainer.check(tasks_to_learn(args))
-    memory = recall(args, model, trainer, fingerprint, exported, more)
+    record = recall(args, model, trainer, fingerprint, exported, more)
     trainer.join(group)
-    follow(plan_of(args), data, trainer, memory)
+    follow(plan_of(args), data, trainer, record)
 
 
-def report(args: Namespace, memory: Memory, folder: RunFolder) -> None:
+def report(args: Namespace, record: RunRecord, folder: RunFolder) -> None:
     """Print how each task was answered in the end, and write what is asked for."""
-    folder.log("\n".join(summary(memory.evaluations[len(memory.learned)])))
-    folder.log(str(memory.storage()))
+    folder.log("\n".join(summary(record.evaluations[len(record.learned)])))
+    folder.log(str(record.storage()))
     if args.export is not None:
-        memory.export(Path(args.export))
+        record.export(Path(args.export))
         folder.log(f"exported: {args.export}")
     folder.log(f"results: {Path(args.log_dir) / 'results.csv'}; this run: {folder.path}")
 

@@ -11,7 +11,7 @@ from data.loader import StackedLoader
 from models import Builder, get_model, multitask
 from tests.test_main import masks, rows, same_masks
 from trainers import DefaultTrainer, TrainingOptions
-from trainers.memory import Memory
+from trainers.record import RunRecord
 from utils.seeding import generator
 
 RNG = partial(generator, 0)
@@ -100,7 +100,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
     words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "5", "--iter-lim", "4", "--tasks-in-parallel", "3"]
     words += ["--log-dir", str(tmp_path / "log"), "--name", "run"]
 
-    kept, keep_task = [], Memory.keep_task
+    kept, keep_task = [], RunRecord.keep_task
 
     def keep_two(self, task, *rest):
         if len(kept) == 2:
@@ -108,7 +108,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
         kept.append(task)
         keep_task(self, task, *rest)
 
-    monkeypatch.setattr(Memory, "keep_task", keep_two)
+    monkeypatch.setattr(RunRecord, "keep_task", keep_two)
     with pytest.raises(KeyboardInterrupt):
         main.main(words)
     monkeypatch.undo()

@@ -9,7 +9,8 @@ from torch import nn
 
 from trainers.adaptors import InferenceOptions, TaskScore, evaluate
 from trainers.default import DefaultTrainer
-from trainers.memory import Memory, mean
+from trainers.record import RunRecord
+from trainers.tables import mean
 from utils.errors import Stopped, UserError
 from utils.run import RunFolder, progress
 from utils.signals import Signals
@@ -44,7 +45,7 @@ class Run:
 
     Args:
         data: the tasks; see ``data.base.TaskDataset``.
-        memory: what is learned already, and keeps what is learned from now on.
+        record: what is learned already, and keeps what is learned from now on.
         signals: what may ask the run to stop.
     """
 
@@ -54,12 +55,12 @@ class Run:
         data,
         model: nn.Module,
         trainer: DefaultTrainer,
-        memory: Memory,
+        record: RunRecord,
         folder: RunFolder,
         signals: Signals,
     ):
         self.plan, self.data, self.model, self.trainer = plan, data, model, trainer
-        self.memory, self.folder, self.signals = memory, folder, signals
+        self.record, self.folder, self.signals = record, folder, signals
 
     def learn(self) -> None:
         """Learn the tasks, and evaluate when so many are learned as was asked for.
@@ -69,13 +70,13 @@ class Run:
             UserError: a file of the data cannot be read.
         """
         self._evaluate_if_due()  # a run may have been cut short between learning and evaluation
-        todo, at_once = self.memory.lacking(self.plan.tasks), self.plan.at_once
+        todo, at_once = self.record.lacking(self.plan.tasks), self.plan.at_once
         groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
         for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
             for task in group:
-                if self.memory.recover(task):
+                if self.record.recover(task):
                     self._evaluate_if_due()
-            if group := self.memory.lacking(group):
+            if group := self.record.lacking(group):
                 self._learn_group(group)
 
     def _learn_group(self, group: Sequence[int]) -> None:
@@ -85,18 +86,18 @@ class Run:
         seconds = (time.perf_counter() - started) / len(group)
         for task in self.trainer.end_tasks():
             measured = [epoch[group.index(task)] for epoch in accuracies]
-            self.memory.keep_task(task, measured)
+            self.record.keep_task(task, measured)
             self.folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
             if note := self.trainer.note(task):
                 self.folder.log(note)
             self._evaluate_if_due()
         for task, why in self.trainer.failed.items():
-            self.memory.leave_out(task, why)
+            self.record.leave_out(task, why)
             self._evaluate_if_due()
 
     def _train(self, group: Sequence[int]) -> list[list[float]]:
         """Train tasks at once; their accuracies after each epoch. A signal leaves them where a later run can go on."""
-        trainer, unfinished = self.trainer, self.memory.unfinished
+        trainer, unfinished = self.trainer, self.record.unfinished
         train_loader, val_loader = self.data.loaders(group)
         trainer.begin_tasks(group)
         accuracies = unfinished.resume(group)
@@ -130,31 +131,31 @@ class Run:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, if so many tasks are learned as was asked for, or all that can be; once."""
-        memory = self.memory
-        count = len(memory.learned)
-        due = count in self.plan.evaluated_after or not memory.lacking(self.plan.tasks)
-        if not due or count in memory.evaluations:
+        record = self.record
+        count = len(record.learned)
+        due = count in self.plan.evaluated_after or not record.lacking(self.plan.tasks)
+        if not due or count in record.evaluations:
             return
         if count == 0:
             raise Stopped("no task could be learned")
         if self.plan.as_learned:
-            memory.keep_evaluation([TaskScore(task, memory.accuracies[task]) for task in memory.learned])
+            record.keep_evaluation([TaskScore(task, record.accuracies[task]) for task in record.learned])
             return
         bar = partial(progress, description=f"evaluation after {count}", unit="task")
-        masks = self.trainer.candidates(memory.learned)
+        masks = self.trainer.candidates(record.learned)
         how = self.plan.adaptor, self.plan.inference
         with self.signals.waiting(False):
-            scores = evaluate(self.model, self.data, memory.learned, *how, bar, self.trainer.mask_of, masks)
-        memory.keep_evaluation(scores)
+            scores = evaluate(self.model, self.data, record.learned, *how, bar, self.trainer.mask_of, masks)
+        record.keep_evaluation(scores)
 
 
-def follow(plan: Plan, data, trainer: DefaultTrainer, memory: Memory) -> None:
+def follow(plan: Plan, data, trainer: DefaultTrainer, record: RunRecord) -> None:
     """Train in step with the first process of a group, which alone tests, evaluates and writes."""
-    for task in memory.lacking(plan.tasks):
-        if task not in memory.spare:
+    for task in record.lacking(plan.tasks):
+        if task not in record.spare:
             data.update_task(task)
             trainer.begin_task(task)
-            for epoch in range(len(memory.unfinished.resume([task])), plan.epochs):
+            for epoch in range(len(record.unfinished.resume([task])), plan.epochs):
                 trainer.train(data.train_loader, epoch)
                 if trainer.reached_limit or trainer.given_up:
                     break

@@ -39,7 +39,7 @@ def run_and_look(words, monkeypatch):
 
     def learn_and_look(run):
         learn(run)
-        for task in run.memory.learned:
+        for task in run.record.learned:
             run.data.update_task(task)
             multitask.select_task(run.model, run.trainer.mask_of(task))
             with torch.no_grad():

@@ -1,83 +1,32 @@
-"""What a run has learned and measured so far: kept in a checkpoint, told in tables."""
+"""What a run has learned and measured so far: one verb for what becomes of a task, and the way back from the disk."""
 
-import hashlib
-import json
-import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
 
 import torch
-import yaml
 from torch import nn
 
 from models import masked, multitask
 from trainers.adaptors import RECOVERY, TaskScore
 from trainers.default import DefaultTrainer
+from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of, score_of, threads_of
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.original import ORIGINAL
+from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
-from utils.checkpoint import Checkpoint, Record, fraction, index, joined, named_part
+from utils.checkpoint import Checkpoint, Record, index, joined, named_part
 from utils.cores import MOST_THREADS
-from utils.errors import UserError, no_memory
-from utils.files import write_whole
-from utils.paths import read_small
-from utils.results import Results, check_row, to_csv
+from utils.errors import UserError
+from utils.results import check_row
 from utils.run import RunFolder
 
-# What comes of values that are not what they should be.
-NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
-SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
-MORE_TASKS = "more tasks"  # the kind of a record from where on a run has more of them
 OTHER_DATA = "images, labels or classes have changed"
 
 
-@dataclass(frozen=True)
-class MemoryOptions:
-    """The flags that rows of results tell of, and how many minutes lie between checkpoints inside a task."""
-
-    set: str
-    seed: int
-    conv_type: str
-    sparsity: float
-    trainer: str
-    adaptor: str
-    unshared_labels: bool
-    score_when_learned: bool
-    checkpoint_minutes: float
-
-    @property
-    def scenario(self) -> str:
-        """The three letters of the paper: is the task given in training, at inference; are labels shared."""
-        if self.trainer == "nns":
-            return "NNs"
-        if self.adaptor == "gt":
-            return "GG"
-        return "GNu" if self.unshared_labels else "GNs"
-
-
-def settings_of_run(path: Path) -> dict[str, object]:
-    """The settings in the checkpoint of a run here that began with one of the original code; none of another run.
-
-    They came from a file, so whoever goes on need not give them again.
-    """
-    with suppress(UserError):
-        file = Checkpoint(path)
-        first = file.first()
-        if first is not None and first.kind == "run" and first.values.get(ORIGINAL) is True:
-            records, _ = file.read()
-            later = [record.values.get("num_tasks") for record in records if record.kind == MORE_TASKS]
-            settings = first.values.get("settings")
-            return (settings | ({"num_tasks": later[-1]} if later else {})) if isinstance(settings, dict) else {}
-    return {}
-
-
-class Memory:
+class RunRecord:
     """What a run has learned and measured so far, and its one way to the disk.
 
     The checkpoint is written first and is the truth; ``results.csv`` and ``adapt_results.csv`` follow it, and a run
@@ -107,7 +56,7 @@ class Memory:
         self,
         model: nn.Module,
         trainer: DefaultTrainer,
-        options: MemoryOptions,
+        options: RecordOptions,
         settings: Mapping[str, object],
         lasting: Mapping[str, object],
         check_same: Callable[[Path, Mapping], None],
@@ -117,7 +66,7 @@ class Memory:
         self.model, self.trainer, self.options = model, trainer, options
         self.settings, self.lasting, self.check_same, self.project = settings, dict(lasting), check_same, project
         self.data = data
-        self._mark = _mark(self.lasting, data)  # which each record bears
+        self._mark = mark_of(self.lasting, data)  # which each record bears
         self._marked = True
         self._original = False
         self._warnings: list[str] = []  # for the log, once there is one
@@ -213,7 +162,7 @@ class Memory:
         """Whether the record of a task is of this run, and its values can be those of a task."""
         try:
             self._check_mark(record)
-            self._check_task(record.values)
+            check_task(record.values, self._tasks)
         except (KeyError, TypeError, ValueError):
             return False
         return True
@@ -228,7 +177,7 @@ class Memory:
         self._append(record)
         self.folder.log(f"task {task}: taken from behind the damage in {self._checkpoint.aside}")
         if record.values["row"] is not None:
-            self._results.agree([record.values["row"]])
+            self._tables.publish(record.values["row"], again=True)
         return True
 
     def _recall_beginning(self, records: Sequence[Record], path: Path) -> None:
@@ -238,7 +187,7 @@ class Memory:
             UserError: it does not.
         """
         record, values = records[0], records[0].values
-        with _making_sense(path):
+        with making_sense(path):
             if record.kind != "run" or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             more = [{"num_tasks": later.values["num_tasks"]} for later in records if later.kind == MORE_TASKS]
@@ -247,12 +196,12 @@ class Memory:
             self._more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
             self._began = values["settings"]
             # Those of before it was kept tell of it in the settings of the run alone.
-            self.threads = values["threads"] if "threads" in values else _threads_of(path.with_name("settings.yaml"))
+            self.threads = values["threads"] if "threads" in values else threads_of(path.with_name("settings.yaml"))
             if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
                 raise ValueError(f"threads {reprlib.repr(self.threads)}")
             self._original = values.get(ORIGINAL) is True
             # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.
-            self._mark = _mark(values["settings"], values.get("data"))
+            self._mark = mark_of(values["settings"], values.get("data"))
             self._marked = "run" in values
             self._check_mark(record)
         if values.get("data") not in (None, self.data):
@@ -262,15 +211,6 @@ class Memory:
         """Raises ``ValueError`` if a record is of another run; those of early checkpoints bear no mark."""
         if record.values.get("run", None if self._marked else self._mark) != self._mark:
             raise ValueError("it is of another run")
-
-    def _check_task(self, values: Mapping) -> None:
-        """Raises ``KeyError``, ``TypeError`` or ``ValueError`` if these are not the values of a learned task."""
-        index(values["task"], self._tasks)
-        fraction(values["accuracy"])
-        if (row := values["row"]) is not None:
-            check_row(row)
-            if (row["Task"], row["Current Val"]) != (values["task"], values["accuracy"]):
-                raise ValueError("its row is of another task")
 
     @property
     def _tasks(self) -> int:
@@ -284,12 +224,12 @@ class Memory:
             UserError: it is of another run, does not fit this network, or makes no sense.
         """
         values = record.values
-        with _making_sense(path):
+        with making_sense(path):
             self._check_mark(record)
             if record.kind == "task":
                 self._recall_task(record, path)
             elif record.kind == "evaluation":
-                scores = [_score(score) for score in values["scores"]]
+                scores = [score_of(score) for score in values["scores"]]
                 if [score.task for score in scores] != self.learned or len(scores) in self.evaluations:
                     raise ValueError("the scores are not those of the tasks learned before it")
                 check_row(values["row"])
@@ -305,7 +245,7 @@ class Memory:
 
     def _recall_task(self, record: Record, path: Path) -> None:
         values = record.values
-        self._check_task(values)
+        check_task(values, self._tasks)
         task, row = values["task"], values["row"]
         if task in self.learned or task in self.left_out or values.get("place", len(self.learned)) != len(self.learned):
             raise ValueError(f"task {task} stands in another place than it was learned in")
@@ -331,7 +271,7 @@ class Memory:
             self._checkpoint = Checkpoint(folder.checkpoint)
         elif self._checkpoint.size() != self._size:
             raise UserError(f"{folder.checkpoint} has grown since it was read: another process ran here; call again")
-        self._results = Results(folder.path.parent / "results.csv")
+        self._tables = Tables(folder, self.options, self.settings, self.project)
         if self._damaged:
             folder.log(
                 f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "
@@ -346,19 +286,15 @@ class Memory:
         self.unfinished.open(folder.path)
         if self._rows:
             folder.log(f"going on after {len(self.learned)} learned tasks")
-            if bad := self._results.agree(self._rows, self._save_directory()):
-                which = f"line{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:10]))}{' ...' * (len(bad) > 10)}"
-                folder.log(f"warning: {self._results.path}: {which}: no row of results; left as it is")
-            self._write_evaluations()
-            self._write_tables()
+            self._tables.agree(self._rows)
+            self._tables.write_evaluations(self.evaluations)
+            self._tables.write(self.trainer.tables())
         if self._more_tasks:
             self._append(Record(MORE_TASKS, {"num_tasks": self.lasting["num_tasks"]}))
             folder.finished.unlink(missing_ok=True)
         if self.left_out:
             folder.log(f"left out before, for they could not be learned: tasks {', '.join(map(str, self.left_out))}")
         self._write_settings()
-        table = "".join(f"| `{name}` | `{value}` |\n" for name, value in self.settings.items())
-        folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
         if not self._checkpoint.has_records():
             about = {"settings": self.lasting, "data": self.data, "threads": self.settings["threads"]}
             about |= {ORIGINAL: True} if self._original else {}
@@ -371,17 +307,12 @@ class Memory:
         self.learned.append(task)
         self.accuracies[task] = accuracies[-1]
         self._note_shared()
-        row = self._row(
-            f"task {task} when just learned",
-            accuracies[-1],
-            max(accuracies),
-            Task=task,
-            **{"Accuracy Given": accuracies[-1]},
-        )
+        about = {"Task": task, "Accuracy Given": accuracies[-1]}
+        row = self._row(f"task {task} when just learned", accuracies[-1], max(accuracies), **about)
         self._write_task(task, row)
         self.unfinished.drop()
-        self._write_tables()
-        self._publish(row)
+        self._tables.write(self.trainer.tables())
+        self._tables.publish(row, again=self._damaged > 0)
         mask = self.trainer.mask_of(task)
         if mask is not None and (kept := masked.kept_fractions(self.model, mask)):
             self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
@@ -389,10 +320,6 @@ class Memory:
             self._write_settings()
             kept = self._kept_fractions()
             self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
-
-    def _publish(self, row: dict) -> None:
-        """Add a row to ``results.csv``; what a damaged checkpoint has lost may stand there already."""
-        (self._results.agree if self._damaged else self._results.add)([row])
 
     def _write_task(self, task: int, row: dict | None) -> None:
         known = self.trainer.tasks_known
@@ -470,123 +397,18 @@ class Memory:
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
         self._append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
-        self._publish(row)
-        self._write_evaluations()
+        self._tables.publish(row, again=self._damaged > 0)
+        self._tables.write_evaluations(self.evaluations)
         self._write_settings()
-        for name, value in means.items():
-            self.folder.tensorboard.add_scalar(f"mean/{name.lower()}", value, count)
-        for name in ("given", "adapted"):
-            for score in scores:
-                if (value := getattr(score, name)) is not None:
-                    self.folder.tensorboard.add_scalar(f"tasks after {count}/accuracy {name}", value, score.task)
-        for score in scores:
-            for step in score.steps:
-                self.folder.tensorboard.add_scalar(
-                    f"recovery after {count}/hamming distance of task {score.task}", step["hamming"], step["step"]
-                )
+        self._tables.draw(means, scores)
         self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
 
     def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
-        options, storage = self.options, self.storage()
-        return {
-            "Date Finished": datetime.now().isoformat(sep=" ", timespec="seconds"),
-            "Name": f"{self.folder.path.parent.name} {self.folder.path.name}: {what}",
-            "Current Val": current,
-            "Best Val": best,
-            "Save Directory": self._save_directory(),
-            "Set": options.set,
-            "Scenario": options.scenario,
-            "Tasks Learned": len(self.learned),
-            "Seed": options.seed,
-            "Sparsity": options.sparsity if options.conv_type in ("MaskConv", "MultitaskMaskConv") else None,
-            "Bytes": storage.packed + storage.rest,
-            "Bytes CSC-16": storage.csc16 + storage.rest,
-            "Bytes Coded": storage.coded + storage.rest,
-            "Bytes Bound": round(storage.bound + storage.rest),
-            "Bytes Batch Norm": storage.batch_norm,
-            **more,
-        }
-
-    def _save_directory(self) -> str:
-        path = self.folder.path.resolve()
-        return str(path.relative_to(self.project) if path.is_relative_to(self.project) else path)
-
-    def _write_evaluations(self) -> None:
-        """``adapt_results.csv``, a row a task; ``confusion.csv``, a row for each task that it was taken for; and
-        ``hopfield.csv``, a row a step of recovery."""
-        rows, taken, steps = [], [], []
-        for count, scores in sorted(self.evaluations.items()):
-            for score in scores:
-                row = {"tasks_learned": count, **asdict(score)}
-                about = {name: row[name] for name in ("tasks_learned", "task")}
-                taken += [about | other for other in row.pop("inferred")]
-                steps += [about | step for step in row.pop("steps")]
-                rows.append(row)
-        for name, table in (("adapt_results.csv", rows), ("confusion.csv", taken), ("hopfield.csv", steps)):
-            if table:
-                write_whole(self.folder.path / name, to_csv(list(table[0]), table))
+        return self._tables.row(what, current, best, len(self.learned), self.storage(), **more)
 
     def _write_settings(self) -> None:
-        storage = {name: round(size) for name, size in asdict(self.storage()).items()}
-        self.folder.write_settings(
-            dict(self.settings), self.project, kept_fraction=self._kept_fractions(), bytes=storage
-        )
+        self._tables.write_settings(self._kept_fractions(), self.storage())
 
     def _kept_fractions(self) -> dict[str, float]:
         mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
         return {} if mask is None else masked.kept_fractions(self.model, mask)
-
-    def _write_tables(self) -> None:
-        for name, text in self.trainer.tables().items():
-            write_whole(self.folder.path / name, text)
-
-
-def _threads_of(path: Path) -> int | None:
-    """The processor threads that a run's ``settings.yaml`` tells of; None if it tells of none."""
-    try:
-        threads = yaml.safe_load(read_small(path, SETTINGS_BYTES))["settings"]["threads"]
-    except (OSError, *NONSENSE, RecursionError, yaml.YAMLError):
-        return None
-    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
-
-
-@contextmanager
-def _making_sense(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with a record of the checkpoint ``path`` that a run cannot have written."""
-    try:
-        yield
-    except NONSENSE as error:
-        if no_memory(error):
-            raise
-        raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
-
-
-def _mark(settings: Mapping[str, object], data: object) -> str:
-    """What ties records to their run: a short hash of its settings and data."""
-    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _score(values: Mapping) -> TaskScore:
-    """The score that a record holds.
-
-    Raises:
-        TypeError, ValueError: it holds none.
-    """
-    score = TaskScore(**values)
-    for share in (score.given, score.adapted, score.inferred_right):
-        if share is not None:
-            fraction(share)
-    for row in (*score.inferred, *score.steps):
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
-            raise ValueError(f"{reprlib.repr(row)} has something that is no number")
-    if any(row.keys() != {"inferred", "batches"} for row in score.inferred):
-        raise ValueError("what batches were taken for is not told by inferred and batches")
-    if any(not row.keys() >= {"step", "hamming"} for row in score.steps):
-        raise ValueError("a step of recovery has no number and no distance")
-    return score
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are there; None if there is none."""
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None

@@ -1,0 +1,99 @@
+"""What the records of a run's checkpoint must say, and what the files of earlier versions say elsewhere."""
+
+import hashlib
+import json
+import math
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import yaml
+
+from trainers.adaptors import TaskScore
+from trainers.original import ORIGINAL
+from utils.checkpoint import Checkpoint, fraction, index
+from utils.cores import MOST_THREADS
+from utils.errors import UserError, no_memory
+from utils.paths import read_small
+from utils.results import check_row
+
+# What comes of values that are not what they should be.
+NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
+MORE_TASKS = "more tasks"  # the kind of a record from where on a run has more of them
+
+
+def settings_of_run(path: Path) -> dict[str, object]:
+    """The settings in the checkpoint of a run here that began with one of the original code; none of another run.
+
+    They came from a file, so whoever goes on need not give them again.
+    """
+    with suppress(UserError):
+        file = Checkpoint(path)
+        first = file.first()
+        if first is not None and first.kind == "run" and first.values.get(ORIGINAL) is True:
+            records, _ = file.read()
+            later = [record.values.get("num_tasks") for record in records if record.kind == MORE_TASKS]
+            settings = first.values.get("settings")
+            return (settings | ({"num_tasks": later[-1]} if later else {})) if isinstance(settings, dict) else {}
+    return {}
+
+
+def check_task(values: Mapping, tasks: int) -> None:
+    """See that these can be the values of a learned task, one of so many.
+
+    Raises:
+        KeyError, TypeError, ValueError: they cannot.
+    """
+    index(values["task"], tasks)
+    fraction(values["accuracy"])
+    if (row := values["row"]) is not None:
+        check_row(row)
+        if (row["Task"], row["Current Val"]) != (values["task"], values["accuracy"]):
+            raise ValueError("its row is of another task")
+
+
+def threads_of(path: Path) -> int | None:
+    """The processor threads that a run's ``settings.yaml`` tells of; None if it tells of none."""
+    try:
+        threads = yaml.safe_load(read_small(path, SETTINGS_BYTES))["settings"]["threads"]
+    except (OSError, *NONSENSE, RecursionError, yaml.YAMLError):
+        return None
+    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
+
+
+@contextmanager
+def making_sense(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a record of the checkpoint ``path`` that a run cannot have written."""
+    try:
+        yield
+    except NONSENSE as error:
+        if no_memory(error):
+            raise
+        raise UserError(f"{path} holds a record that makes no sense here: {error!r}") from None
+
+
+def mark_of(settings: Mapping[str, object], data: object) -> str:
+    """What ties records to their run: a short hash of its settings and data."""
+    return hashlib.sha256(json.dumps([settings, data], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def score_of(values: Mapping) -> TaskScore:
+    """The score that a record holds.
+
+    Raises:
+        TypeError, ValueError: it holds none.
+    """
+    score = TaskScore(**values)
+    for share in (score.given, score.adapted, score.inferred_right):
+        if share is not None:
+            fraction(share)
+    for row in (*score.inferred, *score.steps):
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
+            raise ValueError(f"{reprlib.repr(row)} has something that is no number")
+    if any(row.keys() != {"inferred", "batches"} for row in score.inferred):
+        raise ValueError("what batches were taken for is not told by inferred and batches")
+    if any(not row.keys() >= {"step", "hamming"} for row in score.steps):
+        raise ValueError("a step of recovery has no number and no distance")
+    return score
