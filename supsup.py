@@ -174,11 +174,14 @@ class SupSup:
             The mean loss of the last epoch.
 
         Raises:
-            ValueError: there is a task of that name, or the data are not batches with labels in [0, outputs).
+            ValueError: there is a task of that name, the data are not batches with labels in [0, outputs), or layers of
+                a checkpoint of the original code have no place for a task's own.
             RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
         """
         self._check_new(name)
-        number = len(self.tasks)
+        number, layers = len(self.tasks), (self.settings["layers"] or {}).get("conv_type")
+        if not multitask.has_tasks(self.model) or (layers == "MaskConv" and number):
+            raise ValueError(f"layers of the kind {layers} have no place for one more task")
         loader = OwnLoader(
             data,
             self.outputs,

@@ -108,7 +108,7 @@ def write(path, state, args, prefix="", accuracies=None, **more):
         "state_dict": {f"{prefix}{name}": value for name, value in state.items()},
         "best_acc1": accuracies,
         "curr_acc1": accuracies,
-        "args": Namespace(**args, data="/their/data", multigpu=[0], adaptor="gt", resume=None, wd=1e-4, workers=4),
+        "args": Namespace(**{"adaptor": "gt", "data": "/theirs", "multigpu": [0], "resume": None, "wd": 1e-4, **args}),
     }
     torch.save(content, path, **more)
     return path
@@ -351,3 +351,45 @@ def test_a_run_goes_on_in_a_folder_of_its_own(flag, devices, tmp_path, capsys):
     again, more = answers(tmp_path / "runs" / "again" / "checkpoint.pt")
     assert all(torch.equal(again[task][name], masks[task][name]) for task in masks for name in masks[task])
     assert all(torch.equal(more[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("kind", ["one mask", "upper bound"])
+def test_layers_without_a_place_for_one_more_task_say_so(kind, tmp_path):
+    arch, _, shape = RUNS[kind]
+    _, state, args = build(kind)
+    net = SupSup.load(write(tmp_path / "model.pt", state, args, accuracies=[0.0, 0.7], arch=arch))
+    with pytest.raises(ValueError, match="no place for one more task"):
+        net.learn("new", [(torch.zeros(2, *shape), torch.tensor([0, 1]))])
+    assert net.tasks == ["1"]
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (said(num_tasks=4), "it has the states of 3 tasks, its args say num_tasks 4"),
+        (said(num_tasks=10**9), "num_tasks: '1000000000' is not a whole number"),
+        (said(trainer="nns", adaptor="se_oneshot_entropy_minimization"), "--trainer nns also needs"),
+        (said(set="../set"), "set: invalid choice: '../set'"),
+        (said(log_dir="/", name="x", reinit_from="/etc/passwd", lr="much"), "lr: 'much' is not a number"),
+        (change(model__3__scores__1=None), "its layer model.3 has no scores.1"),
+        (change(model__1__weight=lambda w: w * float("nan")), "weight of its layer model.1 holds what is no number"),
+        (lambda state, args: args.update(x=Code("touch ran")), "neither a tensor, a number nor text; nothing of it"),
+    ],
+)
+def test_a_run_refuses_what_is_not_as_it_should_be_before_it_writes(spoil, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state, args = small(784, set="DigitsPerm", epochs=1)
+    spoil(state, args)
+    path = tmp_path / "model.pt"
+    write(path, state, args)
+    assert main.main(["--resume", str(path), "--log-dir", str(tmp_path / "runs"), "--threads", "1"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0] and "model.pt" in lines[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt"]
+
+
+def test_the_command_line_wins_but_for_the_network(tmp_path, capsys):
+    state, args = small(784, set="DigitsPerm")
+    path = write(tmp_path / "model.pt", state, args)
+    assert main.main(["--resume", str(path), "--seed", "4", "--log-dir", str(tmp_path)]) == 2
+    assert f"{path} was made with other settings: --seed 1 there, 4 here" in capsys.readouterr().err
