@@ -565,12 +565,20 @@ def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str])
     return {**(ORIGINAL_DEFAULTS if original else {}), **values}
 
 
-def original_settings(args: Mapping[str, object], names: Collection[str]) -> dict[str, object]:
+def original_settings(args: Mapping[str, object], names: Collection[str], source: str) -> dict[str, object]:
     """What the ``args`` in a checkpoint of the original code mean here, unchecked; what they lack is as there.
 
     Args:
         names: of the settings that are wanted.
+        source: where they come from, for messages.
+
+    Raises:
+        UserError: they name a network or data of somebody's own, which may be code; only a user may name that.
     """
+    for name, table in (("model", MODELS), ("set", DATASETS)):  # whose own names only are listed
+        if name in names and name in args and not (isinstance(args[name], str) and args[name] in [*table]):
+            shown = repr(args[name])[:80] if isinstance(args[name], str) else "a value that is no text"
+            raise UserError(f"{source}: {name}: {shown} is none of {', '.join(table)}")
     settings = {**ORIGINAL_DEFAULTS, **args}
     if "wd" in args:
         settings["weight_decay"] = args["wd"]

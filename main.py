@@ -107,7 +107,7 @@ def take_original(argv: Sequence[str] | None, path: str) -> tuple[Namespace, lis
         UserError: it cannot be read, or the command line wants another network.
     """
     original = read_original(Path(path))
-    settings = original_settings(original.settings, (NETWORK | OUTCOME) - {"reinit_from"})
+    settings = original_settings(original.settings, (NETWORK | OUTCOME) - {"reinit_from"}, path)
     args, theirs = (parse_arguments(words, settings, source=path) for words in (argv, []))
     _check_same(path, vars(theirs), vars(args), NETWORK)
     try:

@@ -341,7 +341,7 @@ class SupSup:
     @classmethod
     def _load_original(cls, path: Path, device: str | torch.device) -> "SupSup":
         original = read_original(path)
-        args = parse_arguments([], original_settings(original.settings, ORIGINAL_SETTINGS), source=str(path))
+        args = parse_arguments([], original_settings(original.settings, ORIGINAL_SETTINGS, str(path)), source=str(path))
         try:
             check_weights(original.tensors, args.model, args.output_size, args.width_mult)
             learned = learned_tasks(original, args.conv_type, args.task_eval)
