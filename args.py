@@ -215,6 +215,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="lay images out pixel by pixel")
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help="train through torch.compile")
 
+    add(
+        "--predict",
+        type=user_path,
+        nargs="+",
+        metavar="IMAGE",
+        help="answer for these images, or all in these folders, with what the run of --resume has learned, instead of "
+        "learning: prints a CSV of file, task, label, probability; the task is inferred, or that of --task-eval",
+    )
+    add("--out", type=user_path, metavar="FILE", help="file that the CSV of --predict goes to (default: the output)")
+
     group = parser.add_argument_group("data and tasks")
     add = group.add_argument
     add(
@@ -665,6 +675,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--stream-tasks {args.stream_tasks}: only --trainer nns has hidden tasks; say --num-tasks")
     if args.log_dir is None:
         args.log_dir = str(PROJECT / "runs" / "main")
+    if args.predict is not None and not args.resume:
+        raise UserError("--predict: needs the folder of a run that has learned something; say --resume RUN")
+    if args.out is not None and args.predict is None:
+        raise UserError(f"--out {args.out}: is where the answers of --predict go")
     _check_own(args)
     _check_outside(args)
     if args.name is None:

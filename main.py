@@ -24,15 +24,19 @@ if __name__ == "__main__":
             sys.exit(complain(error))
 
 import torch
+import yaml
 from torch import nn
 
 from data import DATASETS
 from data.base import SplitByClass, TaskDataset, digest
+from data.folder import read_files
+from data.loader import Preparation
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
 from models.norms import is_statistic
 from models.original import check_weights, count_states
 from trainers import (
+    ADAPTORS,
     OF_SUPERFLUOUS,
     TRAINERS,
     DefaultTrainer,
@@ -43,14 +47,16 @@ from trainers import (
 from trainers.entries import settings_of_run
 from trainers.export import check_export, load_export, read_export
 from trainers.original import ORIGINAL, learned_tasks
+from trainers.predict import predict as answers_to
 from trainers.record import RunRecord
 from trainers.run import Plan, Run, follow, summary
 from trainers.tables import RecordOptions, mean
 from utils.checkpoint import Record
+from utils.files import write_whole
 from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
-from utils.paths import default_data
-from utils.results import Results
+from utils.paths import default_data, read_small
+from utils.results import Results, to_csv
 from utils.run import RunFolder
 from utils.seeding import generator, seed_everything
 from utils.settings import NEITHER, NETWORK, OUTCOME
@@ -79,6 +85,9 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         notes: list[str] = []
         args, exported = parse_arguments(argv, notes=notes), []
         original = next((path for path in (args.resume, args.import_file) if path and is_original(Path(path))), None)
+        if args.predict is not None:
+            predict(argv, Path(args.resume))
+            return 0
         if original is not None:
             args, exported = take_original(argv, original)
         elif args.resume and (settings := settings_of_run(Path(args.resume))):
@@ -98,6 +107,63 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
             raise
         return complain(out_of_memory(error))  # before there was anything to save
     return 0
+
+
+def predict(argv: Sequence[str] | None, run: Path) -> None:
+    """Answer for the images of ``--predict`` with what a run has learned: a CSV.
+
+    Raises:
+        UserError: the run, its data or the images are not there, or nothing is learned.
+    """
+    path = run / "checkpoint.pt" if run.is_dir() else run
+    try:
+        about = yaml.safe_load(read_small(path.with_name("settings.yaml"), 2**20))
+        settings = {name: about["settings"].get(name) for name in NETWORK | OUTCOME | {"data", "weights"}}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"--resume {run}: has no settings.yaml of a run: {error}") from None
+    settings = {name: value for name, value in settings.items() if value is not None}
+    args = parse_arguments(argv, settings, source=str(path.with_name("settings.yaml")))
+    wanted, args.resume = (args.adaptor, args.task_eval), str(path)
+    for name in OUTCOME:  # of the run itself; what is wanted now may be inferred otherwise
+        setattr(args, name, settings.get(name, make_parser().get_default(name)))
+    data, model, trainer = build(args, set_up(args)[0], Group(0, 1))
+    learned = recall(args, model, trainer, data.fingerprint(), [], False).learned
+    adaptor, task = wanted
+    tasks = trainer.candidates(learned)
+    if task is not None and task not in tasks:
+        raise UserError(f"--task-eval {task}: is not learned; there are {', '.join(map(str, tasks)) or 'none'}")
+    tasks = tasks if task is None else [task]
+    if not tasks or (len(tasks) > 1 and ADAPTORS[adaptor] is None):
+        raise UserError(
+            f"--adaptor {adaptor}: infers no task; say se_oneshot_entropy_minimization, or the task by --task-eval"
+            if tasks
+            else f"--resume {run}: nothing is learned yet"
+        )
+    files, images, broken = read_files(args.predict, data.input_shape)
+    if broken:
+        print(f"note: cannot be read, so left out: {', '.join(broken)}", file=sys.stderr)
+    plainly = Preparation(data.val_loader.prepare.mean, data.val_loader.prepare.std, None, data.device)
+    names = {task: data.labels_of(task if trainer.tasks_known else 0) for task in tasks}
+    answers = answers_to(
+        model,
+        plainly(images.to(data.device)),
+        tasks,
+        adaptor,
+        _pick(InferenceOptions, args),
+        {task: list(labels) for task, labels in names.items()},
+    )
+    rows = [
+        {"file": file, "task": data.task_name(task), "label": names[task][label], "probability": f"{share:.6f}"}
+        for file, (task, label, share) in zip(files, answers, strict=True)
+    ]
+    text = to_csv(list(rows[0]), rows)
+    if args.out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_whole(Path(args.out), text)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: {error.strerror}") from None
 
 
 def take_original(argv: Sequence[str] | None, path: str) -> tuple[Namespace, list[Record]]:

@@ -176,6 +176,18 @@ class TaskDataset:
         """What ``task`` sees of the base set; here, all of it."""
         return View()
 
+    def labels_of(self, task: int) -> dict[int, str]:
+        """The labels of ``task``, each with the name of its class."""
+        view, count = self.view(task), getattr(self, "base_classes", self.num_classes)
+        classes = range(count) if view.classes is None else view.classes
+        labels = list(classes) if view.new_labels is None else view.new_labels[list(classes)].tolist()
+        names = [str(label) if self.class_names is None else self.class_names[label] for label in classes]
+        return dict(zip(labels, names, strict=True))
+
+    def task_name(self, task: int) -> str:
+        """What a user calls ``task``: here, its number."""
+        return str(task)
+
     def settled(self) -> dict[str, object]:
         """Settings that the set has found out by itself, by name."""
         return {}

@@ -18,7 +18,7 @@ from data import TASKS_BY
 from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest
 from data.cifar import crop_and_flip
 from data.files import Arrays, read_npz
-from data.images import FolderLoader, read_image, to_tensor
+from data.images import FolderLoader, find_images, read_image, to_tensor
 from data.tree import Files, Source, folders, read_tree, some
 from utils.errors import UserError
 
@@ -267,6 +267,41 @@ class Own(TaskDataset):
             loader.serve(task, files, view.pixels)
 
 
+def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], Tensor, list[str]]:
+    """Image files, and those in folders, as test images of a set are read.
+
+    Args:
+        shape: (C, H, W), of one or three channels.
+
+    Returns:
+        The files, their images uint8 [N, C, H, W], and the files that cannot be read.
+
+    Raises:
+        UserError: there is no such file or folder, or no image.
+    """
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += sorted(os.path.join(*found) for found in find_images(path))
+        elif os.path.exists(path):
+            files.append(path)
+        else:
+            raise UserError(f"--predict {path}: no such file or folder")
+    read, images, broken = [], [], []
+    for path in files:
+        try:
+            image = fit(upright(path), tuple(shape[1:]))
+        except UserError:
+            broken.append(path)
+            continue
+        grey = shape[0] == 1
+        images.append(torch.from_numpy(np.array(image.convert("L")))[None] if grey else to_tensor(image))
+        read.append(path)
+    if not images:
+        raise UserError(f"--predict {paths[0]}: there is no image that can be read")
+    return read, torch.stack(images), broken
+
+
 class OwnClasses(SplitByClass, Own):
     """Task i has some of the classes: as evenly many as can be, in an order drawn by the seed; or those of its folder.
 
@@ -296,6 +331,9 @@ class OwnClasses(SplitByClass, Own):
             return list(range(start, start + self.sizes[task]))
         order = np.random.RandomState(self.seed).permutation(self.base_classes)
         return order[start : start + self.sizes[task]].tolist()
+
+    def task_name(self, task: int) -> str:
+        return list(self.source.tasks)[task] if self.source.tasks else super().task_name(task)
 
 
 class OwnPermutations(Permuted, Own):

@@ -23,7 +23,8 @@ OUTCOME = frozenset(
 NEITHER = frozenset(
     {
         *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
-        *("weights", "multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
+        *("weights", "predict", "out"),
+        *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
     }
 )
 # Those of them that the files of a run show all the same: when it was evaluated, the order of sums, and where weights

@@ -1,0 +1,80 @@
+"""The program answers for images of which nobody says the task."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+from data import DATASETS
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run on a tree of four classes, two a task, each of noise around a pattern of its own."""
+    root, rng = tmp_path_factory.mktemp("predict"), np.random.RandomState(0)
+    patterns = rng.randint(0, 256, (4, 8, 8))
+    for label, pattern in enumerate(patterns):
+        for number in range(20):
+            path = root / "tree" / ("train" if number < 15 else "val") / f"kind{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noisy = np.clip(pattern * 0.8 + rng.randint(0, 50, (8, 8)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(path)
+    argv = ["--threads", "1", "--multigpu", "cpu", "--set", f"folder:{root / 'tree'}", "--num-tasks", "2"]
+    argv += ["--epochs", "15", "--batch-size", "10", "--log-dir", str(root / "runs"), "--name", "run"]
+    assert main.main(argv) == 0
+    return root
+
+
+def answers(capsys, root, *words) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert main.main(["--predict", *map(str, words), "--resume", str(root / "runs" / "run")]) == 0
+    return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_each_image_gets_the_label_that_its_task_gives_it(learned, capsys):
+    data = DATASETS["folder:tree"](learned, num_tasks=2)
+    for task in (0, 1):
+        for name in data.labels_of(task).values():
+            folder = learned / "tree" / "val" / name
+            rows = answers(capsys, learned, folder, "--task-eval", task)
+            assert [row["file"] for row in rows] == sorted(map(str, folder.iterdir()))
+            assert {row["label"] for row in rows} == {name} and {row["task"] for row in rows} == {str(task)}
+    inferred = answers(capsys, learned, learned / "tree" / "val")
+    right = [row["label"] == row["file"].split("/")[-2] for row in inferred]
+    assert len(right) == 20 and np.mean(right) >= 0.5
+    assert all(0 < float(row["probability"]) <= 1 for row in inferred)
+
+
+def test_files_of_any_kind_and_a_broken_one(learned, tmp_path, capsys):
+    source = Image.open(learned / "tree" / "val" / "kind1" / "16.png")
+    source.save(tmp_path / "a.png")
+    source.convert("CMYK").save(tmp_path / "b.tif")
+    source.resize((32, 32), Image.NEAREST).save(tmp_path / "c.png")
+    (tmp_path / "d.png").write_bytes(b"no image")
+    data = DATASETS["folder:tree"](learned, num_tasks=2)
+    (task,) = (task for task in (0, 1) if "kind1" in data.labels_of(task).values())
+    rows = answers(capsys, learned, tmp_path, "--task-eval", task)
+    assert [row["file"] for row in rows] == [str(tmp_path / name) for name in ("a.png", "b.tif", "c.png")]
+    assert {row["label"] for row in rows} == {"kind1"}
+    out = tmp_path / "out.csv"
+    assert answers(capsys, learned, tmp_path, "--task-eval", task, "--out", out) == []
+    assert list(csv.DictReader(out.open())) == rows
+
+
+def test_what_cannot_be_answered_is_said_in_one_line(learned, tmp_path, capsys):
+    run = learned / "runs" / "run"
+    for words, said in (
+        (["absent.png", "--resume", run], "absent.png: no such file"),
+        ([tmp_path, "--resume", run], "no image"),
+        ([tmp_path, "--resume", tmp_path], "settings.yaml"),
+        ([tmp_path], "--resume RUN"),
+        ([tmp_path, "--resume", run, "--task-eval", "5"], "--task-eval 5"),
+        ([tmp_path, "--resume", run, "--adaptor", "gt"], "--adaptor gt"),
+    ):
+        capsys.readouterr()
+        assert main.main(["--predict", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
