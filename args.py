@@ -519,25 +519,12 @@ def _given(argv: Sequence[str]) -> set[str]:
 
 
 def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str]) -> dict[str, object]:
-    """Defaults from a YAML file, each converted and checked as if its text stood on the command line.
+    """Defaults from a YAML file and those it is based on, each checked as if its text stood on the command line.
 
     Args:
         given: settings that the command line names, which wins.
         notes: gets lines on what a user should know of it.
     """
-
-    def refuse(reason: str) -> NoReturn:
-        raise UserError(f"--config {path}: {reason}")
-
-    try:
-        # Nodes, not values: their text is what was written, 1.10 and 010, and an alias is never multiplied.
-        root = yaml.compose(read_small(path, CONFIG_BYTES), Loader=yaml.SafeLoader)
-    except RecursionError:
-        refuse("is nested too deep for a mapping of flags to values")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        refuse(" ".join(str(getattr(error, "strerror", None) or error).split()))
-    if not isinstance(root, yaml.MappingNode):
-        refuse("a mapping of flags to values is needed, one 'flag: value' a line")
     actions = {
         flag: action
         for action in parser._actions
@@ -545,34 +532,84 @@ def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str])
         if flag.startswith("--") and not (isinstance(action, argparse.BooleanOptionalAction) and flag[:5] == "--no-")
     }
     del actions["--config"], actions["--help"]
-    values, idle, seen, original = {}, [], set(), False
-    for key, value in root.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else "[...]"
-        flag = f"--{name}".replace("_", "-")
-        action = actions.get(flag)
-        if action is None and flag not in ORIGINAL_KEYS:
-            refuse(f"there is no flag {name!r}{_nearest(flag, actions)}")
-        setting = flag if action is None or action.dest == argparse.SUPPRESS else action.dest
-        if setting in seen:
-            refuse(f"{name}: is given twice")
-        seen.add(setting)
-        original |= flag in ORIGINAL_MARKS
-        if setting == flag:
-            idle.append(name)
-        elif isinstance(value, yaml.ScalarNode) and value.value == "REPLACE":
-            original = True
-            if setting not in given:
-                refuse(f"{name}: REPLACE stands for what the command line must say; give {flag}")
-        else:
-            try:
-                values |= _convert(parser, action, value)
-            except argparse.ArgumentError as error:
-                refuse(f"{name}: {error.message}")
+    values, idle, replaced, original = {}, [], {}, False
+    for where, entries in reversed(_files_of_config(path)):
+        seen = set()
+        for name, value in entries:
+            flag = f"--{name}".replace("_", "-")
+            action = actions.get(flag)
+            if action is None and flag not in ORIGINAL_KEYS:
+                raise UserError(f"{where}: there is no flag {name!r}{_nearest(flag, actions)}")
+            setting = flag if action is None or action.dest == argparse.SUPPRESS else action.dest
+            if setting in seen:
+                raise UserError(f"{where}: {name}: is given twice")
+            seen.add(setting)
+            replaced.pop(setting, None)
+            original |= flag in ORIGINAL_MARKS
+            if setting == flag:
+                idle.append(name)
+            elif isinstance(value, yaml.ScalarNode) and value.value == "REPLACE":
+                replaced[setting] = f"{where}: {name}: REPLACE stands for what the command line must say; give {flag}"
+            else:
+                try:
+                    values |= _convert(parser, action, value)
+                except argparse.ArgumentError as error:
+                    raise UserError(f"{where}: {name}: {error.message}") from None
+    if missing := [said for setting, said in replaced.items() if setting not in given]:
+        raise UserError(missing[0])
+    original |= bool(replaced)
     if original:
         notes.append(f"--config {path}: is a file of the original code, so what it leaves out is as there")
     if idle:
         notes.append(f"--config {path}: without effect here: {', '.join(idle)}")
     return {**(ORIGINAL_DEFAULTS if original else {}), **values}
+
+
+def named_in(path: Path) -> set[str]:
+    """The names that a YAML file and those it is based on give values to, with ``_`` between words.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    return {name.replace("-", "_") for _, entries in _files_of_config(path) for name, _ in entries}
+
+
+def _files_of_config(path: Path) -> list[tuple[str, list[tuple[str, yaml.Node]]]]:
+    """A YAML file, then the one that its ``base`` names, and so on: how messages name each, and its other entries."""
+    where, files, paths = f"--config {path}", [], []
+    while True:
+        paths.append(os.path.realpath(path))
+        entries = _entries(path, where)
+        bases = [value for name, value in entries if name == "base"]
+        files.append((where, [(name, value) for name, value in entries if name != "base"]))
+        if not bases:
+            return files
+        if len(bases) > 1:
+            raise UserError(f"{where}: base: is given twice")
+        if not (isinstance(bases[0], yaml.ScalarNode) and bases[0].tag == "tag:yaml.org,2002:str"):
+            raise UserError(f"{where}: base: the name of one file is needed, relative to this one")
+        try:
+            path = path.parent / user_path(bases[0].value)
+        except ArgumentTypeError as error:
+            raise UserError(f"{where}: base: {error}") from None
+        where = f"{where}: base {bases[0].value}"
+        if os.path.realpath(path) in paths:
+            raise UserError(f"{where}: is based on this file itself")
+
+
+def _entries(path: Path, where: str) -> list[tuple[str, yaml.Node]]:
+    """The keys of a YAML file, with what each is given."""
+    try:
+        # Nodes, not values: their text is what was written, 1.10 and 010, and an alias is never multiplied.
+        root = yaml.compose(read_small(path, CONFIG_BYTES), Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deep for a mapping of flags to values") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{where}: {reason}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{where}: a mapping of flags to values is needed, one 'flag: value' a line")
+    return [(key.value if isinstance(key, yaml.ScalarNode) else "[...]", value) for key, value in root.value]
 
 
 def original_settings(args: Mapping[str, object], names: Collection[str], source: str) -> dict[str, object]:

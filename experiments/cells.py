@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable
 
 import pandas
-import yaml
 
+from args import named_in
 from experiments import metrics, records
 from experiments.records import MEGABYTE, ROOT, Run, Setting
 from experiments.tables import SIZES
@@ -82,7 +82,7 @@ def told(run: Run) -> dict[str, object]:
     }
     inside = re.search(r"experiments/.+", str(run.settings.get("config")))
     if inside and (ROOT / inside[0]).is_file():
-        names |= {name.replace("-", "_") for name in yaml.safe_load((ROOT / inside[0]).read_text())}
+        names |= named_in(ROOT / inside[0])
     wanted = (names - records.NEUTRAL) | {"eval_ckpts"}
     return {name: value for name, value in run.settings.items() if name in wanted}
 

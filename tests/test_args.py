@@ -431,6 +431,52 @@ def test_every_config_of_the_experiments_is_accepted():
         parse_arguments(["--config", str(path)])
 
 
+def test_a_config_goes_on_from_the_one_that_it_is_based_on(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "first.yaml").write_text("lr: 1e-2\nepochs: 7\nweight-decay: 1e-3\niter-lim: 9\n")
+    (tmp_path / "below" / "second.yaml").write_text("base: ../first.yaml\nwd: 0\niter_lim: -1\n")
+    monkeypatch.chdir("/")  # names are relative to the file, wherever the program is called
+    args = parse_arguments(["--config", config(tmp_path, "epochs: 8\nbase: below/second.yaml\n"), "--seed", "4"])
+    assert (args.lr, args.epochs, args.weight_decay, args.iter_lim, args.seed) == (0.01, 8, 0, None, 4)
+    # In the paper's scripts what differs is all that a file says.
+    folder = PROJECT / "experiments/GNu/MNISTPerm/LeNet-2500-tasks/configs"
+    h, g = (vars(parse_arguments(["--config", str(folder / f"supsup_{letter}.yaml")])) for letter in "hg")
+    assert {name for name in h if h[name] != g[name]} == {"config", "adaptor"} and g["num_tasks"] == 2500
+
+
+def test_a_value_that_the_command_line_must_give_may_be_given_by_a_file_based_on_it(tmp_path):
+    (tmp_path / "first.yaml").write_text("lr: REPLACE\n")
+    based = config(tmp_path, "base: first.yaml\n")
+    with pytest.raises(UserError, match="base first.yaml: lr: REPLACE stands"):
+        parse_arguments(["--config", based])
+    assert parse_arguments(["--config", based, "--lr", "3"]).lr == 3
+    assert parse_arguments(["--config", config(tmp_path, "base: first.yaml\nlr: 2\n")]).lr == 2
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("base: config.yaml", "base config.yaml: is based on this file itself"),
+        ("base: ./way/../other.yaml", "is based on this file itself"),
+        ("base: none.yaml", "base none.yaml: No such file or directory"),
+        ("base: .", "base .: Is a directory"),
+        ("base: bad.yaml", "base bad.yaml: epochs: '0' is not a whole number"),
+        ("base: [a.yaml, b.yaml]", "base: the name of one file is needed"),
+        ("base:", "base: the name of one file is needed"),
+        ("base: 7", "base: the name of one file is needed"),
+        ("base: ''", "base: '' is not a path"),
+        ("base: bad.yaml\nbase: bad.yaml", "base: is given twice"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(text, said, tmp_path):
+    (tmp_path / "way").mkdir()
+    (tmp_path / "other.yaml").write_text("base: config.yaml\n")
+    (tmp_path / "bad.yaml").write_text("epochs: 0\n")
+    with pytest.raises(UserError) as error:
+        parse_arguments(["--config", config(tmp_path, f"{text}\n")])
+    assert said in str(error.value) and "\n" not in str(error.value) and "config.yaml" in str(error.value)
+
+
 @pytest.mark.parametrize(
     "flag",
     ["--num-tasks", "--stream-tasks", "--task-eval", "--classes-per-task", "--iter-lim", "--threads"]

@@ -191,6 +191,8 @@ def test_our_own_configs_are_not_taken_for_the_originals():
     for path in paths:
         notes: list[str] = []
         args, stated = vars(parse_arguments(["--config", str(path)], notes=notes)), yaml.safe_load(path.read_text())
+        if base := stated.pop("base", None):
+            stated = yaml.safe_load((path.parent / base).read_text()) | stated
         stated = {key.replace("-", "_"): value for key, value in stated.items()}
         stated |= {key: float(stated[key]) for key in ("lr", "train_weight_lr", "weight_decay") if key in stated}
         expected = {action.dest: action.default for action in make_parser()._actions if action.dest in args} | stated
