@@ -2,7 +2,7 @@
 # make notebook    opens mnist.ipynb, with what it and the reports of experiments need
 # make test        the tests, on the processor
 # make test-oldest the tests, with the oldest versions that requirements.txt allows, in .venv-oldest
-# make lint        the linter
+# make lint        the linter, and the types
 # Each makes .venv first if it is missing or requirements*.txt changed; only Python >= 3.10 is needed.
 # With TORCH=cpu (or cu128, ...), a new .venv gets that build from torch's own index; cpu has no CUDA libraries.
 
@@ -31,6 +31,7 @@ test-oldest: $(OLDEST)
 
 lint: $(DEV)
 	.venv/bin/ruff check
+	.venv/bin/mypy
 
 install: $(DEV)
 

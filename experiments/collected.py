@@ -43,7 +43,7 @@ def write(experiments: Iterable[Experiment], into: Path) -> None:
 
 def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
     """Write a run's folder anew; gives its rows of ``results.csv``."""
-    tables = {name: text_of(run.folder, name)[1] for name in run.tables}
+    tables = {name: text_of(run.folder, name)[1] or "" for name in run.tables}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, text in tables.items():

@@ -135,9 +135,11 @@ def summary(results: Path, names: Sequence[str]) -> list[list[str]]:
 
 
 def _short(value: str | None) -> str:
-    with suppress(ValueError, TypeError):
+    if not value:
+        return "-"
+    with suppress(ValueError):
         return value if value.isdigit() else f"{float(value):.4f}"
-    return value or "-"
+    return value
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -238,8 +238,9 @@ def _of_scores(folder: Path, about: dict, scores: pandas.DataFrame) -> list[dict
 
 def _is_settings(about: object) -> bool:
     kinds = {"settings": dict, "command": list, "versions": dict, "machine": str, "commit": str}
-    fits = isinstance(about, dict) and all(isinstance(about.get(name), kind) for name, kind in kinds.items())
-    return fits and isinstance(about["settings"].get("seed"), int)
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return isinstance(about["settings"].get("seed"), int)
 
 
 def seconds_of(log: str) -> float | None:

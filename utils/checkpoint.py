@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -79,7 +79,7 @@ def fraction(value: object) -> float:
     Raises:
         ValueError: it is something else.
     """
-    if type(value) not in (int, float) or not 0 <= value <= 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{reprlib.repr(value)} is no number from 0 to 1")
     return value
 
@@ -129,7 +129,7 @@ class Checkpoint:
         """
         with self._opened() as file:
             if file is None:
-                return [], self._end
+                return [], self._end or 0
             self._latest, self._dead = {}, 0
             records = []
             for record in _records(file):
@@ -148,7 +148,7 @@ class Checkpoint:
             return next(_records(file), None) if file else None
 
     @contextmanager
-    def _opened(self) -> Iterator[BinaryIO | None]:
+    def _opened(self) -> Iterator[IO[bytes] | None]:
         """The file, behind its first line; None if that is not whole, for its writer was killed."""
         try:
             with open_file(self.path) as file:
@@ -255,7 +255,9 @@ class Checkpoint:
     def _compact(self) -> None:
         """Write the file again without what is dead: all of it, or the file stays as it was."""
 
-        def write(new: BinaryIO) -> None:
+        count = 0
+
+        def write(new: IO[bytes]) -> None:
             nonlocal count
             old.seek(len(MAGIC))
             # One record in memory at a time: the first pass finds where the latest are.
@@ -268,11 +270,10 @@ class Checkpoint:
                 record.tensors = {name: t for name, t in record.tensors.items() if last.get(name, index) == index}
                 new.write(record.to_bytes())
 
-        def whole(new: BinaryIO) -> bool:
+        def whole(new: IO[bytes]) -> bool:
             new.seek(len(MAGIC))
             return sum(1 for _ in _records(new)) == count and not new.read(1)
 
-        count = 0
         with open(self.path, "rb") as old:
             replace_with(self.path, write, whole)
         self._dead, self._end = 0, self.size()
@@ -288,7 +289,7 @@ def write_records(path: Path, *records: Record) -> None:
     replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
 
 
-def _what_else(file: BinaryIO) -> str:
+def _what_else(file: IO[bytes]) -> str:
     """What a file is that is none of this project's, as far as can be told without running what it holds."""
     head = file.read(len(_TORCH_BEFORE_ZIP))
     with suppress(OSError, ValueError, RuntimeError, EOFError, StopIteration, zipfile.BadZipFile, zlib.error):
@@ -306,7 +307,7 @@ def _what_else(file: BinaryIO) -> str:
     return " but a file of torch.save"
 
 
-def _records(file: BinaryIO) -> Iterator[Record]:
+def _records(file: IO[bytes]) -> Iterator[Record]:
     """The whole records from where ``file`` stands; afterwards it stands behind the last of them."""
     while True:
         begin = file.tell()

@@ -1,7 +1,7 @@
 """How many cores are this process's to use, and how its threads wait for each other. Loads no torch."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def available_cores(environ: Mapping[str, str] = os.environ, root: Path = Path("
     return _share([os.cpu_count() or 1, *_limits(environ, root)], environ)
 
 
-def sleep_while_waiting(environ: dict[str, str] = os.environ) -> None:
+def sleep_while_waiting(environ: MutableMapping[str, str] = os.environ) -> None:
     """Let threads that wait for others sleep, unless the user has said how they wait; before torch is loaded.
 
     By default they spin, which takes the core from whatever else runs, be it the thread that they wait for.
@@ -57,9 +57,9 @@ def _limits(environ: Mapping[str, str], root: Path) -> Iterator[int]:
             quota, period = (folder / "cpu.max").read_text().split()
             yield int(quota) // int(period)
         with suppress(OSError, ValueError, ZeroDivisionError):  # version 1, where -1 is no limit
-            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            if quota > 0:
-                yield quota // period
+            allotted, every = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if allotted > 0:
+                yield allotted // every
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

@@ -42,7 +42,7 @@ def stopping() -> Iterator[None]:
     try:
         yield
     except (OSError, UserError) as error:
-        name = "" if getattr(error, "filename", None) is None else f"{error.filename}: "
+        name = f"{file}: " if (file := getattr(error, "filename", None)) is not None else ""
         raise Stopped(f"{name}{getattr(error, 'strerror', None) or error}") from error
     except (MemoryError, RuntimeError) as error:
         if not no_memory(error):

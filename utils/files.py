@@ -7,10 +7,10 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 
-def open_file(path: Path | str, mode: str = "rb", **more) -> IO:
+def open_file(path: Path | str, mode: str = "rb", **more: Any) -> IO[Any]:
     """``open``, for files alone: a pipe would be waited for without end, and a device may never come to one.
 
     Raises:

@@ -6,13 +6,14 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MAGIC = b"SupSup checkpoint 1\n"
 FRAME = struct.Struct("<Q32s")  # length and SHA-256 of the block that follows, which is in the form of safetensors
 VALUES = "values"  # the name under which a block keeps its JSON
 
 
-def values(path: Path, proved: bool = True) -> Iterator[dict]:
+def values(path: Path, proved: bool = True) -> Iterator[dict[str, Any]]:
     """What each record of a checkpoint says beside its tensors, up to the first that is not whole.
 
     Args:

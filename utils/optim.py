@@ -25,7 +25,7 @@ class RMSprop(torch.optim.Adam):
             step = torch.full((), SETTLED, device=parameter.device)
             self.state[parameter] = {"step": step, "exp_avg_sq": torch.zeros_like(parameter)}
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody has a closure
         # Without momentum the mean of the gradients is the gradient, and lies where it lies.
         for parameter, state in self.state.items():
             state["exp_avg"] = parameter.grad
@@ -57,7 +57,8 @@ def make_optimizer(
     Raises:
         KeyError: ``name`` is not in ``OPTIMIZERS``.
     """
-    return OPTIMIZERS[name](list(parameters), lr, momentum, weight_decay)
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[name](list(parameters), lr, momentum, weight_decay)
+    return optimizer
 
 
 def constant_lr(epoch: int, epochs: int) -> float:
@@ -116,6 +117,7 @@ def make_schedule(policy: str, optimizer: torch.optim.Optimizer, epochs: int, wa
     def factor(epoch: int) -> float:
         if epoch < warmup_length:
             return (epoch + 1) / warmup_length
-        return shape(epoch - warmup_length, max(1, epochs - warmup_length))
+        share: float = shape(epoch - warmup_length, max(1, epochs - warmup_length))
+        return share
 
     return LambdaLR(optimizer, factor)

@@ -54,8 +54,9 @@ def read_original(path: Path) -> Original:
     def refuse(reason: str) -> NoReturn:
         raise UserError(f"{path}: {reason}")
 
-    content = _load(path)
-    state, args = (content.get(name) if isinstance(content, dict) else None for name in ("state_dict", "args"))
+    loaded = _load(path)
+    content = loaded if isinstance(loaded, dict) else {}
+    state, args = content.get("state_dict"), content.get("args")
     if not isinstance(state, Mapping) or not isinstance(args, Namespace):
         refuse("is no checkpoint of the original code, which holds a state_dict and args")
     tensors = {}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -30,14 +31,15 @@ class _Total(torch.autograd.Function):
     """A sum over the processes. Every term has the same gradient: the sum of what the processes make of the total."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Total.apply(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total: Tensor = _Total.apply(gradient)
+        return total
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Group:
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of ``value`` over the processes, all of which must ask for it; its gradient is that of all."""
-        return _Total.apply(value) if self.size > 1 else value
+        total: Tensor = _Total.apply(value) if self.size > 1 else value
+        return total
 
     def backward(self, loss: Tensor, parameters: Iterable[nn.Parameter], images: int) -> None:
         """Give ``parameters`` the gradient of the mean loss over all images of all processes.
@@ -69,8 +72,9 @@ class Group:
         # What an image gives is the same in every process, so that the gradients through common statistics add up.
         (loss * images).backward()
         parameters = list(parameters)
+        gradients = cast(list[Tensor], [p.grad for p in parameters])
         # One message: all gradients, and the number of images.
-        flat = torch.cat([p.grad.flatten() for p in parameters] + [parameters[0].grad.new_tensor([images])])
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), gradients[0].new_tensor([images])])
         dist.all_reduce(flat)
         flat /= flat[-1].clone()
         for parameter, part in zip(parameters, flat[:-1].split([p.numel() for p in parameters]), strict=True):
@@ -137,7 +141,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
             process.kill()
             process.join()
         if dist.is_initialized():  # after an error or a signal: the others will not say good-bye
-            if backend == "nccl":
+            if backend == "nccl" and dist.group.WORLD is not None:
                 dist.group.WORLD.abort()
             else:
                 dist.destroy_process_group()
@@ -161,11 +165,14 @@ def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Even
 
 def _end_with_first() -> None:
     """Leave no orphan: a first process that is killed can end nobody, and others may wait for it for days."""
-    multiprocessing.parent_process().join()
+    if first := multiprocessing.parent_process():
+        first.join()
     os._exit(1)
 
 
-def _follow(backend: str, port: int, group: Group, device: torch.device, follow: Callable, args: tuple) -> None:
+def _follow(
+    backend: str, port: int, group: Group, device: torch.device, follow: Callable[..., None], args: tuple[object, ...]
+) -> None:
     ignore()
     threading.Thread(target=_end_with_first, daemon=True).start()
     store = dist.TCPStore("127.0.0.1", port, group.size, is_master=False, timeout=PATIENCE, wait_for_workers=False)

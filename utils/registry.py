@@ -4,9 +4,10 @@ import re
 from collections import UserDict
 from functools import partial
 from pkgutil import resolve_name
+from typing import Any
 
 
-class Registry(UserDict):
+class Registry(UserDict[str, Any]):
     """A table ``{name: "module:attribute"}`` in which ``table[name]`` is the attribute itself.
 
     Its names cost no import, so flags are checked before torch is loaded, and a run loads only what it uses. A value
@@ -14,11 +15,11 @@ class Registry(UserDict):
     form, and ``table["folder:pets"]`` is the attribute with ``"pets"`` as its first argument.
     """
 
-    def __getitem__(self, name: str):
+    def __getitem__(self, name: str) -> Any:
         form = self._form(name)
         value = self.data[form or name]
         value = resolve_name(value) if isinstance(value, str) else value
-        return partial(value, *_parts(form, name)) if form else value
+        return partial(value, *(_parts(form, name) or ())) if form else value
 
     def __contains__(self, name: object) -> bool:
         return name in self.data or (isinstance(name, str) and self._form(name) is not None)

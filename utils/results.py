@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def plain(content: bytes) -> str:
     found = {number: form.cells(line) for number, line in enumerate(lines[1:], start=2) if line.strip()}
     if bad := [number for number, cells in found.items() if cells is None]:
         raise ValueError(f"line {bad[0]} is no row with {len(form.columns)} columns")
-    return to_csv(form.columns, found.values())
+    return to_csv(form.columns, filter(None, found.values()))
 
 
 def _lines(content: bytes) -> list[bytes]:
@@ -94,7 +94,7 @@ def _form(content: bytes) -> _Form:
         ValueError: that is no line of text.
     """
     line = next(iter(_lines(content)), b"")
-    text, end = line.decode("utf-8-sig").rstrip("\r\n"), re.search(rb"[\r\n]*$", line)[0].decode()
+    text, end = line.decode("utf-8-sig").rstrip("\r\n"), line[len(line.rstrip(b"\r\n")) :].decode()
     # A spreadsheet takes the delimiter of its country.
     found = {delimiter: next(csv.reader([text], delimiter=delimiter), []) for delimiter in ",;\t"}
     delimiter = max(found, key=lambda delimiter: len(found[delimiter]))
@@ -177,7 +177,7 @@ class Results:
                 return form
         raise UserError(f"{self.path}: is not a table of results with the columns of this version; move it away")
 
-    def _locked(self):
+    def _locked(self) -> AbstractContextManager[object]:
         lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
         try:
             return lock.acquire()
@@ -231,7 +231,7 @@ def check_row(row: object) -> None:
 
 
 def _key(row: Mapping[str, object]) -> tuple[str, str]:
-    return _in_one_line(row["Name"]), _in_one_line(row["Save Directory"])
+    return str(_in_one_line(row["Name"])), str(_in_one_line(row["Save Directory"]))
 
 
 def _agreed(
@@ -250,8 +250,7 @@ def _agreed(
         key = cells and _key(cells)
         if key not in wanted or key in there:
             # Perhaps one of them all the same, with a byte or two that are wrong.
-            unclear = cells is None or cells["Save Directory"] in own
-            likely = wanted if unclear else named.get(cells["Name"], ())
+            likely = wanted if cells is None or cells["Save Directory"] in own else named.get(cells["Name"], ())
             key = next((one for one in likely if one not in there and _differ_little(line, right[one])), key)
         if key in there:
             continue

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.files import check_kind, open_file, write_whole
 
+Item = TypeVar("Item")
 TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
 # What a run's folder holds, beside TensorBoard's events.
 FILES = (
@@ -74,7 +75,7 @@ class RunFolder:
         with suppress(OSError):
             self._log.write("".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
 
-    def write_settings(self, settings: dict, project: Path, **more: object) -> None:
+    def write_settings(self, settings: dict[str, Any], project: Path, **more: object) -> None:
         """``settings.yaml``: every resolved setting, the machine, versions and commit, and what ``more`` says."""
         about = {
             "settings": settings,
@@ -111,7 +112,9 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
         UserError: another process is running in the folder to go on in.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    for copies in count(1):
+    copies = 0
+    while True:
+        copies += 1
         path = log_dir / (name if copies == 1 else f"{name}~{copies}")
         try:
             path.mkdir(exist_ok=resume)
@@ -194,7 +197,9 @@ def _machine(multigpu: str) -> str:
     return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])
 
 
-def progress(items: Iterable, total: int | None = None, description: str = "", unit: str = "batch") -> Iterator:
+def progress(
+    items: Iterable[Item], total: int | None = None, description: str = "", unit: str = "batch"
+) -> Iterator[Item]:
     """``items`` with a progress bar while they are used up; nothing is shown when the output is no terminal.
 
     Output that goes to a file gets a new time of change, at most once a second: the sign of life that the launcher of

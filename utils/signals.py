@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from utils.errors import Stopped
 
@@ -30,7 +31,7 @@ class Signals:
         self._received: int | None = None
         self._when = 0.0
         self._waits = False
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
