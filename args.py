@@ -485,6 +485,10 @@ def parse_arguments(
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: there is no such flag{_nearest(unknown[0].split('=')[0], flags)}")
+    if (model := str((defaults or {}).get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
+        raise UserError(
+            f"{source}: is of the network {model}, and only you may say that its file is run: --model {model}"
+        )
     notes = [] if notes is None else notes
     config = parser.parse_args(argv).config
     if config is not None:

@@ -124,6 +124,10 @@ class SupSup:
     def _network(self, model: nn.Module | str) -> nn.Module:
         s = self.settings
         if isinstance(model, str) and not model.startswith("torchvision:"):
+            if ":" in model:  # a file may not name code that is run
+                raise ValueError(
+                    f"model={model!r}: is no network of the project or torchvision; give the module itself"
+                )
             if s["weights"] is None:
                 raise ValueError(f"weights=None: {model} has none that were given; say how they are drawn")
             layers = s["layers"] or {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import main
 from args import parse_arguments
@@ -193,6 +194,20 @@ def test_the_file_may_lie_elsewhere_when_a_run_goes_on(files):
         )
         == 0
     )
+
+
+def test_only_a_user_names_a_file_that_is_run(files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    assert main.main(words(files, "nets.py:made", "--adaptor", "gt", "--export", "e.sup")) == 0
+    (files / "nets.py").write_text("open('was run', 'w')\n" + NETWORKS)
+    Image.new("RGB", (8, 8)).save("a.png")
+    for argv in (["--import", "e.sup", "--name", "i"], ["--predict", "a.png", "--resume", "runs/run"]):
+        capsys.readouterr()
+        assert main.main(argv) == 2
+        assert "--model nets.py:made" in capsys.readouterr().err
+    assert not (files / "was run").exists()
+    named = ["--predict", "a.png", "--resume", "runs/run", "--model", "nets.py:made", "--task-eval", "1"]
+    assert main.main(named) == 0 and (files / "was run").exists()
 
 
 def test_products_are_counted_where_shapes_tell_them(files):

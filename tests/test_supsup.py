@@ -175,6 +175,8 @@ def test_bad_calls_are_refused(learned, tmp_path):
         SupSup("LeNet", 10).infer(torch.zeros(1, 1, 28, 28))
     with pytest.raises(ValueError, match="no task 'fish'"):
         learned.predict(torch.zeros(1, 1, 28, 28), task="fish")
+    with pytest.raises(ValueError, match="give the module itself"):
+        SupSup("net.py:Net", 10)
     with pytest.raises(ValueError, match="real_neurons"):
         SupSup("LeNet", 10, real_neurons=10)
     learned.save(tmp_path / "net.sup")
