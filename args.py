@@ -14,11 +14,13 @@ import yaml
 from data import DATASETS, TASKS_BY
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, STATISTICS_OF
 from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
+from trainers.options import TrainingOptions
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.paths import PROJECT, read_small, user_path
 
+TRAINING = TrainingOptions()  # whose defaults are the flags'
 CONFIG_BYTES = 2**16  # of a config at the most; ours have less than 1,000
 SCALARS = {"str", "int", "float", "bool", "null", "timestamp", "value"}  # YAML's own types, for their text alone counts
 
@@ -208,12 +210,19 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--on-nan",
         choices=("stop", "skip"),
-        default="stop",
+        default=TRAINING.on_nan,
         help="what to do with a task whose loss is no number or does not fall: stop the run, or leave the task out",
     )
     add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
-    add("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="lay images out pixel by pixel")
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="train through torch.compile")
+    add(
+        "--channels-last",
+        action=argparse.BooleanOptionalAction,
+        default=TRAINING.channels_last,
+        help="lay images out pixel by pixel",
+    )
+    add(
+        "--compile", action=argparse.BooleanOptionalAction, default=TRAINING.compile, help="train through torch.compile"
+    )
 
     add(
         "--predict",
@@ -347,7 +356,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("training")
     add = group.add_argument
     add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
-    add("--epochs", type=_number(int, 1, 10**6), default=30, help="epochs of each task")
+    add("--epochs", type=_number(int, 1, 10**6), default=TRAINING.epochs, help="epochs of each task")
     add("--iter-lim", type=_or_none(_number(int, 1)), help="batches of each task at the most (default: no limit)")
     add(
         "--tasks-in-parallel",
@@ -356,25 +365,25 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="T",
         help="train so many independent tasks at once; each comes out as alone, but for the order of sums",
     )
-    add("--optimizer", choices=OPTIMIZERS, default="rmsprop", help="optimiser")
-    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), default=1e-3, help="learning rate of masks")
+    add("--optimizer", choices=OPTIMIZERS, default=TRAINING.optimizer, help="optimiser")
+    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), default=TRAINING.lr, help="learning rate of masks")
     add(
         "--train-weight-tasks",
         type=_number(int, -1),
-        default=0,
+        default=TRAINING.train_weight_tasks,
         metavar="N",
         help="the first N tasks train the shared weights too; -1: all tasks",
     )
     add(
         "--train-weight-lr",
         type=_number(float, 0, 1e30, low_allowed=False),
-        default=1e-4,
+        default=TRAINING.train_weight_lr,
         metavar="LR",
         help="learning rate of everything in the tasks that train weights",
     )
-    add("--momentum", type=_number(float, 0, 1), default=0.9, help="momentum of SGD")
-    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), default=0.0, help="weight decay")
-    add("--lr-policy", choices=LR_POLICIES, default="constant_lr", help="learning rate over the epochs")
+    add("--momentum", type=_number(float, 0, 1), default=TRAINING.momentum, help="momentum of SGD")
+    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), default=TRAINING.weight_decay, help="weight decay")
+    add("--lr-policy", choices=LR_POLICIES, default=TRAINING.lr_policy, help="learning rate over the epochs")
     add(
         "--no-scheduler",
         dest="lr_policy",
@@ -383,12 +392,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="the same as --lr-policy constant_lr",
     )
-    add("--warmup-length", type=_number(int, 0), default=0, help="epochs of linear warm-up")
+    add("--warmup-length", type=_number(int, 0), default=TRAINING.warmup_length, help="epochs of linear warm-up")
 
     add(
         "--reinit-adapt",
         choices=ADAPTATIONS,
-        default="running_mean",
+        default=TRAINING.reinit_adapt,
         help="what scores start from with the trainer reinit",
     )
     add(
@@ -401,11 +410,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("learning without task identity")
     add = group.add_argument
-    add("--nns-every", type=_number(int, 1), default=100, help="batches from one decision to the next (trainer nns)")
+    add(
+        "--nns-every",
+        type=_number(int, 1),
+        default=TRAINING.nns_every,
+        help="batches from one decision to the next (trainer nns)",
+    )
     add(
         "--nns-epsilon",
         type=_number(float, 0, 1e30),
-        default=0.125,
+        default=TRAINING.nns_epsilon,
         help="the data are new if k * max(softmax of the negative gradient) is less than 1 + this",
     )
 

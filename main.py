@@ -41,6 +41,7 @@ from trainers import (
     TRAINERS,
     DefaultTrainer,
     InferenceOptions,
+    SeveralTrainer,
     TrainingOptions,
     check_adaptor,
 )
@@ -349,7 +350,9 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
         if not no_memory(error):
             raise
         raise UserError(f"--num-tasks {args.num_tasks}: memory has no room for a network with so many tasks") from None
-    return data, model, TRAINERS[args.trainer](model, _pick(TrainingOptions, args), rng)
+    at_once = args.tasks_in_parallel > 1 and args.trainer == "default"
+    trainer = SeveralTrainer if at_once else TRAINERS[args.trainer]
+    return data, model, trainer(model, _pick(TrainingOptions, args), rng)
 
 
 def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:

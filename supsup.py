@@ -36,7 +36,8 @@ from trainers.adaptors import (
     superfluous,
     uniform,
 )
-from trainers.default import DefaultTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
+from trainers.options import TrainingOptions
 from trainers.original import learned_tasks
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.original import is_original, read_original

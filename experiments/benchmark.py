@@ -209,7 +209,7 @@ LEARNED = 5  # tasks whose batches are inferred
 def learned_masks(data, batches: int) -> list[dict[str, Tensor]]:
     """The state of each of the first tasks of MNISTPerm, learned in so many batches by a LeNet with 500 outputs."""
     model = get_model("LeNet", Builder(RNG, LEARNED), (1, 28, 28), 500).to(data.device)
-    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches), RNG)
+    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, lr=1e-4), RNG)
     for task in range(LEARNED):
         data.update_task(task)
         trainer.begin_task(task)

@@ -388,5 +388,3 @@ def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:
         if name not in places or value.shape != places[name].shape or value.dtype != places[name].dtype:
             raise ValueError(f"it has no place for {name}, {tuple(value.shape)}")
         places[name].copy_(value)
-
-

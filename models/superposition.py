@@ -103,9 +103,7 @@ def superposed_weights(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -
     Args:
         alphas: coefficients (k,) for ``tasks``, or (b, k) for ``b`` superpositions at once.
     """
-    return {
-        f"{name}.effective": module.superposition(tasks, alphas) for name, module in named(model, SuperposedModule)
-    }
+    return {f"{name}.effective": module.superposition(tasks, alphas) for name, module in named(model, SuperposedModule)}
 
 
 def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:

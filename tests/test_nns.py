@@ -27,7 +27,7 @@ SHAPE, OUTPUTS = (1, 6, 6), 20
 def make(num_tasks=3, every=4, epsilon=0.125, **more):
     builder = Builder(partial(generator, 0), NNsTrainer.room(num_tasks))
     model = get_model("LeNet", builder, SHAPE, OUTPUTS)
-    options = TrainingOptions(num_tasks=num_tasks, nns_every=every, nns_epsilon=epsilon, **more)
+    options = TrainingOptions(num_tasks=num_tasks, nns_every=every, nns_epsilon=epsilon, **{"lr": 1e-4, **more})
     return NNsTrainer(model, options, partial(generator, 0))
 
 
@@ -113,7 +113,7 @@ def test_an_old_mask_goes_on_from_its_own_scores_with_a_fresh_optimiser(monkeypa
     first = {name: scores.clone() for name, scores in trainer._scores[0].items()}
     learn(trainer, 1)
     trainer.begin_task(0)
-    assert trainer.admits(Loader(0).batches[0][0])
+    trainer._decide(Loader(0).batches[0][0])
     assert not any(state["exp_avg_sq"].any() for state in trainer.optimizer.state.values())
     for name, scores in multitask.task_parameters(trainer.model).items():
         assert torch.equal(scores, first[name])

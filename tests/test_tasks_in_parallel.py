@@ -10,7 +10,7 @@ from data import DATASETS
 from data.loader import StackedLoader
 from models import Builder, get_model, multitask
 from tests.test_main import masks, rows, same_masks
-from trainers import DefaultTrainer, TrainingOptions
+from trainers import SeveralTrainer, TrainingOptions
 from trainers.record import RunRecord
 from utils.seeding import generator
 
@@ -21,7 +21,7 @@ def learn(model_name, options, batches, together, tasks=range(3), **layers):
     """The state of each task, and what training and testing said of it, learned one by one or at once."""
     data = DATASETS["DigitsPerm"](num_tasks=len(tasks))
     model = get_model(model_name, Builder(RNG, len(tasks), **layers), data.input_shape, 20)
-    trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, **options), RNG)
+    trainer = SeveralTrainer(model, TrainingOptions(iter_lim=batches, **{"lr": 1e-4, **options}), RNG)
     said = {}
     for group in [list(tasks)] if together else [[task] for task in tasks]:
         train_loader, val_loader = data.loaders(group)

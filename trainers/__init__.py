@@ -33,9 +33,11 @@ ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_
 _OFFERED = Registry(
     {
         **of("trainers.adaptors", "InferenceOptions", "TaskScore", "check_adaptor", "evaluate"),
-        **of("trainers.default", "DefaultTrainer", "TrainingOptions"),
+        **of("trainers.default", "DefaultTrainer"),
+        **of("trainers.options", "TrainingOptions"),
         **of("trainers.nns", "NNsTrainer"),
         **of("trainers.reinit", "ReinitTrainer"),
+        **of("trainers.several", "SeveralTrainer"),
     }
 )
 

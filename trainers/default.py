@@ -1,8 +1,6 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 
 import torch
@@ -13,6 +11,7 @@ from models import multitask
 from models.convert import is_converted
 from models.multitask import Rng
 from models.norms import share_statistics
+from trainers.options import TrainingOptions
 from trainers.position import Position
 from trainers.watch import Watch
 from utils.checkpoint import joined, named_part
@@ -25,56 +24,11 @@ from utils.parallel import Group
 LARGEST_BLOCK = 31 * 2**20
 
 
-@dataclass
-class TrainingOptions:
-    """How a task is trained.
-
-    Attributes:
-        epochs: passes over a task's data.
-        iter_lim: batches of a task at the most, over all its epochs; None for no limit.
-        optimizer, lr_policy: keys of ``OPTIMIZERS`` and ``LR_POLICIES``.
-        lr: for what is a task's own: scores, heads.
-        train_weight_tasks: the first so many tasks train all shared weights too; -1 for every task.
-        train_weight_lr: in those tasks, for everything.
-        momentum: SGD's.
-        weight_decay: of the optimiser.
-        warmup_length: epochs of linear warm-up.
-        amp: ``bf16`` trains in mixed precision; tests always have full precision.
-        channels_last: whether images lie in memory with their channels last in training.
-        compile: whether training runs through ``torch.compile``.
-        reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
-        num_tasks: for how many tasks there are masks.
-        nns_every, nns_epsilon: see ``NNsTrainer``.
-        on_nan: ``stop`` gives all tasks in training up when one fails; ``skip`` goes on with the others.
-    """
-
-    epochs: int = 1
-    iter_lim: int | None = None
-    optimizer: str = "rmsprop"
-    lr: float = 1e-4
-    train_weight_tasks: int = 0
-    train_weight_lr: float = 1e-4
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    lr_policy: str = "constant_lr"
-    warmup_length: int = 0
-    amp: str | None = None
-    compile: bool = False
-    channels_last: bool = False
-    reinit_adapt: str = "running_mean"
-    reinit_most_recent_k: int | None = None
-    reinit_from: str | None = None
-    num_tasks: int = 1
-    nns_every: int = 100
-    nns_epsilon: float = 0.125
-    on_nan: str = "stop"
+Network = Callable[[Tensor], Tensor]
 
 
 class DefaultTrainer:
-    """Trains and tests one task after the other, or several at once.
-
-    Tasks that are trained at once have their own scores, data and steps of the optimiser, stacked; each comes out as
-    if it were trained alone, but for the order of sums.
+    """Trains and tests one task after the other.
 
     Args:
         model: the network.
@@ -82,7 +36,7 @@ class DefaultTrainer:
         rng: a key to a generator, for the fresh scores of a task.
 
     Attributes:
-        tasks: those in training.
+        tasks: the one in training; several for a trainer that trains several at once, on stacked batches.
         position, watch: where in their data they stand, and what is wrong with them.
         group: the processes that train together; see ``join``.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
@@ -91,13 +45,12 @@ class DefaultTrainer:
     """
 
     tasks_known = True
-    parallel = True  # whether it can train several tasks at once
+    parallel = False  # whether it can train several tasks at once
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
         torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
         self.group = Group()
-        self.state: dict[str, Tensor] | None = None  # of several tasks that are trained at once
 
     def join(self, group: Group) -> None:
         """Train together with the other processes of ``group``, as one process with all their images would."""
@@ -134,40 +87,26 @@ class DefaultTrainer:
         return num_tasks
 
     def begin_tasks(self, tasks: Sequence[int]) -> None:
-        """Start to learn ``tasks``, all of them at once; with several, ``train`` and ``test`` take stacked batches."""
-        self.state = None
-        if len(tasks) == 1:
-            return self.begin_task(tasks[0])
-        self._begin(tasks)
-        self.state = multitask.begin_tasks(self.model, tasks, self.rng)
-        self._optimise([value for value in self.state.values() if value.requires_grad], self.options.lr)
-        self._compile(partial(multitask.call_tasks, self.model, self.state))
+        """Start to learn ``tasks``, all of them at once."""
+        (task,) = tasks
+        self.begin_task(task)
 
     def end_tasks(self) -> Iterator[int]:
         """Keep what was learned of the tasks in training, one after the other; gives each when it is kept."""
-        if self.state is None:
-            task = self.task
-            if task in self.failed:
-                return self._forget()
+        if self.task in self.failed:
+            self._forget()
+        else:
             self.end_task()
-            yield task
-            return
-        state, self.state = self.state, None
-        self._forget()
-        for place, task in enumerate(self.tasks):
-            if task in self.failed:
-                continue
-            multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
-            yield task
+            yield self.task
 
     def begin_task(self, task: int) -> None:
         """Start to learn ``task``."""
         self.prepare(task)
         self.task = task
-        self._begin([task])
+        self._count([task])
 
-    def _begin(self, tasks: Sequence[int]) -> None:
-        """Start to count."""
+    def _count(self, tasks: Sequence[int]) -> None:
+        """Start to count the batches of ``tasks``, and to watch them."""
         self.tasks = list(tasks)
         self.position, self.watch = Position(), Watch(tasks, self.options.lr, self.group.mean)
 
@@ -204,7 +143,7 @@ class DefaultTrainer:
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
 
-    def _compile(self, network: Callable[[Tensor], Tensor]) -> None:
+    def _compile(self, network: Network) -> None:
         self.network = network
         if self.options.compile:
             torch.compiler.reset()  # what was compiled for the last task holds its scores
@@ -224,9 +163,8 @@ class DefaultTrainer:
 
     def training_record(self) -> dict[str, Tensor]:
         """All that the tasks in training need to go on from the last batch, by name; called between two batches."""
-        own = multitask.training_state(self.model) if self.state is None else self.state
         parts = {
-            "own": own,
+            "own": self._own_state(),
             "shared": multitask.shared_state(self.model),
             "optimizer": state_tensors(self.optimizer),
             "epochs": {"stepped": torch.tensor(self.schedule.last_epoch)},
@@ -239,11 +177,15 @@ class DefaultTrainer:
         Raises:
             KeyError, ValueError, RuntimeError: the record is not one of this network and trainer.
         """
-        multitask.load_training_state(self.model, named_part(record, "own"), self.state)
+        multitask.load_training_state(self.model, named_part(record, "own"), self._own_state())
         multitask.load_shared_state(self.model, named_part(record, "shared"))
         load_state_tensors(self.optimizer, named_part(record, "optimizer"))
         set_epoch(self.schedule, int(named_part(record, "epochs")["stepped"]))
         self._load_place(record)
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """The state of the tasks in training that is their own, where it lies."""
+        return multitask.training_state(self.model)
 
     @property
     def healthy(self) -> bool:
@@ -281,13 +223,6 @@ class DefaultTrainer:
         """What to tell of ``task``, which was just learned, beside its accuracy; or ``""``."""
         return ""
 
-    def admits(self, x: Tensor) -> bool:
-        """Whether to learn from a batch; a trainer that finds out by itself what is a task does so here."""
-        return True
-
-    def see_first(self, loader) -> None:
-        """Look at the data of a task before its first batch; a trainer that starts from similar ones does so here."""
-
     @property
     def reached_limit(self) -> bool:
         """Whether the task has had all the batches it may have."""
@@ -310,15 +245,13 @@ class DefaultTrainer:
         Returns:
             The mean loss of each task over the pass; not a number if no batch was learned from.
         """
-        if self.batches_done == 0:
-            self.see_first(loader)
         self.model.train()
         position, watch = self.position, self.watch
         position.enter(epoch)
         loader.set_epoch(epoch, position.epoch_batches)
         count = position.left(len(loader), self.options.iter_lim)
         for left, (x, y) in zip(range(count - 1, -1, -1), progress(islice(loader, count), count), strict=True):
-            losses = self.step(x, y) if self.admits(x) else None
+            losses = self.step(x, y)
             position.count(losses)
             if losses is not None:
                 watch.add(losses)
@@ -335,7 +268,7 @@ class DefaultTrainer:
         """Change the learning rate as the schedule says."""
         self.schedule.step()
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
+    def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Train on one batch.
 
         Args:
@@ -343,20 +276,26 @@ class DefaultTrainer:
             y: labels (batch,) or (tasks, batch).
 
         Returns:
-            The mean loss of the batch, () or (tasks,).
+            The mean loss of the batch, () or (tasks,); None if it was not learned from.
         """
         if is_converted(self.model):  # its own layers may draw, as dropout does: by the task and batch alone
             torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
         self.optimizer.zero_grad()
-        if self.options.channels_last:
-            x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
-            logits = self.network(x)
-        losses = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten(), reduction="none").view_as(y)
-        losses = losses.sum(-1) / max(1, y.shape[-1])  # a process's share of a small batch may be nothing
+        losses = self._losses(x, y)
         self.group.backward(losses.sum(), self.parameters, images=y.shape[-1])
         self.optimizer.step()
         return losses.detach()
+
+    def _losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of a batch of the task, ()."""
+        if self.options.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        losses = F.cross_entropy(self._logits(x), y, reduction="none")
+        return losses.sum() / max(1, len(y))  # a process's share of a small batch may be nothing
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+            return self.network(x).float()
 
     def check_progress(self, accuracies: Sequence[float]) -> None:
         """See that each task in training has learned something; those that have not go into ``failed``.
@@ -364,23 +303,28 @@ class DefaultTrainer:
         Args:
             accuracies: of each task in the last ``test``.
         """
-        self.watch.check(accuracies, self._labels, self.position, self._gradient)
+        self.watch.check(accuracies, self._labels, self.position, self._reached)
 
-    def _gradient(self, place: int) -> bool:
+    def _reached(self, place: int) -> bool:
         """Whether any gradient reached the task at ``place`` in the last batch."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]  # none if all was trained before a resume
-        if self.state is not None:
-            gradients = [gradient[place] for gradient in gradients]
+        gradients = self._gradients(place)  # none if all was trained before a resume
         return not gradients or any(bool(gradient.any()) for gradient in gradients)
+
+    def _gradients(self, place: int) -> list[Tensor]:
+        """Those of the last batch, of the task at ``place`` among those in training."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     @torch.no_grad()
     def test(self, loader) -> list[float]:
         """The share of right answers over the whole of ``loader``, for each task in training."""
         self.model.eval()
-        network = self.model if self.state is None else multitask.tasks_to_test(self.model, self.state)
+        network = self._network_to_test()
         right, labels = torch.zeros((), dtype=torch.int64), []
         for x, y in loader:
             right = right + (network(x).argmax(dim=-1) == y).sum(dim=-1)
             labels.append(y)
         self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
         return [int(count) / loader.num_images for count in right.reshape(-1)]
+
+    def _network_to_test(self) -> Network:
+        return self.model

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from models import masked, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import alpha_gradients, entropy, uniform
-from trainers.default import DefaultTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
+from trainers.options import TrainingOptions
 from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, state_tensors
@@ -62,7 +63,6 @@ class NNsTrainer(DefaultTrainer):
     """
 
     tasks_known = False
-    parallel = False
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
@@ -105,7 +105,7 @@ class NNsTrainer(DefaultTrainer):
     def begin_task(self, task: int) -> None:
         self.task = task
         self._changed = set()
-        self._begin([task])
+        self._count([task])
         self._trained[task] = Counter()
         self._resume()
 
@@ -120,14 +120,14 @@ class NNsTrainer(DefaultTrainer):
         if self._current is not None:
             self._close()
 
-    def admits(self, x: Tensor) -> bool:
+    def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         if self._batches_seen % self.options.nns_every == 0:
             self._decide(x)
         self._batches_seen += 1
         if self._current is None:
-            return False
+            return None
         self._trained[self.task][self._current] += 1
-        return True
+        return super().step(x, y)
 
     def _decide(self, x: Tensor) -> None:
         """Choose the mask that goes on training with the batch ``x`` (batch, channels, height, width)."""

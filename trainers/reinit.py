@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from models import masked, masks, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import binary, entropy, one_shot
-from trainers.default import DefaultTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
+from trainers.options import TrainingOptions
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
@@ -36,8 +37,6 @@ class ReinitTrainer(DefaultTrainer):
 
     Final scores are kept in host memory and go into the checkpoint with their task.
     """
-
-    parallel = False  # a task starts from those before it
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
@@ -71,9 +70,10 @@ class ReinitTrainer(DefaultTrainer):
         self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
         super().end_task()
 
-    def see_first(self, loader) -> None:
-        if self.options.reinit_adapt in SIMILAR:
+    def train(self, loader, epoch: int, *how) -> list[float]:
+        if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
             self._start_from(self._most_similar(loader))
+        return super().train(loader, epoch, *how)
 
     def task_record(self, task: int) -> Scores:
         return self.learned.get(task, {})

@@ -1,0 +1,66 @@
+"""Several tasks trained at once: their scores, data and steps stacked, each as if it were trained alone."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import multitask
+from models.multitask import Rng
+from trainers.default import DefaultTrainer, Network
+from trainers.options import TrainingOptions
+
+
+class SeveralTrainer(DefaultTrainer):
+    """Trains and tests the tasks of a group at once, on stacked batches; each comes out as from ``DefaultTrainer``.
+
+    But for the order of sums. The tasks must not depend on each other: nothing that they share is trained. A group of
+    one task is trained as ``DefaultTrainer`` does, to the bit.
+    """
+
+    parallel = True
+
+    def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
+        super().__init__(model, options, rng)
+        self.state: dict[str, Tensor] | None = None  # of the tasks in training, (tasks, ...); None for one alone
+
+    def begin_tasks(self, tasks: Sequence[int]) -> None:
+        self.state = None
+        if len(tasks) == 1:
+            return super().begin_tasks(tasks)
+        self.state = multitask.begin_tasks(self.model, tasks, self.rng)
+        self._optimise([value for value in self.state.values() if value.requires_grad], self.options.lr)
+        self._compile(partial(multitask.call_tasks, self.model, self.state))
+        self._count(tasks)
+
+    def end_tasks(self) -> Iterator[int]:
+        if self.state is None:
+            yield from super().end_tasks()
+            return
+        state, self.state = self.state, None
+        self._forget()
+        for place, task in enumerate(self.tasks):
+            if task not in self.failed:
+                multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
+                yield task
+
+    def _losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of each task (tasks,); x (tasks, batch, channels, height, width), y (tasks, batch)."""
+        if self.state is None:
+            return super()._losses(x, y)
+        if self.options.channels_last:
+            x = x.flatten(0, -4).contiguous(memory_format=torch.channels_last).view_as(x)
+        logits = self._logits(x).flatten(0, -2)
+        return F.cross_entropy(logits, y.flatten(), reduction="none").view_as(y).sum(-1) / y.shape[-1]
+
+    def _own_state(self) -> dict[str, Tensor]:
+        return super()._own_state() if self.state is None else self.state
+
+    def _gradients(self, place: int) -> list[Tensor]:
+        gradients = super()._gradients(place)
+        return gradients if self.state is None else [gradient[place] for gradient in gradients]
+
+    def _network_to_test(self) -> Network:
+        return super()._network_to_test() if self.state is None else multitask.tasks_to_test(self.model, self.state)
