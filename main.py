@@ -128,9 +128,9 @@ def predict(argv: Sequence[str] | None, run: Path) -> None:
     for name in OUTCOME:  # of the run itself; what is wanted now may be inferred otherwise
         setattr(args, name, settings.get(name, make_parser().get_default(name)))
     data, model, trainer = build(args, set_up(args)[0], Group(0, 1))
-    learned = recall(args, model, trainer, data.fingerprint(), [], False).learned
+    record = recall(args, model, trainer, data.fingerprint(), [], False)
     adaptor, task = wanted
-    tasks = trainer.candidates(learned)
+    tasks = record.candidates
     if task is not None and task not in tasks:
         raise UserError(f"--task-eval {task}: is not learned; there are {', '.join(map(str, tasks)) or 'none'}")
     tasks = tasks if task is None else [task]
@@ -328,7 +328,7 @@ def build(args: Namespace, device: torch.device, group: Group) -> tuple[TaskData
     rng = partial(generator, args.seed)
     builder = Builder(
         rng,
-        TRAINERS[args.trainer].room(args.num_tasks),
+        max(args.num_tasks, TRAINERS[args.trainer].room),
         args.conv_type,
         args.bn_type,
         args.conv_init,
@@ -481,7 +481,6 @@ def plan_of(args: Namespace) -> Plan:
     """What the flags ask for."""
     return Plan(
         tasks=tasks_to_learn(args),
-        epochs=args.epochs,
         at_once=args.tasks_in_parallel,
         skips=args.on_nan == "skip",
         evaluated_after=args.eval_ckpts or (),

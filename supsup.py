@@ -200,16 +200,13 @@ class SupSup:
         more = TrainingOptions(epochs=epochs, optimizer=optimizer, lr=lr, **options)
         trainer = DefaultTrainer(self.model, more, self._rng)
         trainer.begin_tasks([number])
-        for epoch in range(epochs):
-            (loss,) = trainer.train(loader, epoch)
-            if trainer.failed:
-                raise RuntimeError(next(iter(trainer.failed.values())))
-            if trainer.reached_limit:
-                break
+        losses = [loss for (loss,) in trainer.learn(loader)]
+        if trainer.failed:
+            raise RuntimeError(next(iter(trainer.failed.values())))
         for _ in trainer.end_tasks():
             self.tasks.append(name)
         self.model.eval()
-        return loss
+        return losses[-1]
 
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
         """How much each learned task explains a batch: ``-∂L/∂alpha`` of its coefficient (paper, equation 4).

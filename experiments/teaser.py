@@ -48,9 +48,8 @@ def compute() -> dict:
     from models import get_model
     from models.builder import Builder
     from models.superposition import superposed_weights
-    from trainers import TRAINERS
+    from trainers import TRAINERS, TrainingOptions
     from trainers.adaptors import alpha_gradients, entropy, uniform
-    from trainers.default import TrainingOptions
     from utils.seeding import generator
 
     torch.set_num_threads(1)
@@ -61,9 +60,9 @@ def compute() -> dict:
     for task in range(TASKS):
         data.update_task(task)
         trainer.begin_tasks([task])
-        for epoch in range(EPOCHS):
-            trainer.train(data.train_loader, epoch)
-        assert list(trainer.end_tasks()) == [task]
+        for _ in trainer.learn(data.train_loader):
+            pass
+        assert [learned.task for learned in trainer.end_tasks()] == [task]
     tasks, alphas = range(TASKS), uniform(TASKS, "cpu")
     gradients = []
     for task in tasks:

@@ -27,7 +27,7 @@ def learn(model_name, options, batches, together, tasks=range(3), **layers):
         train_loader, val_loader = data.loaders(group)
         trainer.begin_tasks(group)
         losses, shares = trainer.train(train_loader, 0), trainer.test(val_loader)
-        assert list(trainer.end_tasks()) == group
+        assert [learned.task for learned in trainer.end_tasks()] == group
         said |= dict(zip(group, zip(losses, shares, strict=True), strict=True))
     return {task: multitask.task_state(model, task) for task in tasks}, said
 

@@ -1,6 +1,7 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import torch
@@ -25,6 +26,26 @@ LARGEST_BLOCK = 31 * 2**20
 
 
 Network = Callable[[Tensor], Tensor]
+Progress = Callable[[Iterable, int, int], Iterable]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of a task.
+
+    Attributes:
+        task: its number.
+        mask: which of the model's tasks holds what was learned of it; None if nothing was.
+        changed: the model's tasks that learning it made or changed.
+        note: what to tell of it beside its accuracy, or ``""``.
+        rows: that it adds to tables of the trainer's own, by the name of the table's file.
+    """
+
+    task: int
+    mask: int | None
+    changed: Sequence[int]
+    note: str = ""
+    rows: Mapping[str, Sequence[Mapping[str, object]]] = field(default_factory=dict)
 
 
 class DefaultTrainer:
@@ -39,13 +60,16 @@ class DefaultTrainer:
         tasks: the one in training; several for a trainer that trains several at once, on stacked batches.
         position, watch: where in their data they stand, and what is wrong with them.
         group: the processes that train together; see ``join``.
+        room: for how many tasks the layers must have room at the least.
+        parallel: whether it can train several tasks at once.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
             itself what is a task brings the model's tasks back itself, in ``load_task_record``, and of the tensors
             that its ``task_record`` gives under one name only the latest counts.
     """
 
     tasks_known = True
-    parallel = False  # whether it can train several tasks at once
+    parallel = False
+    room = 1
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
@@ -65,7 +89,7 @@ class DefaultTrainer:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the batches to come."""
+        """The learning rate of the epoch."""
         return self.optimizer.param_groups[0]["lr"]
 
     def check(self, tasks: Iterable[int]) -> None:
@@ -81,27 +105,21 @@ class DefaultTrainer:
                 "--conv-type has no parameters of a task's own; say -1 to train the weights in every task"
             )
 
-    @staticmethod
-    def room(num_tasks: int) -> int:
-        """For how many tasks the layers must have room, when ``num_tasks`` are to be learned."""
-        return num_tasks
-
     def begin_tasks(self, tasks: Sequence[int]) -> None:
         """Start to learn ``tasks``, all of them at once."""
         (task,) = tasks
         self.begin_task(task)
 
-    def end_tasks(self) -> Iterator[int]:
+    def end_tasks(self) -> Iterator[Learned]:
         """Keep what was learned of the tasks in training, one after the other; gives each when it is kept."""
         if self.task in self.failed:
             self._forget()
         else:
-            self.end_task()
-            yield self.task
+            yield self.end_task()
 
     def begin_task(self, task: int) -> None:
         """Start to learn ``task``."""
-        self.prepare(task)
+        self._prepare(task)
         self.task = task
         self._count([task])
 
@@ -125,7 +143,7 @@ class DefaultTrainer:
         """Whether nothing is left to train, for tasks have failed."""
         return bool(self.failed) and (self.options.on_nan == "stop" or len(self.failed) == len(self.tasks))
 
-    def prepare(self, task: int) -> None:
+    def _prepare(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
         multitask.begin_task(self.model, task, self.rng)
         parameters, lr = list(multitask.task_parameters(self.model).values()), self.options.lr
@@ -149,10 +167,11 @@ class DefaultTrainer:
             torch.compiler.reset()  # what was compiled for the last task holds its scores
             self.network = torch.compile(network)
 
-    def end_task(self) -> None:
+    def end_task(self) -> Learned:
         """Keep what was learned as one bit a weight, and select the task."""
         multitask.end_task(self.model)
         self._forget()
+        return Learned(self.task, self.task, [self.task])
 
     def _forget(self) -> None:
         del self.optimizer, self.schedule, self.parameters, self.network
@@ -167,7 +186,6 @@ class DefaultTrainer:
             "own": self._own_state(),
             "shared": multitask.shared_state(self.model),
             "optimizer": state_tensors(self.optimizer),
-            "epochs": {"stepped": torch.tensor(self.schedule.last_epoch)},
         }
         return joined(parts) | self._place()
 
@@ -180,7 +198,6 @@ class DefaultTrainer:
         multitask.load_training_state(self.model, named_part(record, "own"), self._own_state())
         multitask.load_shared_state(self.model, named_part(record, "shared"))
         load_state_tensors(self.optimizer, named_part(record, "optimizer"))
-        set_epoch(self.schedule, int(named_part(record, "epochs")["stepped"]))
         self._load_place(record)
 
     def _own_state(self) -> dict[str, Tensor]:
@@ -200,73 +217,76 @@ class DefaultTrainer:
         self.position.load(record, device)
         self.watch.load(record, device)
 
-    def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
+    def load_task_record(self, task: int, record: dict[str, Tensor]) -> Learned:
         """The inverse of ``task_record``; called for each learned task, in the order of learning."""
-
-    def mask_of(self, task: int) -> int | None:
-        """Which of the model's tasks holds what was learned of ``task``; None if nothing was."""
-        return task
-
-    def candidates(self, tasks: Sequence[int]) -> list[int]:
-        """Which of the model's tasks inference chooses among once ``tasks`` are learned."""
-        return list(tasks)
-
-    def changed(self) -> set[int]:
-        """Which of the model's tasks the last one changed that were there before it."""
-        return set()
-
-    def tables(self) -> dict[str, str]:
-        """Tables of this trainer's own for the run's folder: the text of each file by its name."""
-        return {}
-
-    def note(self, task: int) -> str:
-        """What to tell of ``task``, which was just learned, beside its accuracy; or ``""``."""
-        return ""
+        return Learned(task, task, [task])
 
     @property
     def reached_limit(self) -> bool:
         """Whether the task has had all the batches it may have."""
         return self.batches_done == self.options.iter_lim
 
+    def learn(
+        self,
+        loader,
+        first: int = 0,
+        progress: Progress | None = None,
+        after_batch: Callable[[], None] | None = None,
+    ) -> Iterator[list[float]]:
+        """Train the tasks that were begun; gives, after each pass over their data, the mean loss of each in it.
+
+        Args:
+            loader: batches (x, y); their order is that of an epoch.
+            first: the epoch to begin with.
+            progress: called with the batches of a pass, their number and the epoch, to show them.
+            after_batch: called after each batch; what it raises leaves the trainer where it can go on.
+        """
+        for epoch in range(first, self.options.epochs):
+            losses = self.train(loader, epoch, progress, after_batch)
+            if self.given_up:
+                return
+            yield losses
+            if self.reached_limit:
+                return
+
     def train(
         self,
         loader,
         epoch: int,
-        progress: Callable[[Iterable, int], Iterable] = islice,
-        after_batch: Callable[[], None] = lambda: None,
+        progress: Progress | None = None,
+        after_batch: Callable[[], None] | None = None,
     ) -> list[float]:
         """One pass over the data of the tasks in training, or what is left of it, or up to the limit of batches.
-
-        Args:
-            loader: batches (x, y); its order is that of ``epoch``.
-            progress: called with the batches and their number, to show them.
-            after_batch: called after each batch; what it raises leaves the trainer where it can go on.
 
         Returns:
             The mean loss of each task over the pass; not a number if no batch was learned from.
         """
         self.model.train()
+        self._set_rate(epoch)
         position, watch = self.position, self.watch
         position.enter(epoch)
         loader.set_epoch(epoch, position.epoch_batches)
         count = position.left(len(loader), self.options.iter_lim)
-        for left, (x, y) in zip(range(count - 1, -1, -1), progress(islice(loader, count), count), strict=True):
+        batches = islice(loader, count)
+        if progress is not None:
+            batches = progress(batches, count, epoch)
+        for _, (x, y) in zip(range(count), batches, strict=True):
             losses = self.step(x, y)
             position.count(losses)
             if losses is not None:
                 watch.add(losses)
-            if not left and position.epoch_trained:
-                self.end_epoch()
-            if not left or watch.due:
+            if watch.due:
                 watch.look(position.batches)
                 if self.given_up:
                     break
-            after_batch()
+            if after_batch is not None:
+                after_batch()
+        watch.look(position.batches)
         return position.mean_losses(len(self.tasks))
 
-    def end_epoch(self) -> None:
-        """Change the learning rate as the schedule says."""
-        self.schedule.step()
+    def _set_rate(self, epoch: int) -> None:
+        """Learn at the rate that the schedule has for an epoch."""
+        set_epoch(self.schedule, epoch)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Train on one batch.

@@ -6,7 +6,7 @@ current one; when none stands out the data are new and get a mask of their own.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from models import masked, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import alpha_gradients, entropy, uniform
-from trainers.default import DefaultTrainer
+from trainers.default import DefaultTrainer, Learned
 from trainers.options import TrainingOptions
 from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, state_tensors
-from utils.results import to_csv
 
 FEWEST = 5  # masks that a decision compares, unallocated ones among them while there are fewer
 ALLOCATE, GO_ON, SKIP = "allocate", "go on", "skipped"
@@ -63,6 +62,7 @@ class NNsTrainer(DefaultTrainer):
     """
 
     tasks_known = False
+    room = FEWEST
 
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
@@ -75,10 +75,6 @@ class NNsTrainer(DefaultTrainer):
         self._changed: set[int] = set()
         self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
         self._own: dict[int, int] = {}  # the first mask that was allocated for a hidden task
-
-    @staticmethod
-    def room(num_tasks: int) -> int:
-        return max(num_tasks, FEWEST)
 
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
@@ -116,9 +112,10 @@ class NNsTrainer(DefaultTrainer):
         elif self.decisions:  # batches are being skipped: test with the mask that explained the last ones best
             multitask.select_task(self.model, self.decisions[-1].mask)
 
-    def end_task(self) -> None:
+    def end_task(self) -> Learned:
         if self._current is not None:
             self._close()
+        return self._learned(self.task, self._note())
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         if self._batches_seen % self.options.nns_every == 0:
@@ -134,7 +131,7 @@ class NNsTrainer(DefaultTrainer):
         before = self._current
         if before is not None:
             self._close()
-        masks = range(self.room(self._allocated))
+        masks = range(max(self._allocated, FEWEST))
         for mask in masks[self._allocated :]:
             multitask.begin_task(self.model, mask, self.rng)
             multitask.end_task(self.model)
@@ -150,7 +147,7 @@ class NNsTrainer(DefaultTrainer):
             self._allocated += 1
         else:
             kind, mask = SKIP, int(gradient[: self._allocated].argmin())
-        self._note(kind, mask, float(strength))
+        self._write_down(kind, mask, float(strength))
         if mask != before:
             self._optimizer_state = {}
         if kind == SKIP:
@@ -159,7 +156,7 @@ class NNsTrainer(DefaultTrainer):
         else:
             self._open(mask)
 
-    def _note(self, kind: str, mask: int, strength: float) -> None:
+    def _write_down(self, kind: str, mask: int, strength: float) -> None:
         hidden = self.task
         first = all(decision.hidden_task != hidden for decision in self.decisions[-1:])
         full = self._allocated == self.options.num_tasks and kind != ALLOCATE
@@ -173,7 +170,7 @@ class NNsTrainer(DefaultTrainer):
 
     def _open(self, mask: int) -> None:
         """Go on training ``mask`` where it was left; a new one starts from its initial scores."""
-        self.prepare(mask)
+        self._prepare(mask)
         self._load_scores(mask)
         if self._optimizer_state:
             load_state_tensors(self.optimizer, self._optimizer_state)
@@ -224,7 +221,6 @@ class NNsTrainer(DefaultTrainer):
     def load_training_record(self, record: dict[str, Tensor]) -> None:
         task = named_part(record, "task")
         self.load_task_record(self.task, task)
-        self._changed = {int(name.split(".")[1]) for name in task if name.startswith("scores.")}
         self._resume()
         self._load_place(record)
 
@@ -232,13 +228,13 @@ class NNsTrainer(DefaultTrainer):
     def rate(self) -> float:
         return self.options.lr
 
-    def end_epoch(self) -> None:
+    def _set_rate(self, epoch: int) -> None:
         """Nothing: the learning rate is constant."""
 
     def check_progress(self, accuracies: Sequence[float]) -> None:
         """Nothing: which mask a hidden task trains is the learner's own choice."""
 
-    def load_task_record(self, task: int, record: dict[str, Tensor]) -> None:
+    def load_task_record(self, task: int, record: dict[str, Tensor]) -> Learned:
         self._optimizer_state, loaded = {}, {}
         for name, tensor in record.items():
             kind, _, rest = name.partition(".")
@@ -259,36 +255,28 @@ class NNsTrainer(DefaultTrainer):
                 current, self._allocated, self._batches_seen = tensor.tolist()
                 self._current = None if current < 0 else current
         self._scores |= loaded
+        self._changed = set(loaded)
         for mask in loaded:
             multitask.begin_task(self.model, mask, self.rng)
             self._load_scores(mask)
             multitask.end_task(self.model)
+        return self._learned(task)
 
-    def mask_of(self, task: int) -> int | None:
-        """The mask that most batches of the hidden task trained."""
+    def _learned(self, task: int, note: str = "") -> Learned:
+        """What came of a hidden task: its mask is the one that most of its batches trained."""
         most = self._trained[task].most_common(1)
-        return most[0][0] if most else None
+        rows = [asdict(decision) for decision in self.decisions if decision.hidden_task == task]
+        return Learned(task, most[0][0] if most else None, sorted(self._changed), note, {"nns.csv": rows})
 
-    def candidates(self, tasks: Sequence[int]) -> list[int]:
-        return list(range(self._allocated))
-
-    def changed(self) -> set[int]:
-        return self._changed
-
-    def tables(self) -> dict[str, str]:
-        """``nns.csv``: every decision."""
-        columns = [field.name for field in fields(Decision)]
-        return {"nns.csv": to_csv(columns, map(asdict, self.decisions))}
-
-    def note(self, task: int) -> str:
+    def _note(self) -> str:
         """Which masks the hidden task trained, and the share of right decisions so far."""
-        trained = self._trained[task]
+        trained = self._trained[self.task]
         text = ", ".join(f"{count} batches trained mask {mask}" for mask, count in trained.most_common())
         if skipped := self.batches_done - trained.total():
             text += f"{', ' if text else ''}{skipped} batches skipped, for they asked for more than the "
             text += f"{self.options.num_tasks} masks of --num-tasks"
         right = sum(decision.right for decision in self.decisions)
         return (
-            f"hidden task {task}: {text}; {self._allocated} masks allocated; "
+            f"hidden task {self.task}: {text}; {self._allocated} masks allocated; "
             f"{right} of {len(self.decisions)} decisions right ({right / len(self.decisions):.1%})"
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from models import masked, multitask
 from trainers.adaptors import RECOVERY, TaskScore
-from trainers.default import DefaultTrainer
+from trainers.default import DefaultTrainer, Learned
 from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of, score_of, threads_of
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.original import ORIGINAL
@@ -44,6 +44,7 @@ class RunRecord:
     Attributes:
         learned: the tasks, in the order they were learned in.
         accuracies: of each task when it was just learned.
+        masks: which of the model's tasks holds what was learned of each; None if nothing was.
         evaluations: the scores of the tasks, by the number of tasks learned.
         left_out: tasks that could not be learned, which a run that goes on does not try again: it would fail alike.
         unfinished: those in training.
@@ -74,6 +75,8 @@ class RunRecord:
         self._began = self.lasting  # the settings with which the checkpoint begins
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
+        self.masks: dict[int, int | None] = {}
+        self._rows_of_trainer: dict[str, list[Mapping[str, object]]] = {}  # by the name of their file
         self.evaluations: dict[int, list[TaskScore]] = {}
         self.left_out: list[int] = []
         self.spare: dict[int, Record] = {}
@@ -86,6 +89,7 @@ class RunRecord:
         self._shared_changed: set[str] = set()
         self._shared_news: set[str] = set()  # changed and not written yet
         self._storage: dict[int, Storage] = {}  # of each mask
+        self._changed: dict[int, None] = {}  # masks whose storage is not known yet, in the order of learning
         self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
         about = {"settings": self.lasting, "data": data}
@@ -103,8 +107,24 @@ class RunRecord:
         if data not in (None, self.data):
             self._warnings.append(f"warning: {source} was learned from other data: {OTHER_DATA}")
         self.accuracies |= accuracies
-        self.learned += accuracies
+        for task in accuracies:
+            self._take(Learned(task, task, [task]))
         self._note_shared()
+
+    def _take(self, learned: Learned) -> None:
+        """Take a task for learned."""
+        self.learned.append(learned.task)
+        self.masks[learned.task] = learned.mask
+        for mask in learned.changed:
+            self._storage.setdefault(mask, Storage())
+            self._changed[mask] = None
+        for name, rows in learned.rows.items():
+            self._rows_of_trainer.setdefault(name, []).extend(rows)
+
+    @property
+    def candidates(self) -> list[int]:
+        """The model's tasks that inference chooses among, in the order in which they were made."""
+        return list(self._storage)
 
     def restore(self, path: Path) -> None:
         """Load a checkpoint, to go on from.
@@ -254,10 +274,10 @@ class RunRecord:
             if self.trainer.tasks_known:
                 multitask.load_task_state(self.model, task, own)
             multitask.load_shared_state(self.model, shared)
-            self.trainer.load_task_record(task, of_trainer)
+            learned = self.trainer.load_task_record(task, of_trainer)
         except (ValueError, IndexError) as error:
             raise UserError(f"{path} does not fit this network: {error}") from None
-        self.learned.append(task)
+        self._take(learned)
         self.accuracies[task] = values["accuracy"]
         if row is not None:
             self._rows.append(row)
@@ -288,7 +308,7 @@ class RunRecord:
             folder.log(f"going on after {len(self.learned)} learned tasks")
             self._tables.agree(self._rows)
             self._tables.write_evaluations(self.evaluations)
-            self._tables.write(self.trainer.tables())
+            self._tables.write(self._rows_of_trainer)
         if self._more_tasks:
             self._append(Record(MORE_TASKS, {"num_tasks": self.lasting["num_tasks"]}))
             folder.finished.unlink(missing_ok=True)
@@ -302,19 +322,19 @@ class RunRecord:
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._write_task(task, None)
 
-    def keep_task(self, task: int, accuracies: Sequence[float]) -> None:
+    def keep_task(self, learned: Learned, accuracies: Sequence[float]) -> None:
         """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
-        self.learned.append(task)
+        task = learned.task
+        self._take(learned)
         self.accuracies[task] = accuracies[-1]
         self._note_shared()
         about = {"Task": task, "Accuracy Given": accuracies[-1]}
         row = self._row(f"task {task} when just learned", accuracies[-1], max(accuracies), **about)
         self._write_task(task, row)
         self.unfinished.drop()
-        self._tables.write(self.trainer.tables())
+        self._tables.write(self._rows_of_trainer)
         self._tables.publish(row, again=self._damaged > 0)
-        mask = self.trainer.mask_of(task)
-        if mask is not None and (kept := masked.kept_fractions(self.model, mask)):
+        if learned.mask is not None and (kept := masked.kept_fractions(self.model, learned.mask)):
             self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
         if len(self.learned) == 1:
             self._write_settings()
@@ -364,12 +384,11 @@ class RunRecord:
         """What must be kept of all that is learned."""
         if self.options.adaptor == RECOVERY:
             return recovery_storage(self.model) + tensor_storage(self._shared())
-        masks, changed = self.trainer.candidates(self.learned), self.trainer.changed()
-        for mask in masks:
-            if mask in changed or mask not in self._storage:
-                storage = task_storage(self.model, mask)
-                self._masks_storage += storage - self._storage.get(mask, Storage())
-                self._storage[mask] = storage
+        for mask in self._changed:
+            storage = task_storage(self.model, mask)
+            self._masks_storage += storage - self._storage[mask]
+            self._storage[mask] = storage
+        self._changed = {}
         # Tasks that are scored as when they were just learned each need the weights of that time.
         copies = len(self.learned) if self.options.score_when_learned else 1
         return sum([tensor_storage(self._shared())] * copies, self._masks_storage)
@@ -410,5 +429,5 @@ class RunRecord:
         self._tables.write_settings(self._kept_fractions(), self.storage())
 
     def _kept_fractions(self) -> dict[str, float]:
-        mask = self.trainer.mask_of(self.learned[0]) if self.learned else None
+        mask = self.masks[self.learned[0]] if self.learned else None
         return {} if mask is None else masked.kept_fractions(self.model, mask)

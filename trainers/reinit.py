@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models import masked, masks, multitask, superposition
 from models.multitask import Rng
 from trainers.adaptors import binary, entropy, one_shot
-from trainers.default import DefaultTrainer
+from trainers.default import DefaultTrainer, Learned
 from trainers.options import TrainingOptions
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
@@ -65,10 +65,10 @@ class ReinitTrainer(DefaultTrainer):
         if self.options.reinit_adapt not in SIMILAR:
             self._start_from(self._adapted(task))
 
-    def end_task(self) -> None:
+    def end_task(self) -> Learned:
         scores = multitask.task_parameters(self.model)
         self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
-        super().end_task()
+        return super().end_task()
 
     def train(self, loader, epoch: int, *how) -> list[float]:
         if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
@@ -78,9 +78,10 @@ class ReinitTrainer(DefaultTrainer):
     def task_record(self, task: int) -> Scores:
         return self.learned.get(task, {})
 
-    def load_task_record(self, task: int, record: Scores) -> None:
+    def load_task_record(self, task: int, record: Scores) -> Learned:
         if record:  # a task that was imported has a mask only, and nothing to start from
             self.learned[task] = record
+        return super().load_task_record(task, record)
 
     def _earlier(self) -> list[int]:
         """The earlier tasks that may be started from, in the order in which they were learned."""

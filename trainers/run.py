@@ -1,7 +1,7 @@
 """The loop over tasks: learn each, keep what was learned of it, evaluate when that is due."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,6 @@ class Plan:
 
     Attributes:
         tasks: those to learn, in their order.
-        epochs: passes over each one's data.
         at_once: how many are trained at once.
         skips: whether a task that fails is left out; else the run stops.
         evaluated_after: the numbers of learned tasks after which to evaluate; after the last it is done anyway.
@@ -31,7 +30,6 @@ class Plan:
     """
 
     tasks: Sequence[int]
-    epochs: int
     at_once: int
     skips: bool
     evaluated_after: Sequence[int]
@@ -84,12 +82,13 @@ class Run:
         started = time.perf_counter()
         accuracies = self._train(group)
         seconds = (time.perf_counter() - started) / len(group)
-        for task in self.trainer.end_tasks():
+        for learned in self.trainer.end_tasks():
+            task = learned.task
             measured = [epoch[group.index(task)] for epoch in accuracies]
-            self.record.keep_task(task, measured)
+            self.record.keep_task(learned, measured)
             self.folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
-            if note := self.trainer.note(task):
-                self.folder.log(note)
+            if learned.note:
+                self.folder.log(learned.note)
             self._evaluate_if_due()
         for task, why in self.trainer.failed.items():
             self.record.leave_out(task, why)
@@ -102,24 +101,20 @@ class Run:
         trainer.begin_tasks(group)
         accuracies = unfinished.resume(group)
 
+        def bar(batches: Iterable, count: int, epoch: int) -> Iterable:
+            return progress(batches, count, f"task {' '.join(map(str, group))} epoch {epoch}")
+
         def after_batch() -> None:
             unfinished.keep_if_due(accuracies)
             self.signals.check()
 
         try:
-            for epoch in range(len(accuracies), self.plan.epochs):
-                bar = partial(progress, description=f"task {' '.join(map(str, group))} epoch {epoch}")
-                rate = trainer.rate
-                losses = trainer.train(train_loader, epoch, bar, after_batch)
-                if trainer.given_up:
-                    break
+            for losses in trainer.learn(train_loader, len(accuracies), bar, after_batch):
                 with self.signals.waiting(False):
                     accuracies.append(trainer.test(val_loader))
                 for task, loss, accuracy in zip(group, losses, accuracies[-1], strict=True):
-                    for name, value in {"loss": loss, "accuracy": accuracy, "learning rate": rate}.items():
+                    for name, value in {"loss": loss, "accuracy": accuracy, "learning rate": trainer.rate}.items():
                         self.folder.tensorboard.add_scalar(f"{name}/task {task}", value, trainer.batches_done)
-                if trainer.reached_limit:
-                    break
         except (Stopped, UserError):  # of a signal, or of data that cannot be read, both between two batches
             unfinished.keep(accuracies)
             raise
@@ -142,10 +137,9 @@ class Run:
             record.keep_evaluation([TaskScore(task, record.accuracies[task]) for task in record.learned])
             return
         bar = partial(progress, description=f"evaluation after {count}", unit="task")
-        masks = self.trainer.candidates(record.learned)
         how = self.plan.adaptor, self.plan.inference
         with self.signals.waiting(False):
-            scores = evaluate(self.model, self.data, record.learned, *how, bar, self.trainer.mask_of, masks)
+            scores = evaluate(self.model, self.data, record.learned, *how, bar, record.masks.get, record.candidates)
         record.keep_evaluation(scores)
 
 
@@ -155,10 +149,8 @@ def follow(plan: Plan, data, trainer: DefaultTrainer, record: RunRecord) -> None
         if task not in record.spare:
             data.update_task(task)
             trainer.begin_task(task)
-            for epoch in range(len(record.unfinished.resume([task])), plan.epochs):
-                trainer.train(data.train_loader, epoch)
-                if trainer.reached_limit or trainer.given_up:
-                    break
+            for _ in trainer.learn(data.train_loader, len(record.unfinished.resume([task]))):
+                pass
             trainer.end_task()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from models.multitask import Rng
-from trainers.default import DefaultTrainer, Network
+from trainers.default import DefaultTrainer, Learned, Network
 from trainers.options import TrainingOptions
 
 
@@ -35,7 +35,7 @@ class SeveralTrainer(DefaultTrainer):
         self._compile(partial(multitask.call_tasks, self.model, self.state))
         self._count(tasks)
 
-    def end_tasks(self) -> Iterator[int]:
+    def end_tasks(self) -> Iterator[Learned]:
         if self.state is None:
             yield from super().end_tasks()
             return
@@ -44,7 +44,7 @@ class SeveralTrainer(DefaultTrainer):
         for place, task in enumerate(self.tasks):
             if task not in self.failed:
                 multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
-                yield task
+                yield Learned(task, task, [task])
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of each task (tasks,); x (tasks, batch, channels, height, width), y (tasks, batch)."""

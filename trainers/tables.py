@@ -109,10 +109,11 @@ class Tables:
         sizes = {name: round(size) for name, size in asdict(storage).items()}
         self.folder.write_settings(self.settings, self.project, kept_fraction=kept, bytes=sizes)
 
-    def write(self, texts: Mapping[str, str]) -> None:
-        """Files of the trainer's own."""
-        for name, text in texts.items():
-            write_whole(self.folder.path / name, text)
+    def write(self, tables: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+        """Tables of the trainer's own: rows by the name of their file."""
+        for name, rows in tables.items():
+            if rows:
+                write_whole(self.folder.path / name, to_csv(list(rows[0]), rows))
 
     def draw(self, means: Mapping[str, float], scores: Sequence[TaskScore]) -> None:
         """The curves of an evaluation."""

@@ -41,7 +41,7 @@ def run_and_look(words, monkeypatch):
         learn(run)
         for task in run.record.learned:
             run.data.update_task(task)
-            multitask.select_task(run.model, run.trainer.mask_of(task))
+            multitask.select_task(run.model, run.record.masks[task])
             with torch.no_grad():
                 logits[task] = run.model.eval()(next(iter(run.data.val_loader))[0])
 
