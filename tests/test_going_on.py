@@ -8,7 +8,7 @@ import torch
 import yaml
 from tiny import RUNS, Tiny, TinyBN, call_main, outcome
 
-from experiments import status
+from experiments import records, status
 from models import MODELS
 from trainers import DefaultTrainer
 from utils.checkpoint import Checkpoint, write_records
@@ -199,3 +199,22 @@ def test_an_older_checkpoint_goes_on_with_the_threads_of_its_settings(said, thre
     (tmp_path / "bare" / "run" / "settings.yaml").unlink()
     assert call_main(tmp_path / "bare", *words, "--resume") == 0
     assert torch.get_num_threads() == 1
+
+
+# Runs of a script
+
+
+def test_a_flag_that_changes_no_result_begins_no_run_anew(call, tmp_path):
+    script = "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
+    words = ["--set", "DigitsPerm", "--num-tasks", 1, "--iter-lim", 2, "--epochs", 1, "--gpu-sets", "cpu"]
+    words += ["--log-dir", tmp_path, "--threads", 1]
+    assert call(script, *words, "--seeds", 1).returncode == 0
+    first = next(tmp_path.glob("*/seed=*/checkpoint.pt")).parent
+    before = (first / "checkpoint.pt").stat().st_mtime_ns, (first / "finished").read_text()
+    result = call(script, *words, "--seeds", 2, "--checkpoint-minutes", 5)
+    assert result.returncode == 0 and "finished before, skipped" in result.stdout
+    assert ((first / "checkpoint.pt").stat().st_mtime_ns, (first / "finished").read_text()) == before
+    assert len([*tmp_path.glob("*/seed=*/checkpoint.pt")]) == 2
+    (experiment,), _ = records.read([first.parent])
+    (setting,) = experiment.settings
+    assert [run.settings["seed"] for run in setting.runs] == [0, 1]
