@@ -13,7 +13,7 @@ import yaml
 
 from data import DATASETS, TASKS_BY
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, STATISTICS_OF
-from trainers import ADAPTATIONS, ADAPTORS, OF_SUPERFLUOUS, TRAINERS
+from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from trainers.options import TrainingOptions
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
@@ -704,7 +704,7 @@ def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[
 
 def _check(args: argparse.Namespace) -> None:
     """What must hold between flags."""
-    if args.adaptor in OF_SUPERFLUOUS and args.real_neurons >= args.output_size:
+    if ADAPTORS[args.adaptor].superfluous and args.real_neurons >= args.output_size:
         raise UserError(
             f"--real-neurons {args.real_neurons}: objective G needs superfluous outputs, "
             f"so fewer than --output-size {args.output_size}"
@@ -720,7 +720,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--on-nan skip: {why} every task; say stop")
     if args.import_file is not None and args.resume is not None:
         raise UserError("--import and --resume: a run starts from one of them")
-    if args.score_when_learned and args.adaptor != "gt":
+    if args.score_when_learned and not ADAPTORS[args.adaptor].gives:
         raise UserError(f"--score-when-learned: a task just learned is given, so --adaptor gt, not {args.adaptor}")
     if args.export is not None and not Path(args.export).absolute().parent.is_dir():
         raise UserError(f"--export {args.export}: its folder does not exist")
@@ -782,7 +782,7 @@ def _check_outside(args: argparse.Namespace) -> None:
 
 def _check_nns(args: argparse.Namespace) -> None:
     """What a learner that knows no task cannot be told."""
-    if args.adaptor in ("gt", "hopfield_recovery"):
+    if not ADAPTORS[args.adaptor].infers:
         raise UserError(f"--adaptor {args.adaptor}: trainer nns infers tasks; say se_oneshot_entropy_minimization")
     if args.unshared_labels:
         raise UserError("--unshared-labels: trainer nns needs labels that tasks share; say --no-unshared-labels")

@@ -37,7 +37,6 @@ from models.norms import is_statistic
 from models.original import check_weights, count_states
 from trainers import (
     ADAPTORS,
-    OF_SUPERFLUOUS,
     TRAINERS,
     DefaultTrainer,
     InferenceOptions,
@@ -134,7 +133,7 @@ def predict(argv: Sequence[str] | None, run: Path) -> None:
     if task is not None and task not in tasks:
         raise UserError(f"--task-eval {task}: is not learned; there are {', '.join(map(str, tasks)) or 'none'}")
     tasks = tasks if task is None else [task]
-    if not tasks or (len(tasks) > 1 and ADAPTORS[adaptor] is None):
+    if not tasks or (len(tasks) > 1 and not ADAPTORS[adaptor].infers):
         raise UserError(
             f"--adaptor {adaptor}: infers no task; say se_oneshot_entropy_minimization, or the task by --task-eval"
             if tasks
@@ -367,7 +366,7 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     if args.task_eval is not None and args.task_eval >= data.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
     check_adaptor(args.adaptor, model)
-    if args.adaptor in OF_SUPERFLUOUS and data.num_classes > args.real_neurons:
+    if ADAPTORS[args.adaptor].superfluous and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
         )
@@ -388,7 +387,7 @@ def ignored(args: Namespace, tasks: int) -> list[str]:
     beyond = [count for count in args.eval_ckpts or () if count > tasks]
     if beyond:
         lines.append(f"--eval-ckpts {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")
-    if args.adaptor != "gt" and args.data_to_repeat > args.test_batch_size:
+    if ADAPTORS[args.adaptor].infers and args.data_to_repeat > args.test_batch_size:
         lines.append(
             f"--data-to-repeat {args.data_to_repeat}: a test batch has {args.test_batch_size} images, "
             "and its task is inferred from all of them; --test-batch-size has more"

@@ -25,18 +25,11 @@ from models.convert import convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
-from trainers import OF_SUPERFLUOUS
-from trainers.adaptors import (
-    InferenceOptions,
-    TaskScore,
-    alpha_gradients,
-    entropy,
-    evaluate,
-    of_first,
-    superfluous,
-    uniform,
-)
+from trainers import ADAPTORS
+from trainers.adaptors import InferenceOptions
 from trainers.default import DefaultTrainer
+from trainers.evaluation import TaskScore, evaluate
+from trainers.inference import alpha_gradients, entropy, of_first, superfluous, uniform
 from trainers.options import TrainingOptions
 from trainers.original import learned_tasks
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
@@ -352,7 +345,7 @@ class SupSup:
                 args.output_size,
                 input_shape=input_shape(original.tensors),
                 layers={name: getattr(args, name) for name in LAYERS},
-                real_neurons=args.real_neurons if args.adaptor in OF_SUPERFLUOUS else None,
+                real_neurons=args.real_neurons if ADAPTORS[args.adaptor].superfluous else None,
                 seed=args.seed,
                 device=device,
             )
@@ -424,7 +417,7 @@ class SupSup:
 
 
 class _Tests:
-    """The test batches of tasks, as ``trainers.adaptors.evaluate`` asks for them."""
+    """The test batches of tasks, as ``trainers.evaluation.evaluate`` asks for them."""
 
     def __init__(self, loaders: Mapping[int, OwnLoader]) -> None:
         self.loaders = loaders

@@ -35,7 +35,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
-from trainers import DefaultTrainer, TrainingOptions, adaptors  # noqa: E402
+from trainers import DefaultTrainer, TrainingOptions, inference  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
@@ -271,7 +271,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
             return chosen
 
         def ours(images=images, model=model, tasks=tasks):
-            return adaptors.one_shot(model, range(tasks), images, adaptors.entropy)
+            return inference.one_shot(model, range(tasks), images, inference.entropy)
 
         chosen = ours().cpu()
         same, right = chosen[few].tolist() == naive(), (chosen == here).float().mean()

@@ -49,7 +49,7 @@ def compute() -> dict:
     from models.builder import Builder
     from models.superposition import superposed_weights
     from trainers import TRAINERS, TrainingOptions
-    from trainers.adaptors import alpha_gradients, entropy, uniform
+    from trainers.inference import alpha_gradients, entropy, uniform
     from utils.seeding import generator
 
     torch.set_num_threads(1)

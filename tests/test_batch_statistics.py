@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import main
-from models import Builder, get_model, multitask, superposition
+from models import Builder, get_model, multitask
 from tests.test_main import rows
-from trainers import InferenceOptions, adaptors, evaluate
+from trainers import InferenceOptions, adaptors, evaluate, evaluation, inference
 from utils.seeding import generator
 
 RNG = partial(generator, 5)
 TASKS, REAL_NEURONS = 4, 3
-OBJECTIVES = {"H": adaptors.entropy, "G": partial(adaptors.superfluous, real_neurons=REAL_NEURONS)}
+OBJECTIVES = {"H": inference.entropy, "G": partial(inference.superfluous, real_neurons=REAL_NEURONS)}
 
 
 class Smooth(Builder):
@@ -32,26 +32,17 @@ def with_random_masks(model):
     return model.eval()
 
 
-def plain_gradient(model, alphas, x, objective):
-    """By autograd through the weighted sum of all tasks' weights, for one whole batch."""
-    weights = [superposition.superposed_weights(model, [task], torch.ones(1)) for task in range(TASKS)]
-    alphas = alphas.clone().requires_grad_()
-    mixed = {name: sum(a * weight[name] for a, weight in zip(alphas, weights, strict=True)) for name in weights[0]}
-    return torch.autograd.grad(objective(torch.func.functional_call(model, mixed, (x,))), alphas)[0]
-
-
 @pytest.mark.parametrize("first", [1, 3])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name, shape", [("BNNet", (1, 6, 6)), ("GEMResNet18", (3, 32, 32))])
 def test_gradients_are_those_of_autograd_through_the_whole_batch(name, shape, objective, first):
     model = with_random_masks(get_model(name, Smooth(RNG, TASKS), shape, 8))
     batches = torch.randn(2, 6, *shape, generator=generator("images", name))
-    of_first = adaptors.of_first(OBJECTIVES[objective], first)
-    for alphas in (adaptors.uniform(TASKS, "cpu"), torch.rand(2, TASKS, generator=generator("alphas")).softmax(1)):
-        fast = adaptors.alpha_gradients(model, range(TASKS), alphas, batches, of_first)
-        slow = torch.stack(
-            [plain_gradient(model, a, x, of_first) for a, x in zip(alphas.expand(2, TASKS), batches, strict=True)]
-        )
+    of_first = inference.of_first(OBJECTIVES[objective], first)
+    for alphas in (inference.uniform(TASKS, "cpu"), torch.rand(2, TASKS, generator=generator("alphas")).softmax(1)):
+        fast = inference.alpha_gradients(model, range(TASKS), alphas, batches, of_first)
+        pairs = zip(alphas.expand(2, TASKS), batches, strict=True)
+        slow = torch.stack([inference.plain_gradient(model, range(TASKS), a, x, of_first) for a, x in pairs])
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
 
 
@@ -91,7 +82,7 @@ class Data:
 @pytest.mark.parametrize("first", [1, 3, 128])
 @pytest.mark.parametrize("bn_type", ["MultitaskNonAffineBN", "StandardBN", "NonAffineBN", "NonAffineNoStatsBN"])
 def test_batches_are_inferred_as_wholes_from_the_logits_of_their_first_images(bn_type, first, queue_bytes, monkeypatch):
-    monkeypatch.setattr(adaptors, "QUEUE_BYTES", queue_bytes)
+    monkeypatch.setattr(evaluation, "QUEUE_BYTES", queue_bytes)
     model, data = with_random_masks(Small(Builder(RNG, TASKS, bn_type=bn_type))), Data()
     before = {name: value.clone() for name, value in multitask.shared_state(model).items()}
     for letter, objective in OBJECTIVES.items():
@@ -104,7 +95,7 @@ def test_batches_are_inferred_as_wholes_from_the_logits_of_their_first_images(bn
             data.update_task(task)
             taken = {}
             for x, _ in data.val_loader:
-                alphas = adaptors.uniform(TASKS, "cpu").requires_grad_()
+                alphas = inference.uniform(TASKS, "cpu").requires_grad_()
                 gradient = torch.autograd.grad(objective(plain_small(model, alphas, x)[:first]), alphas)[0]
                 taken[int(gradient.argmin())] = taken.get(int(gradient.argmin()), 0) + 1
             inferred.append([{"inferred": mask, "batches": count} for mask, count in sorted(taken.items())])
@@ -116,31 +107,31 @@ def test_batches_are_inferred_as_wholes_from_the_logits_of_their_first_images(bn
 
 @pytest.mark.parametrize("adaptor", ["se_binary_entropy_minimization", "se_gradient_minimization"])
 def test_every_step_of_inference_sees_whole_batches(adaptor, monkeypatch):
-    model, data, seen, whole = with_random_masks(Small(Builder(RNG, TASKS))), Data(), set(), adaptors.alpha_gradients
+    model, data, seen, whole = with_random_masks(Small(Builder(RNG, TASKS))), Data(), set(), inference.alpha_gradients
 
     def remember(model, tasks, alphas, images, objective, *more):
         gradients = whole(model, tasks, alphas, images, objective, *more)
         for x, a, gradient in zip(images, alphas.expand(len(images), TASKS), gradients, strict=True):
             a = a.clone().requires_grad_()
-            slow = torch.autograd.grad(adaptors.entropy(plain_small(model, a, x)[:1]), a)[0]
+            slow = torch.autograd.grad(inference.entropy(plain_small(model, a, x)[:1]), a)[0]
             torch.testing.assert_close(gradient, slow, rtol=1e-4, atol=1e-6)
             seen.add(len(x))
         return gradients
 
-    monkeypatch.setattr(adaptors, "alpha_gradients", remember)
+    monkeypatch.setattr(inference, "alpha_gradients", remember)
     evaluate(model, data, range(TASKS), adaptor, InferenceOptions(1))
     assert seen == {4, 2}
 
 
 def test_not_more_batches_wait_than_memory_is_meant_for(monkeypatch):
-    model, data, sizes, whole = with_random_masks(Small(Builder(RNG, TASKS))), Data(), [], adaptors.one_shot
+    model, data, sizes, whole = with_random_masks(Small(Builder(RNG, TASKS))), Data(), [], inference.one_shot
     data.images = torch.randn(TASKS, 400, 2, 5, 5, generator=generator("many"))
     batch = data.images[0, :4].nbytes
-    monkeypatch.setattr(adaptors, "QUEUE_BYTES", 7 * batch)
+    monkeypatch.setattr(evaluation, "QUEUE_BYTES", 7 * batch)
     monkeypatch.setattr(adaptors, "one_shot", lambda m, t, x, o: sizes.append(x.nbytes) or whole(m, t, x, o))
     together = evaluate(model, data, range(TASKS), "se_oneshot_entropy_minimization", InferenceOptions())
     assert max(sizes) == 7 * batch and sum(sizes) == data.images.nbytes
-    monkeypatch.setattr(adaptors, "QUEUE_BYTES", 2**30)
+    monkeypatch.setattr(evaluation, "QUEUE_BYTES", 2**30)
     again = evaluate(model, data, range(TASKS), "se_oneshot_entropy_minimization", InferenceOptions())
     # What a task answers when it is given is not disturbed by inference in the middle of its batches.
     assert [score.given for score in together] == [score.given for score in again]

@@ -8,7 +8,7 @@ import torch
 
 from data import DATASETS
 from models import Builder, get_model, masks, multitask
-from trainers import adaptors, hopfield
+from trainers import InferenceOptions, evaluate, hopfield, inference
 from utils.seeding import generator
 
 SHAPE, OUTPUTS, PLANES = (1, 6, 6), 10, 2048
@@ -123,7 +123,7 @@ def test_recovery_goes_from_the_objective_to_the_energy(monkeypatch):
     energy = torch.tensor(2.0, requires_grad=True)
     monkeypatch.setattr(multitask, "energy", lambda model: energy)
     energy.register_hook(lambda gradient: factors.append(float(gradient)))
-    steps = hopfield.recover(model, [(x, None) for x in images], 1, adaptors.entropy, gamma=0.5)
+    steps = hopfield.recover(model, [(x, None) for x in images], 1, inference.entropy, gamma=0.5)
     assert factors == pytest.approx([0, 0.125, 0.25, 0.375, 0.5]), "gamma t, t from 0 to 1"
     assert [step["step"] for step in steps] == [0, 1, 2, 3, 4, 5]
     assert all(0 <= step["hamming"] <= 2 * PLANES for step in steps)
@@ -171,7 +171,7 @@ def test_the_order_of_the_data_in_recovery_is_drawn_from_the_seed(monkeypatch):
         data = DATASETS["SplitDigits"](seed=seed, num_tasks=2)
         model = get_model("BNNet", builder, data.input_shape, OUTPUTS)
         store(model, 1)
-        adaptors.evaluate(model, data, [1], adaptors.RECOVERY, adaptors.InferenceOptions())
+        evaluate(model, data, [1], "hopfield_recovery", InferenceOptions())
     first, again, other = met
     in_file_order = torch.cat([x for x, _ in data.val_loader])
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, in_file_order)

@@ -11,7 +11,7 @@ from torch import nn
 
 from models import Builder, get_model, multitask, superposition
 from models import masks as masks_of
-from trainers import InferenceOptions, adaptors, evaluate
+from trainers import InferenceOptions, evaluate, evaluation, inference
 from utils.seeding import generator
 
 REAL_NEURONS = 4
@@ -93,8 +93,8 @@ def slow_binary(model, kind, layers, x, objective, num_tasks, log_base=2):
 
 
 FAST = {
-    "entropy": adaptors.entropy,
-    "superfluous": partial(adaptors.superfluous, real_neurons=REAL_NEURONS),
+    "entropy": inference.entropy,
+    "superfluous": partial(inference.superfluous, real_neurons=REAL_NEURONS),
 }
 
 
@@ -113,7 +113,7 @@ class TestAgainstAutograd:
         model, layers, batches = self.setting(kind, images)
         alphas = torch.full((self.NUM_TASKS,), 1 / self.NUM_TASKS)
         # So small a tile that several are needed.
-        fast = adaptors.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
+        fast = inference.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
         slow = torch.stack([slow_gradient(model, kind, layers, alphas, x, objective) for x in batches])
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
         assert torch.equal(fast.argmin(1), slow.argmin(1))
@@ -121,35 +121,57 @@ class TestAgainstAutograd:
     def test_gradient_of_coefficients_of_its_own_for_each_batch(self, kind, objective, images):
         model, layers, batches = self.setting(kind, images)
         alphas = torch.rand(len(batches), self.NUM_TASKS, generator=generator("alphas")).softmax(1)
-        fast = adaptors.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
+        fast = inference.alpha_gradients(model, range(self.NUM_TASKS), alphas, batches, FAST[objective], 20_000)
         slow = torch.stack([slow_gradient(model, kind, layers, alphas[i], x, objective) for i, x in enumerate(batches)])
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
+        tasks, objective = range(self.NUM_TASKS), FAST[objective]
+        plain = [inference.plain_gradient(model, tasks, a, x, objective) for a, x in zip(alphas, batches, strict=True)]
+        assert ((torch.stack(plain) - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
 
     def test_one_shot_and_binary_choose_the_same_task(self, kind, objective, images):
         model, layers, batches = self.setting(kind, images)
         alphas = torch.full((self.NUM_TASKS,), 1 / self.NUM_TASKS)
         tasks = range(self.NUM_TASKS)
         slow = [slow_gradient(model, kind, layers, alphas, x, objective).argmin().item() for x in batches]
-        assert adaptors.one_shot(model, tasks, batches, FAST[objective]).tolist() == slow
+        assert inference.one_shot(model, tasks, batches, FAST[objective]).tolist() == slow
         for log_base in (2, 3):
             slow = [slow_binary(model, kind, layers, x, objective, self.NUM_TASKS, log_base) for x in batches]
-            assert adaptors.binary(model, tasks, batches, FAST[objective], log_base).tolist() == slow
+            assert inference.binary(model, tasks, batches, FAST[objective], log_base).tolist() == slow
+
+
+@pytest.mark.parametrize("objective", FAST)
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+def test_every_obvious_form_answers_for_one_batch_as_the_other_does_for_many(kind, objective):
+    model, shape = random_tasks(kind, 9)
+    tasks, batches = [7, 2, 8, 0, 3], torch.randn(12, 3, *shape, generator=generator("images", kind))
+    chosen = set()
+    for plain, fast, criterion in (
+        (inference.plain_one_shot, inference.one_shot, FAST[objective]),
+        (inference.plain_binary, inference.binary, FAST[objective]),
+        (inference.plain_descent, inference.gradient_descent, FAST[objective]),
+        (inference.plain_ensemble, inference.ensemble, inference.entropies),
+        (inference.plain_ensemble, inference.ensemble, inference.top_doubts),
+    ):
+        inferred = fast(model, tasks, batches, criterion).tolist()
+        assert [plain(model, tasks, x, criterion) for x in batches] == inferred
+        chosen |= set(inferred)
+    assert len(chosen) > 1  # or this would say nothing
 
 
 def test_inference_chooses_only_among_the_tasks_it_is_given():
     model, shape = random_tasks("fc", 6)
     batches = torch.randn(20, 1, *shape, generator=generator("images"))
-    for infer in (adaptors.one_shot, adaptors.binary):
-        assert set(infer(model, [4, 1], batches, adaptors.entropy).tolist()) <= {4, 1}
-        assert infer(model, [3], batches, adaptors.entropy).tolist() == [3] * 20
+    for infer in (inference.one_shot, inference.binary):
+        assert set(infer(model, [4, 1], batches, inference.entropy).tolist()) <= {4, 1}
+        assert infer(model, [3], batches, inference.entropy).tolist() == [3] * 20
 
 
 @pytest.mark.parametrize(("log_base", "rounds"), [(2, 4), (3, 3), (16, 1), (1.5, 6)])
 def test_binary_inference_needs_about_log_k_rounds(monkeypatch, log_base, rounds):
     model, shape = random_tasks("fc", 13)
-    calls, whole = [], adaptors.alpha_gradients
-    monkeypatch.setattr(adaptors, "alpha_gradients", lambda *words: calls.append(1) or whole(*words))
-    adaptors.binary(model, range(13), torch.randn(1, 1, *shape), adaptors.entropy, log_base)
+    calls, whole = [], inference.alpha_gradients
+    monkeypatch.setattr(inference, "alpha_gradients", lambda *words: calls.append(1) or whole(*words))
+    inference.binary(model, range(13), torch.randn(1, 1, *shape), inference.entropy, log_base)
     assert len(calls) == rounds
 
 
@@ -179,7 +201,7 @@ def test_evaluation_scores_each_batch_under_the_mask_that_was_inferred_for_it(un
         right = given = hits = 0
         taken = Counter()
         for x, y in zip(data.images[task].split(3), data.labels[task].split(3), strict=True):
-            inferred = adaptors.one_shot(model, range(3), x[None, :data_to_repeat], adaptors.entropy).item()
+            inferred = inference.one_shot(model, range(3), x[None, :data_to_repeat], inference.entropy).item()
             answers = {}
             for mask in {task, inferred}:
                 multitask.select_task(model, mask)
@@ -204,11 +226,11 @@ def test_what_waits_for_inference_may_grow_from_task_to_task(monkeypatch, queue_
 
     model, shape = random_tasks("fc", 3)
     data, options = Growing(shape), InferenceOptions(128, REAL_NEURONS)
-    monkeypatch.setattr(adaptors, "QUEUE_BYTES", queue_bytes)
+    monkeypatch.setattr(evaluation, "QUEUE_BYTES", queue_bytes)
     together = evaluate(model, data, range(3), "se_oneshot_entropy_minimization", options)
     for task in range(3):
         data.update_task(task)
-        chosen = [adaptors.one_shot(model, range(3), x[None], adaptors.entropy).item() for x, _ in data.val_loader]
+        chosen = [inference.one_shot(model, range(3), x[None], inference.entropy).item() for x, _ in data.val_loader]
         multitask.select_task(model, task)
         given = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.val_loader) / 7
         assert together[task].given == given
@@ -264,7 +286,7 @@ def test_screening_by_bf16_never_changes_the_answer(monkeypatch, kind, images):
     layers = [(weight.double(), masks.double()) for weight, masks in float_masks(model, 40)]
     batches, alphas = torch.randn(15, images, *shape, generator=generator("close", kind)), torch.full((40,), 1 / 40)
     calls = coarse(monkeypatch, together=15)
-    chosen = adaptors.one_shot(model, range(40), batches, adaptors.entropy)
+    chosen = inference.one_shot(model, range(40), batches, inference.entropy)
     assert calls == [("coarse", 15), ("exact", 15)]
     told_apart = 0
     for x, task in zip(batches.double(), chosen.tolist(), strict=True):
@@ -284,7 +306,7 @@ def test_the_error_of_products_of_bf16_is_within_its_bound(monkeypatch, kind):
     monkeypatch.setattr(superposition, "coefficient_gradients", lambda *words: whole(*words, coarse=True))
     for x, derivatives in zip(
         batches.double(),
-        adaptors.alpha_gradients(model, range(13), alphas, batches, adaptors.entropy),
+        inference.alpha_gradients(model, range(13), alphas, batches, inference.entropy),
         strict=True,
     ):
         exact = slow_gradient(model, kind, layers, alphas.double(), x, "entropy")
@@ -304,9 +326,9 @@ def test_float32_is_asked_only_where_bf16_leaves_a_doubt(monkeypatch):
         kept = [masks_of.pack((w.grad * weight < 0).flatten()) for w, (weight, _) in zip(weights, layers, strict=True)]
         multitask.load_task_state(model, 4, dict(zip(multitask.task_state(model, 4), kept, strict=True)))
     calls = coarse(monkeypatch, together=2)
-    assert adaptors.one_shot(model, range(6), batches, adaptors.entropy).tolist() == [4] * 4
+    assert inference.one_shot(model, range(6), batches, inference.entropy).tolist() == [4] * 4
     assert calls == [("coarse", 2)] * 2
     multitask.load_task_state(model, 5, multitask.task_state(model, 4))  # now nothing is clear, so it is not tried on
     calls.clear()
-    assert adaptors.one_shot(model, range(6), batches, adaptors.entropy).tolist() == [4] * 4
+    assert inference.one_shot(model, range(6), batches, inference.entropy).tolist() == [4] * 4
     assert calls == [("coarse", 2), ("exact", 2), ("exact", 2)]

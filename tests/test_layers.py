@@ -14,7 +14,8 @@ from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 from tests.batches import BatchList
 from trainers import DefaultTrainer, ReinitTrainer, TrainingOptions
-from trainers.adaptors import accuracy, alpha_gradients, entropy, one_shot
+from trainers.evaluation import accuracy
+from trainers.inference import alpha_gradients, entropy, one_shot
 from utils.seeding import generator
 
 RNG = partial(generator, 5)

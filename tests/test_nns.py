@@ -16,7 +16,7 @@ import main
 from models import Builder, get_model, multitask
 from tests.batches import BatchList
 from trainers import NNsTrainer, TrainingOptions, nns
-from trainers.adaptors import entropy
+from trainers.inference import entropy
 from utils.seeding import generator
 
 # 8 epochs of 12 batches a task; decisions fall on the first batch of each.

@@ -15,7 +15,7 @@ from data import DATASETS
 from models import Builder, get_model, multitask, superposition
 from models.norms import MultitaskNonAffineBN, StandardBN
 from supsup import SupSup
-from trainers.adaptors import alpha_gradients, entropy, uniform
+from trainers.inference import alpha_gradients, entropy, uniform
 from utils.checkpoint import Checkpoint, named_part
 from utils.errors import UserError
 from utils.seeding import generator

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import Builder, get_model, multitask, superposition
-from trainers import InferenceOptions, adaptors
+from trainers import ADAPTORS, InferenceOptions, inference
 from utils.seeding import generator
 
 SHAPE, OUTPUTS, TASKS = (1, 6, 6), 8, 6
@@ -45,7 +45,7 @@ def slow_logits(weights, alphas, x):
 
 def slow_gradient(weights, alphas, x):
     alphas = alphas.clone().requires_grad_()
-    return torch.autograd.grad(adaptors.entropy(slow_logits(weights, alphas, x)), alphas)[0]
+    return torch.autograd.grad(inference.entropy(slow_logits(weights, alphas, x)), alphas)[0]
 
 
 def batches():
@@ -56,7 +56,7 @@ def test_coefficient_gradients_are_those_of_autograd_through_the_explicit_sum(mo
     tasks = [4, 0, 5, 2]
     weights = [weights_of(model, task) for task in tasks]
     for alphas in (torch.full((4,), 0.25), torch.rand(5, 4, generator=generator("alphas")).softmax(1)):
-        fast = adaptors.alpha_gradients(model, tasks, alphas, batches(), adaptors.entropy, tile_bytes=50_000)
+        fast = inference.alpha_gradients(model, tasks, alphas, batches(), inference.entropy, tile_bytes=50_000)
         slow = torch.stack(
             [slow_gradient(weights, alphas if alphas.ndim == 1 else alphas[i], x) for i, x in enumerate(batches())]
         )
@@ -77,7 +77,7 @@ def test_a_superposition_does_not_change_what_a_task_answers(model):
 def test_gradient_descent_is_that_of_equation_3_step_by_step(model):
     tasks, lr, steps = list(range(TASKS)), 0.05, 4
     weights = [weights_of(model, task) for task in tasks]
-    fast = adaptors.gradient_descent(model, tasks, batches(), adaptors.entropy, lr, steps)
+    fast = inference.gradient_descent(model, tasks, batches(), inference.entropy, lr, steps)
     for x, chosen in zip(batches(), fast.tolist(), strict=True):
         alphas = torch.full((TASKS,), 1 / TASKS)
         for _ in range(steps):
@@ -89,15 +89,15 @@ def test_gradient_descent_is_that_of_equation_3_step_by_step(model):
 
 def test_one_step_of_gradient_descent_is_one_shot_inference(model):
     tasks = [5, 1, 3]
-    descent = adaptors.gradient_descent(model, tasks, batches(), adaptors.entropy, lr=0.01, steps=1)
-    assert torch.equal(descent, adaptors.one_shot(model, tasks, batches(), adaptors.entropy))
+    descent = inference.gradient_descent(model, tasks, batches(), inference.entropy, lr=0.01, steps=1)
+    assert torch.equal(descent, inference.one_shot(model, tasks, batches(), inference.entropy))
 
 
 @pytest.mark.parametrize("adaptor", ["se_be_adapt", "se_be_max_adapt"])
 def test_every_task_answers_every_image_and_the_surest_is_chosen(model, adaptor, monkeypatch):
-    monkeypatch.setattr(adaptors, "IMAGE_BYTES", 2 * batches()[0].nbytes)
+    monkeypatch.setattr(inference, "IMAGE_BYTES", 2 * batches()[0].nbytes)
     tasks = [2, 5, 0]
-    fast = adaptors.ADAPTORS[adaptor](model, tasks, batches(), InferenceOptions())
+    fast = ADAPTORS[adaptor].load()(model, tasks, batches(), InferenceOptions())
     for x, chosen in zip(batches(), fast.tolist(), strict=True):
         doubts = []
         for task in tasks:

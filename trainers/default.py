@@ -12,6 +12,7 @@ from models import multitask
 from models.convert import is_converted
 from models.multitask import Rng
 from models.norms import share_statistics
+from trainers.evaluation import right_answers
 from trainers.options import TrainingOptions
 from trainers.position import Position
 from trainers.watch import Watch
@@ -341,7 +342,7 @@ class DefaultTrainer:
         network = self._network_to_test()
         right, labels = torch.zeros((), dtype=torch.int64), []
         for x, y in loader:
-            right = right + (network(x).argmax(dim=-1) == y).sum(dim=-1)
+            right = right + right_answers(network(x), y)
             labels.append(y)
         self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
         return [int(count) / loader.num_images for count in right.reshape(-1)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from trainers.adaptors import TaskScore
+from trainers.evaluation import TaskScore
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, fraction, index
 from utils.cores import MOST_THREADS

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models import masked, multitask, superposition
 from models.multitask import Rng
-from trainers.adaptors import alpha_gradients, entropy, uniform
 from trainers.default import DefaultTrainer, Learned
+from trainers.inference import alpha_gradients, entropy, uniform
 from trainers.options import TrainingOptions
 from utils.checkpoint import joined, named_part
 from utils.errors import UserError

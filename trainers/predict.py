@@ -35,7 +35,7 @@ def predict(
     model.eval()
     found = torch.full((len(images),), tasks[0])
     if len(tasks) > 1:
-        infer = ADAPTORS[adaptor]
+        infer = ADAPTORS[adaptor].load()
         if multitask.has_batch_norm(model):
             found[:] = infer(model, tasks, images[None], replace(options, data_to_repeat=len(images))).item()
         else:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from models import masked, multitask
-from trainers.adaptors import RECOVERY, TaskScore
+from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
 from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of, score_of, threads_of
+from trainers.evaluation import TaskScore
 from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.original import ORIGINAL
 from trainers.tables import RecordOptions, Tables, mean
@@ -382,7 +383,7 @@ class RunRecord:
 
     def storage(self) -> Storage:
         """What must be kept of all that is learned."""
-        if self.options.adaptor == RECOVERY:
+        if ADAPTORS[self.options.adaptor].recovers:
             return recovery_storage(self.model) + tensor_storage(self._shared())
         for mask in self._changed:
             storage = task_storage(self.model, mask)
@@ -411,7 +412,7 @@ class RunRecord:
         }
         means = {name: value for name, value in columns.items() if value is not None}
         value = means.get("Accuracy Adapted", columns["Accuracy Given"])
-        how = "task given" if self.options.adaptor == "gt" else "task inferred"
+        how = "task given" if ADAPTORS[self.options.adaptor].gives else "task inferred"
         how += ", each when just learned" if self.options.score_when_learned else ""
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
         self._append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))

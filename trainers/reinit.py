@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models import masked, masks, multitask, superposition
 from models.multitask import Rng
-from trainers.adaptors import binary, entropy, one_shot
 from trainers.default import DefaultTrainer, Learned
+from trainers.inference import binary, entropy, one_shot
 from trainers.options import TrainingOptions
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError

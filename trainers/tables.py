@@ -6,7 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
-from trainers.adaptors import TaskScore
+from trainers import ADAPTORS
+from trainers.evaluation import TaskScore
 from trainers.export import Storage
 from utils.files import write_whole
 from utils.results import Results, to_csv
@@ -32,7 +33,7 @@ class RecordOptions:
         """The three letters of the paper: is the task given in training, at inference; are labels shared."""
         if self.trainer == "nns":
             return "NNs"
-        if self.adaptor == "gt":
+        if ADAPTORS[self.adaptor].gives:
             return "GG"
         return "GNu" if self.unshared_labels else "GNs"
 

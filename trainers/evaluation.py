@@ -1,0 +1,233 @@
+"""How a learned model is tested: tasks and their test batches to scores, with the task given and with it inferred."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from models import multitask
+from trainers import ADAPTORS
+from trainers.adaptors import InferenceOptions
+
+QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
+
+
+@dataclass
+class TaskScore:
+    """How one task was answered. Accuracies and shares are fractions; None is what was not measured.
+
+    Attributes:
+        given: accuracy with the task given; not measured where no mask of it was learned.
+        adapted: accuracy when it was inferred, or its mask recovered; not measured where tasks are given.
+        inferred_right: the share of batches whose task was inferred right. A mask is recovered right that differs
+            from the task's own in fewer places than from any other.
+        inferred: for each task (mask, where tasks are hidden) that batches were taken for, how many were.
+        steps: what recovery went through, a mapping a step.
+    """
+
+    task: int
+    given: float | None
+    adapted: float | None = None
+    inferred_right: float | None = None
+    inferred: list[dict[str, int]] = field(default_factory=list)
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+
+def evaluate(
+    model: nn.Module,
+    data,
+    tasks: Sequence[int],
+    adaptor: str,
+    options: InferenceOptions,
+    progress: Callable[[Iterable], Iterable] = iter,
+    mask_of: Callable[[int], int | None] = lambda task: task,
+    candidates: Sequence[int] | None = None,
+) -> list[TaskScore]:
+    """Test every one of ``tasks`` on its validation data, with the task given and, unless ``gt``, inferred.
+
+    The task is inferred once for each test batch. The accuracy with the task given is measured in the same pass.
+
+    Args:
+        data: a ``TaskDataset``: ``update_task`` and ``val_loader``.
+        tasks: learned tasks.
+        adaptor: a key of ``ADAPTORS``.
+        progress: wraps the loop over tasks, to show it.
+        mask_of: which of the model's tasks, if any, is each of ``tasks``.
+        candidates: which of the model's tasks inference chooses among; None for ``tasks`` themselves.
+    """
+    candidates = tasks if candidates is None else candidates
+    way, scores, answered, waiting = ADAPTORS[adaptor], [], [], None
+    if way.recovers:
+        return [_recover(model, data, task, candidates, way.load(), options) for task in progress(tasks)]
+    if way.infers:
+        images = None if multitask.has_batch_norm(model) else options.data_to_repeat
+        waiting = _Waiting(images, partial(way.load(), model, candidates, options=options))
+
+    def finish() -> None:
+        if waiting and answered:
+            inferred = waiting.inferred()
+            for batches, part in zip(answered, inferred.split([len(b.sizes) for b in answered]), strict=True):
+                batches.inferred = part
+        scores.extend(_score(model, data, batches, options) for batches in answered)
+        answered.clear()
+
+    for task in progress(tasks):
+        answered.append(_answer(model, data, task, mask_of(task), waiting))
+        # Batches of many tasks go through the superposed network together, as many as memory allows.
+        if waiting and waiting.full:
+            finish()
+    finish()
+    return scores
+
+
+class _Waiting:
+    """The first images of batches that wait for their inference.
+
+    They lie in one block: small tensors that each outlive a batch would keep the memory between them from being used
+    again.
+
+    Args:
+        images: of each batch, this many at the most; None for all, and then not more wait than memory is meant for,
+            however many batches a task has.
+        infer: from the images of some batches of one size (batches, images, ...) to the task of each.
+    """
+
+    def __init__(self, images: int | None, infer: Callable[[Tensor], Tensor]):
+        self.images, self.infer = images, infer
+        self.lengths: list[int] = []
+        self.block: Tensor | None = None
+        self.known: list[Tensor] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether those that wait should not become more."""
+        return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
+
+    def add(self, x: Tensor, batches: int) -> bool:
+        """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``.
+
+        Returns:
+            Whether inference has begun, so that the layers of the model are set otherwise.
+        """
+        x, waiting, before = x[: self.images], len(self.lengths), self.block
+        if before is None or len(x) > before.shape[1] or waiting == len(before):
+            room = batches if self.images else 1
+            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x.nbytes) + room, *x.shape)
+            if waiting:
+                self.block[:waiting, : before.shape[1]] = before[:waiting]
+        self.block[waiting, : len(x)] = x
+        self.lengths.append(len(x))
+        if self.images or not self.full:
+            return False
+        self._infer()
+        return True
+
+    def _infer(self) -> None:
+        lengths, self.lengths = torch.tensor(self.lengths), []
+        if (lengths == self.block.shape[1]).all():
+            self.known.append(self.infer(self.block[: len(lengths)]).cpu())
+            return
+        inferred = torch.empty(len(lengths), dtype=torch.int64)
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero().flatten()
+            inferred[rows] = self.infer(self.block[rows.to(self.block.device), :length]).cpu()
+        self.known.append(inferred)
+
+    def inferred(self) -> Tensor:
+        """The task of every batch since the last call, int64 (batches,) in host memory; none wait after it."""
+        if self.lengths:
+            self._infer()
+        known, self.known = torch.cat(self.known), []
+        return known
+
+
+@dataclass
+class _Batches:
+    """The test batches of one task, and how they are answered when the task is given.
+
+    Attributes:
+        right: correct answers in each batch; zeros without a mask.
+        sizes: images in each batch.
+        inferred: int64 (batches,), in host memory.
+    """
+
+    task: int
+    mask: int | None
+    right: list[int]
+    sizes: list[int]
+    inferred: Tensor | None = None
+
+
+@torch.no_grad()
+def _answer(model: nn.Module, data, task: int, mask: int | None, waiting: _Waiting | None) -> _Batches:
+    """Answer the test batches of ``task`` with its mask, and let them wait for inference."""
+    data.update_task(task)
+    if mask is not None:
+        multitask.select_task(model, mask)
+    model.eval()
+    right, sizes = [], []
+    for x, y in data.val_loader:
+        right.append(y.new_zeros(()) if mask is None else right_answers(model(x), y))
+        sizes.append(len(y))
+        if waiting and waiting.add(x, len(data.val_loader)) and mask is not None:
+            multitask.select_task(model, mask)
+    return _Batches(task, mask, torch.stack(right).tolist(), sizes)
+
+
+@torch.no_grad()
+def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions) -> TaskScore:
+    right, total = list(batches.right), sum(batches.sizes)
+    score = TaskScore(batches.task, given=None if batches.mask is None else sum(right) / total)
+    if batches.inferred is None:
+        return score
+    taken = zip(*(part.tolist() for part in batches.inferred.unique(return_counts=True)), strict=True)
+    score.inferred = [{"inferred": task, "batches": count} for task, count in taken]
+    known = torch.tensor(-1 if batches.mask is None else batches.mask)
+    wrong = set((batches.inferred != known).nonzero().flatten().tolist())
+    if batches.mask is not None:
+        score.inferred_right = 1 - len(wrong) / len(batches.sizes)
+    for index in wrong:
+        right[index] = 0
+    if wrong and not options.unshared_labels:
+        # A shared label may still be right under another task's mask: these batches are answered again.
+        data.update_task(batches.task)
+        for index, (x, y) in enumerate(data.val_loader):
+            if index in wrong:
+                multitask.select_task(model, int(batches.inferred[index]))
+                right[index] = int(right_answers(model(x), y))
+    score.adapted = sum(right) / total
+    return score
+
+
+def _recover(
+    model: nn.Module, data, task: int, tasks: Sequence[int], recover: Callable, options: InferenceOptions
+) -> TaskScore:
+    """How ``task`` is answered with its own mask, and with the one that is recovered from its test data.
+
+    Recovery goes by the batches it meets, the first above all. Their order is drawn from the seed and the task, for
+    a file may have its images in one that says something of them.
+    """
+    data.update_task(task)
+    multitask.select_task(model, task)
+    score = TaskScore(task, accuracy(model, data.val_loader))
+    score.steps = recover(model, data.val_loader.shuffled(), task, options)
+    score.adapted = accuracy(model, data.val_loader)
+    distances = {other: multitask.hamming_distance(model, other) for other in tasks}
+    score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
+    score.inferred = [{"inferred": min(distances, key=distances.get), "batches": 1}]
+    return score
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, loader) -> float:
+    """The share of right answers over the whole of ``loader``, as the model's layers are set."""
+    model.eval()
+    right = sum(right_answers(model(x), y) for x, y in loader)
+    return int(right) / loader.num_images
+
+
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the labels (..., batch) the largest of logits (..., batch, outputs) hit: int64 (...)."""
+    return (logits.argmax(dim=-1) == labels).sum(dim=-1)
