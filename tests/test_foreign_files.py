@@ -354,15 +354,13 @@ ORIGINAL = {
 
 
 @pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "zip"])
-def test_a_checkpoint_of_the_original_code_is_called_one(legacy, folder, capsys):
+def test_a_file_of_torch_that_lacks_what_the_original_code_keeps_is_told_so(legacy, folder, capsys):
     Path("original.pt").write_bytes(torch_file(ORIGINAL, legacy))
-    for flag in ("--import", "--resume"):
-        status = main.main([*WORDS, flag, "original.pt", "--log-dir", "new"])
-        refused(status, capsys, "original.pt is not a SupSup checkpoint but a checkpoint of the original code")
     Path("other.pt").write_bytes(torch_file({"weight": torch.ones(3)}, legacy))
-    refused(
-        main.main([*WORDS, "--import", "other.pt"]), capsys, "other.pt is not a SupSup checkpoint but a file of torch"
-    )
+    for flag in ("--import", "--resume"):
+        for name in ("original.pt", "other.pt"):
+            status = main.main([*WORDS, flag, name, "--log-dir", "new"])
+            refused(status, capsys, f"{name}: is no checkpoint of the original code, which holds a state_dict and args")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +370,7 @@ def test_a_checkpoint_of_the_original_code_is_called_one(legacy, folder, capsys)
 )
 def test_a_damaged_file_of_another_program_is_refused(content, folder, capsys):
     Path("strange").write_bytes(content)
-    refused(main.main(["--import", "strange"]), capsys, "strange is not a SupSup checkpoint")
+    refused(main.main(["--import", "strange"]), capsys, "strange: is damaged; nothing of it was run")
 
 
 # The table of results
