@@ -60,6 +60,7 @@ class DefaultTrainer:
     Attributes:
         tasks: the one in training; several for a trainer that trains several at once, on stacked batches.
         position, watch: where in their data they stand, and what is wrong with them.
+        failed: those of them that cannot be learned, and why.
         group: the processes that train together; see ``join``.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
@@ -128,16 +129,12 @@ class DefaultTrainer:
         """Start to count the batches of ``tasks``, and to watch them."""
         self.tasks = list(tasks)
         self.position, self.watch = Position(), Watch(tasks, self.options.lr, self.group.mean)
+        self.failed = self.watch.failed
 
     @property
     def batches_done(self) -> int:
         """Batches of the tasks in training so far."""
         return self.position.batches
-
-    @property
-    def failed(self) -> dict[int, str]:
-        """Those of the tasks in training that cannot be learned, and why."""
-        return self.watch.failed
 
     @property
     def given_up(self) -> bool:
@@ -204,11 +201,6 @@ class DefaultTrainer:
     def _own_state(self) -> dict[str, Tensor]:
         """The state of the tasks in training that is their own, where it lies."""
         return multitask.training_state(self.model)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the state of the tasks in training is worth going on from."""
-        return self.watch.healthy
 
     def _place(self) -> dict[str, Tensor]:
         return self.position.state() | self.watch.state()

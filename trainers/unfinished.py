@@ -75,7 +75,7 @@ class Unfinished:
             accuracies: of these tasks after each epoch that is done.
         """
         self._wait()
-        if self.trainer.healthy:
+        if self.trainer.watch.healthy:
             tasks = self.trainer.tasks
             values = {**self.about, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
             write_records(self.path, Record("training", values, self.trainer.training_record()))
