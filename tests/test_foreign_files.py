@@ -360,7 +360,7 @@ def test_a_file_of_torch_that_lacks_what_the_original_code_keeps_is_told_so(lega
     for flag in ("--import", "--resume"):
         for name in ("original.pt", "other.pt"):
             status = main.main([*WORDS, flag, name, "--log-dir", "new"])
-            refused(status, capsys, f"{name}: is no checkpoint of the original code, which holds a state_dict and args")
+            refused(status, capsys, f"{name}: is no SupSup checkpoint, nor one of the original code, which")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_file_of_torch_that_lacks_what_the_original_code_keeps_is_told_so(lega
 )
 def test_a_damaged_file_of_another_program_is_refused(content, folder, capsys):
     Path("strange").write_bytes(content)
-    refused(main.main(["--import", "strange"]), capsys, "strange: is damaged; nothing of it was run")
+    refused(main.main(["--import", "strange"]), capsys, "strange: is no SupSup checkpoint", "nothing of it was run")
 
 
 # The table of results

@@ -287,9 +287,9 @@ def test_other_files_of_torch_are_refused(tmp_path):
     settings = Namespace(**args)
     twice = {**state, "module.model.1.weight": state["model.1.weight"]}
     contents = {
-        "weights": (state, "is no checkpoint of the original code"),
-        "list": ([1, 2], "is no checkpoint of the original code"),
-        "dict for args": ({"state_dict": state, "args": args}, "is no checkpoint of the original code"),
+        "weights": (state, "nor one of the original code"),
+        "list": ([1, 2], "nor one of the original code"),
+        "dict for args": ({"state_dict": state, "args": args}, "nor one of the original code"),
         "text": ({"state_dict": state, "args": settings, "curr_acc1": "0.5"}, "curr_acc1"),
         "nan": ({"state_dict": state, "args": settings, "curr_acc1": [float("nan")]}, "curr_acc1"),
         "many": ({"state_dict": state, "args": settings, "curr_acc1": [0.5] * 4}, "4 tasks, and the states of 3"),

@@ -58,7 +58,7 @@ def read_original(path: Path) -> Original:
     content = loaded if isinstance(loaded, dict) else {}
     state, args = content.get("state_dict"), content.get("args")
     if not isinstance(state, Mapping) or not isinstance(args, Namespace):
-        refuse("is no checkpoint of the original code, which holds a state_dict and args")
+        refuse("is no SupSup checkpoint, nor one of the original code, which holds a state_dict and args")
     tensors = {}
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_whole(value):
@@ -96,7 +96,9 @@ def _load(path: Path) -> object:
         raise UserError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except Exception as error:  # there is no end of what a damaged file makes torch's reader say
         code = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds {_short(code[1])}, which is neither a tensor, a number nor text" if code else "is damaged"
+        what = "is no SupSup checkpoint, and as one of the original code it is damaged"
+        if code:
+            what = f"holds {_short(code[1])}, which is neither a tensor, a number nor text"
         raise UserError(f"{path}: {what}; nothing of it was run") from None
 
 
