@@ -693,7 +693,9 @@ def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[
     if action.nargs == 0:  # a switch
         if kind != "bool":
             refuse(f"{text!r} is neither true nor false")
-        on = yaml.SafeLoader.bool_values[text.lower()]
+        on = yaml.SafeLoader.bool_values.get(text.lower())
+        if on is None:
+            refuse(f"{text!r} is neither true nor false")
         if isinstance(action, argparse.BooleanOptionalAction):
             return {action.dest: on}
         return {action.dest: action.const} if on else {}
@@ -734,10 +736,13 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--predict: needs the folder of a run that has learned something; say --resume RUN")
     if args.out is not None and args.predict is None:
         raise UserError(f"--out {args.out}: is where the answers of --predict go")
+    if args.resume and args.predict is None and os.path.exists(made := os.path.join(args.resume, "checkpoint.pt")):
+        args.resume = made  # a run's folder was named
     _check_own(args)
     _check_outside(args)
     if args.name is None:
-        args.name = _run_name(re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{plain(args.model)}-seed={args.seed}"))
+        made = re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{plain(args.model)}")
+        args.name = _run_name(f"{made.encode()[:150].decode(errors='ignore')}-seed={args.seed}")
 
 
 def _check_own(args: argparse.Namespace) -> None:
@@ -745,7 +750,10 @@ def _check_own(args: argparse.Namespace) -> None:
     and ``--data`` the folder that it lies in."""
     kind, colon, path = args.set.partition(":")
     if colon:
-        place = os.path.abspath(os.path.join(args.data or ".", user_path(path)))
+        try:
+            place = os.path.abspath(os.path.join(args.data or ".", user_path(path)))
+        except ArgumentTypeError as error:
+            raise UserError(f"--set {args.set}: {error}") from None
         args.data, name = os.path.split(place)
         args.set = f"{kind}:{name or os.sep}"
     for name in ("tasks_by", "image_size", "mean", "std", "augment"):

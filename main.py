@@ -124,6 +124,7 @@ def predict(argv: Sequence[str] | None, run: Path) -> None:
     settings = {name: value for name, value in settings.items() if value is not None}
     args = parse_arguments(argv, settings, source=str(path.with_name("settings.yaml")))
     wanted, args.resume = (args.adaptor, args.task_eval), str(path)
+    options = _pick(InferenceOptions, args)
     for name in OUTCOME:  # of the run itself; what is wanted now may be inferred otherwise
         setattr(args, name, settings.get(name, make_parser().get_default(name)))
     data, model, trainer = build(args, set_up(args)[0], Group(0, 1))
@@ -149,7 +150,7 @@ def predict(argv: Sequence[str] | None, run: Path) -> None:
         plainly(images.to(data.device)),
         tasks,
         adaptor,
-        _pick(InferenceOptions, args),
+        options,
         {task: list(labels) for task, labels in names.items()},
     )
     rows = [

@@ -10,6 +10,7 @@ See ``SupSup``.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from args import original_settings, parse_arguments
-from data.own import OwnLoader
+from data.own import OwnLoader, numbers_of
 from models import Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
@@ -177,9 +178,10 @@ class SupSup:
             RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
         """
         self._check_new(name)
-        number, layers = len(self.tasks), (self.settings["layers"] or {}).get("conv_type")
-        if not multitask.has_tasks(self.model) or (layers == "MaskConv" and number):
-            raise ValueError(f"layers of the kind {layers} have no place for one more task")
+        self._check_place()
+        if options.get("train_weight_tasks"):
+            raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
+        number = len(self.tasks)
         loader = OwnLoader(
             data,
             self.outputs,
@@ -193,12 +195,14 @@ class SupSup:
         more = TrainingOptions(epochs=epochs, optimizer=optimizer, lr=lr, **options)
         trainer = DefaultTrainer(self.model, more, self._rng)
         trainer.begin_tasks([number])
-        losses = [loss for (loss,) in trainer.learn(loader)]
+        try:
+            losses = [loss for (loss,) in trainer.learn(loader)]
+        finally:
+            self.model.eval()
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
         for _ in trainer.end_tasks():
             self.tasks.append(name)
-        self.model.eval()
         return losses[-1]
 
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
@@ -216,7 +220,7 @@ class SupSup:
         """
         self._check_learned()
         numbers = range(len(self.tasks))
-        x = torch.as_tensor(x).to(self.device)[None]
+        x = numbers_of(torch.as_tensor(x)).to(self.device)[None]
         objective = of_first(self._objective, images)
         if not multitask.has_batch_norm(self.model):
             x = x[:, :images]
@@ -240,7 +244,7 @@ class SupSup:
         """
         self._check_learned()
         multitask.select_task(self.model, self._number(self.infer(x) if task is None else task))
-        return self.model.eval()(torch.as_tensor(x).to(self.device))
+        return self.model.eval()(numbers_of(torch.as_tensor(x)).to(self.device))
 
     def predict(self, x: Tensor, task: str | None = None) -> Tensor:
         """The labels of a batch, int64 (batch,), with the mask of ``task``; None infers it from x.
@@ -253,7 +257,7 @@ class SupSup:
         self,
         data: Mapping[str, Iterable[Any]],
         *,
-        images: int = 1,
+        images: int | None = None,
         batch_size: int = 128,
         unshared_labels: bool = False,
     ) -> dict[str, TaskScore]:
@@ -261,7 +265,7 @@ class SupSup:
 
         Args:
             data: for each task, by name, batches (x, y) in any form that ``learn`` takes.
-            images: from how many of the first images of a batch its task is inferred.
+            images: from how many of the first images of a batch its task is inferred (the paper: 1); None for all.
             batch_size: of arrays.
             unshared_labels: whether a batch whose task is inferred wrong is wrong as a whole.
 
@@ -274,9 +278,13 @@ class SupSup:
             self._number(name): OwnLoader(batches, self.outputs, device=self.device, batch_size=batch_size)
             for name, batches in data.items()
         }
+        for loader in loaders.values():
+            loader.keep()  # some batches are answered twice, and must be the same then
         real = self.settings["real_neurons"]
         adaptor = "se_oneshot_entropy_minimization" if real is None else "se_oneshot_g_minimization"
-        options = InferenceOptions(images, real_neurons=real or self.outputs, unshared_labels=unshared_labels)
+        options = InferenceOptions(
+            images or sys.maxsize, real_neurons=real or self.outputs, unshared_labels=unshared_labels
+        )
         scores = evaluate(
             self.model, _Tests(loaders), list(loaders), adaptor, options, candidates=range(len(self.tasks))
         )
@@ -372,6 +380,7 @@ class SupSup:
             raise ValueError(f"{path}: its masks are over other frozen weights")
         for record in records[1:]:
             self._check_new(record.values["name"])
+            self._check_place()
         self._take(path, records[1:])
 
     def _take(self, path: Path, records: list[Record]) -> None:
@@ -410,6 +419,11 @@ class SupSup:
         if name not in self.tasks:
             raise ValueError(f"no task {name!r} is learned; there are {', '.join(self.tasks)}")
         return self.tasks.index(name)
+
+    def _check_place(self) -> None:
+        layers = (self.settings["layers"] or {}).get("conv_type")
+        if not multitask.has_tasks(self.model) or (layers == "MaskConv" and self.tasks):
+            raise ValueError(f"layers of the kind {layers} have no place for one more task")
 
     def _check_learned(self) -> None:
         if not self.tasks:

@@ -310,6 +310,8 @@ class OwnClasses(SplitByClass, Own):
 
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         count = len(self.source.classes)
+        if not count:
+            raise UserError(f"--set: {self.name} has no folder of images")
         if self.source.tasks:
             if classes_per_task is not None:
                 raise UserError(f"--classes-per-task {classes_per_task}: the folders of the tasks say so")

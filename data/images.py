@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import connection
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from data.loader import Loader, Preparation
 from utils.errors import Stopped, UserError
+from utils.files import open_file
 from utils.seeding import generator
 from utils.signals import ignore
 
@@ -40,7 +42,7 @@ def read_image(path: str) -> Image.Image:
 
     try:
         # What Pillow warns of (odd metadata, a size that is large but allowed) is nothing that a user should mend.
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), open_file(Path(path)) as file:
             warnings.simplefilter("ignore")
             image = Image.open(file)
             image.load()

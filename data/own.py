@@ -60,6 +60,11 @@ class OwnLoader:
         """Batches in a whole epoch."""
         return len(self.batches)
 
+    def keep(self) -> None:
+        """Serve from now on the very batches of the first time, also of an iterable that shuffles."""
+        if self.arrays is None:
+            self.batches = list(self.batches)
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch to iterate over, and its first batch."""
         self.epoch, self.start = epoch, start
@@ -80,7 +85,7 @@ class OwnLoader:
                 except (TypeError, ValueError):
                     raise ValueError(f"a batch is a pair (x, y), not {type(batch).__name__}") from None
                 x, y = self._checked(x, y)
-                yield _numbers(x), y
+                yield numbers_of(x), y
             return
         x, y = self.arrays
         rows = torch.arange(len(y))
@@ -89,7 +94,7 @@ class OwnLoader:
             rows = torch.randperm(len(y), generator=generator(seed, "order", task, self.epoch))
         for start in self.batches:
             some = rows[start : start + self.batch_size]
-            yield _numbers(x[some]), y[some]
+            yield numbers_of(x[some]), y[some]
 
     def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """x and y (int64) as tensors.
@@ -110,5 +115,6 @@ class OwnLoader:
         return x, y.long()
 
 
-def _numbers(x: Tensor) -> Tensor:
+def numbers_of(x: Tensor) -> Tensor:
+    """x as a network takes it: float32, bytes as numbers in [0, 1]."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()

@@ -44,6 +44,8 @@ def write(experiments: Iterable[Experiment], into: Path) -> None:
 def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]]:
     """Write a run's folder anew; gives its rows of ``results.csv``."""
     tables = {name: text_of(run.folder, name)[1] or "" for name in run.tables}
+    if folder.name in ("", ".", ".."):  # a name out of a table: nothing but a run's own folder is written anew
+        raise ValueError(f"{run.folder}: is not the folder of a run")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, text in tables.items():

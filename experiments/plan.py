@@ -100,8 +100,8 @@ def runs_of(
     told = passed_on.get("stream-tasks", passed_on.get("num-tasks", ""))
     count = int(told) if told.isascii() and told.isdigit() else None
     if tasks is not None:
-        if "num-tasks" in passed_on and not count:
-            raise ValueError(f"--num-tasks {passed_on['num-tasks']}: is not a whole number from 1")
+        if "num-tasks" in passed_on and not (count and count <= 10**5):
+            raise ValueError(f"--num-tasks {passed_on['num-tasks']}: is not a whole number from 1 to 100000")
         every = range(tasks if count is None else count)
         variants = [{**variant, "task-eval": task} for variant in variants for task in every]
         count = 1

@@ -80,7 +80,10 @@ class TaskNorm(MultitaskNonAffineBN):
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, ...), normalised."""
         planes = x.reshape(*x.shape[:2], -1, 1)
-        y = (super().forward(planes) if self.statistics else normalise(planes, self.eps)).view_as(x)
+        if self.statistics:
+            y = super().forward(planes).view_as(x)
+        else:
+            y = normalise(planes, self.eps, total=self.total if self.training else None).view_as(x)
         if self.given_weight is not None:
             shape = (-1, *[1] * (x.ndim - 2))
             y = y * self.given_weight.view(shape) + self.given_bias.view(shape)
@@ -185,6 +188,8 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f"{what} has no weights yet; run a batch through the network first")
         if parametrize.is_parametrized(module):
             raise ValueError(f"{what} is parametrised already, by {', '.join(module.parametrizations)}")
+        if getattr(module, "track_running_stats", False) and not isinstance(module, NORMS):
+            raise ValueError(f"{what} keeps running statistics that every task would change; let it keep none")
         own = [key for key, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
         leaf = not any(True for _ in module.children())
         if own and leaf and not isinstance(module, masked):

@@ -386,22 +386,29 @@ PATHS = [
 def test_the_home_folder_of_every_path_is_found(flag, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     dest = {"--import": "import_file"}.get(flag, flag[2:].replace("-", "_"))
+    beside = {  # some go with others alone
+        "--out": ["--predict", "image.png", "--resume", "run"],
+        "--weights": ["--model", "torchvision:resnet18"],
+    }.get(flag, [])
     for text, path in (("~/x", f"{tmp_path}/x"), ("~", str(tmp_path)), ("./~", "./~"), ("a/~", "a/~")):
         if flag == "--export" and text == "a/~":
             continue  # its folder must be there
-        assert getattr(parse_arguments([f"{flag}={text}"]), dest) == path
+        assert getattr(parse_arguments([f"{flag}={text}", *beside]), dest) == path
         if flag != "--resume":
-            assert getattr(parse_arguments(["--config", config(tmp_path, f"{flag[2:]}: {text!r}")]), dest) == path
+            in_config = ["--config", config(tmp_path, f"{flag[2:]}: {text!r}"), *beside]
+            assert getattr(parse_arguments(in_config), dest) == path
     for text in ("~nobody-of-this-name/x", "~nobody-of-this-name"):
         assert "~nobody-of-this-name has no home folder here" in refusal(flag, text)
     monkeypatch.setenv("HOME", "")
     assert "~ has no home folder here" in refusal(flag, "~/x")
     monkeypatch.delenv("HOME")
-    assert getattr(parse_arguments([flag, "~"]), dest) == pwd.getpwuid(os.getuid()).pw_dir
+    assert getattr(parse_arguments([flag, "~", *beside]), dest) == pwd.getpwuid(os.getuid()).pw_dir
 
 
 def test_the_paths_are_those_flags_that_name_files_and_folders():
-    assert set(PATHS) == {"--log-dir", "--resume", "--export", "--import", "--data", "--reinit-from"}
+    assert set(PATHS) == {
+        *("--log-dir", "--resume", "--export", "--import", "--data", "--reinit-from", "--out", "--weights"),
+    }
 
 
 def test_a_config_below_the_home_folder(tmp_path, monkeypatch):

@@ -117,7 +117,9 @@ def _alpha_gradients_whole(
             with torch.enable_grad():
                 for weight in weights.values():
                     weight.requires_grad_()
-                found.append(torch.autograd.grad(objective(model(images[batch])), list(weights.values())))
+                loss = objective(model(images[batch]))
+                # A layer that the network does not use has a gradient of zeros.
+                found.append(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
         stacked = {name: torch.stack(each) for name, each in zip(weights, zip(*found, strict=True), strict=True)}
         parts.append(superposition.whole_coefficient_gradients(model, tasks, stacked))
     return torch.cat(parts)

@@ -14,7 +14,7 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
+class Stopped(BaseException):  # no Exception: a reader of files that catches all of these must not take it for damage
     """A run that cannot go on, though nothing is wrong with it: a full disk, no memory left, a signal.
 
     The message is one line that says what happened. ``main.py`` adds what is saved and how to go on.

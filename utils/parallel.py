@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -72,7 +72,8 @@ class Group:
         # What an image gives is the same in every process, so that the gradients through common statistics add up.
         (loss * images).backward()
         parameters = list(parameters)
-        gradients = cast(list[Tensor], [p.grad for p in parameters])
+        # A layer that the network does not use has no gradient.
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         # One message: all gradients, and the number of images.
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), gradients[0].new_tensor([images])])
         dist.all_reduce(flat)

@@ -25,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import check_kind, open_file, write_whole
+from utils.files import check_kind, open_file, part_of, write_whole
 
 Item = TypeVar("Item")
 TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
@@ -53,8 +53,8 @@ class RunFolder:
             raise UserError(f"--name {name}: is what a file of the experiment is called; choose another")
         try:
             self.path, self._lock = _claim(log_dir, name, resume)
-            for part in self.path.glob(".*.part"):  # of a file that a killed run was writing
-                part.unlink()
+            for name in FILES:  # a killed run may have left a part of what it was writing
+                part_of(self.path / name).unlink(missing_ok=True)
             self._log = open_file(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
         except OSError as error:
