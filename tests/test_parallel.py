@@ -139,7 +139,7 @@ def test_an_error_of_the_first_process_ends_the_others(tmp_path, monkeypatch):
     def fail(*args):
         raise RuntimeError("while the others wait")
 
-    monkeypatch.setattr(main, "learn", fail)
+    monkeypatch.setattr("trainers.run.Run.learn", fail)
     words = [*SHORT.split(), *MASKS.split(), "--multigpu", "cpu,cpu", "--log-dir", str(tmp_path)]
     with pytest.raises(RuntimeError, match="while the others wait"):
         main.main(words)

@@ -77,6 +77,7 @@ class DefaultTrainer:
         self.model, self.options, self.rng = model, options, rng
         torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
         self.group = Group()
+        self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
     def join(self, group: Group) -> None:
         """Train together with the other processes of ``group``, as one process with all their images would."""
