@@ -29,6 +29,7 @@ from utils.signals import ignore
 if TYPE_CHECKING:
     from PIL import Image
 
+ENDING_SECONDS = 10  # from a worker's last sign to its end
 Item = tuple[str, int, tuple[int | str, ...]]  # path, label, key of the generator that augments it
 
 
@@ -223,7 +224,8 @@ class FolderLoader(Loader):
         except (EOFError, OSError, RuntimeError) as error:
             if not self._workers or "Original Traceback" in str(error):  # a bug in what decodes
                 raise
-            connection.wait([worker.sentinel for worker in self._workers], 1)  # it may be about to end
+            # Its connection is lost before it has ended, which takes a while on a busy machine.
+            connection.wait([worker.sentinel for worker in self._workers], ENDING_SECONDS)
             ends = [worker.exitcode for worker in self._workers if worker.exitcode is not None]
             if not ends:
                 raise Stopped(f"the processes that decode images: {str(error).splitlines()[0]}") from error

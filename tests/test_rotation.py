@@ -55,7 +55,7 @@ def test_only_a_few_rotations_are_in_memory_and_none_in_the_checkpoint():
     model = network(250)
     for task in range(20):
         multitask.select_task(model, task)
-    for layer in multitask._named(model, multitask.MultitaskModule):
+    for layer in multitask.named(model, multitask.MultitaskModule):
         assert layer[1]._rotation_of.cache_info().currsize == CACHED_ROTATIONS
     assert multitask.task_state(model, 3) == {}
     assert sorted(multitask.shared_state(model)) == [f"layers.{i}.weight" for i in (0, 2, 4)]
