@@ -323,10 +323,8 @@ class SupSup:
             if model is not None:
                 raise ValueError(f"{path}: is of the original code, whose networks are known, so no model is needed")
             return cls._load_original(path, device)
-        records, damaged = Checkpoint(path).read()
-        if damaged or not records or records[0].kind != KIND:
-            raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
-        settings = dict(records[0].values["settings"])
+        first, tasks = _read(path)
+        settings = dict(first.values["settings"])
         name, outputs = settings.pop("model"), settings.pop("outputs")
         if (name is None) != (model is not None):
             raise ValueError(
@@ -335,10 +333,10 @@ class SupSup:
                 else f"{path}: is of the network {name}, so no model is needed"
             )
         net = cls(name or model, outputs, **{**settings, "input_shape": tuple(settings["input_shape"])}, device=device)
-        multitask.load_shared_state(net.model, records[0].tensors)
-        if net._fingerprint() != records[0].values["frozen"]:
+        multitask.load_shared_state(net.model, first.tensors)
+        if net._fingerprint() != first.values["frozen"]:
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")
-        net._take(path, records[1:])
+        net._take(path, tasks)
         return net
 
     @classmethod
@@ -373,15 +371,13 @@ class SupSup:
             ValueError: its weights are others, or it has a task of a name that is here already.
         """
         path = Path(path).expanduser()
-        records, damaged = Checkpoint(path).read()
-        if damaged or not records or records[0].kind != KIND:
-            raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
-        if records[0].values["frozen"] != self._fingerprint():
+        first, tasks = _read(path)
+        if first.values["frozen"] != self._fingerprint():
             raise ValueError(f"{path}: its masks are over other frozen weights")
-        for record in records[1:]:
+        for record in tasks:
             self._check_new(record.values["name"])
             self._check_place()
-        self._take(path, records[1:])
+        self._take(path, tasks)
 
     def _take(self, path: Path, records: list[Record]) -> None:
         self._make_room(len(self.tasks) + len(records))
@@ -428,6 +424,19 @@ class SupSup:
     def _check_learned(self) -> None:
         if not self.tasks:
             raise ValueError("no task is learned yet")
+
+
+def _read(path: Path) -> tuple[Record, list[Record]]:
+    """What ``save`` wrote: the record of the network, and those of the tasks.
+
+    Raises:
+        UserError: the file is missing, or is no checkpoint.
+        ValueError: it is damaged, or was written by something else.
+    """
+    records, damaged = Checkpoint(path).read()
+    if damaged or not records or records[0].kind != KIND:
+        raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
+    return records[0], records[1:]
 
 
 class _Tests:
