@@ -1,6 +1,7 @@
 """What the tests share: small data, the real data if it is there, and the program as a user calls it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the stress tests at full length, which takes many minutes")
+
+
+def pytest_configure():
+    # Under nohup it is ignored, also by the processes that tests start, and the project leaves it so.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
