@@ -95,6 +95,17 @@ def _number(kind: type, low: float, high: float = float("inf"), low_allowed: boo
     return convert
 
 
+def _layers(text: str) -> int | None:
+    """``all``, ``first`` or a number of layers; None for all."""
+    named = {"all": None, "first": 1}
+    if text in named:
+        return named[text]
+    try:
+        return _number(int, 1)(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"{text!r} is neither all nor first nor a whole number that is at least 1") from None
+
+
 def _task_counts(text: str) -> list[int]:
     """``"10,50,100"`` as a sorted list without repetitions."""
     return sorted({_number(int, 1)(part.strip()) for part in text.split(",")})
@@ -458,6 +469,19 @@ def make_parser() -> argparse.ArgumentParser:
         help="learning rate of inference (default: 0.1 for se_gradient_minimization, 500 for hopfield_recovery)",
     )
     add("--adapt-steps", type=_number(int, 1), default=10, help="steps of se_gradient_minimization")
+    add(
+        "--infer",
+        choices=("auto", "exact", "screened"),
+        default="auto",
+        help="one-shot inference: exact, or by a few units of each layer first (auto: from 500 masks on)",
+    )
+    add(
+        "--infer-layers",
+        type=_layers,
+        default=None,
+        metavar="all|first|N",
+        help="of one-shot and binary inference: derivatives through the masks of the first N layers (default: all)",
+    )
     add("--gamma", type=_number(float, 0), default=1.5e-3, help="weight of the energy in hopfield_recovery")
     add(
         "--unshared-labels",

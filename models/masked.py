@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import masks, multitask
@@ -13,6 +14,8 @@ from models.layers import LayerOptions, load_into
 from models.superposition import SuperposedModule
 
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
+TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
+BAGS = 16384  # masks whose bytes are looked up together
 
 
 class Masked(SuperposedModule):
@@ -172,6 +175,65 @@ class Masked(SuperposedModule):
                 with masks.coarse_products() if coarse else nullcontext():
                     result[batch].addmm_(products.flatten(1), masks.unpack(bits, size).T)
         return result
+
+    @torch.no_grad()
+    def unit_moments(self, inputs: Tensor, output_gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance over the tasks, all superposed alike, of what each unit adds to the derivatives.
+
+        The mean is exact. The variance is what it would be if the bits of a mask were independent. Third comes what a
+        single bit of the unit adds at the most.
+
+        Args:
+            inputs, output_gradients: as in ``coefficient_gradients``.
+
+        Returns:
+            Three of (b, out).
+        """
+        effective, weight = self.effective.flatten(1), self.weight.flatten(1)
+        kept = effective * (weight - effective)  # W² p (1 - p), for a share p of the masks that keep the weight
+        if inputs.shape[1] == 1:
+            x, g = inputs[:, 0], output_gradients[:, 0]
+            largest = g.abs() * x.abs().amax(1, keepdim=True) * weight.abs().amax(1)
+            return g * (x @ effective.T), g.square() * (x.square() @ kept.T), largest
+        moments = output_gradients.new_empty(3, len(inputs), len(weight))
+        for unit in range(len(weight)):
+            gradient = (output_gradients[:, None, :, unit] @ inputs)[:, 0]  # (b, n / out)
+            moments[0, :, unit], moments[1, :, unit] = gradient @ effective[unit], gradient.square() @ kept[unit]
+            moments[2, :, unit] = (gradient * weight[unit]).abs().amax(1)
+        return moments[0], moments[1], moments[2]
+
+    @torch.no_grad()
+    def add_unit_gradients(
+        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, chosen: Tensor, result: Tensor
+    ) -> None:
+        """Add to ``result`` (b, k) what some units add to ``coefficient_gradients``.
+
+        For a unit at a time, the losses that chose it have a table of sums for each byte of a mask: a mask is a sum of
+        its bytes' rows, an eighth of the additions and nothing to unpack.
+
+        Args:
+            inputs, output_gradients: as in ``coefficient_gradients``.
+            chosen: which units of each loss, bool (b, out).
+        """
+        rows, weight = self._rows(tasks), self.weight.flatten(1)
+        all_rows = len(rows) == len(self.packed) and bool((rows.diff() == 1).all())
+        packed = self.packed if all_rows else self.packed[rows]
+        size = weight.shape[1]
+        for unit in chosen.any(0).nonzero().flatten().tolist():
+            begin, lead = divmod(unit * size, 8)
+            end = math.ceil((unit * size + size) / 8)
+            places = 256 * torch.arange(end - begin, dtype=torch.int32, device=packed.device)
+            losses = chosen[:, unit].nonzero().flatten()
+            for masks_here in masks.tiles(len(rows), BAGS):
+                bits = packed[masks_here, begin:end].int() + places
+                for some in losses.split(TABLES):
+                    if inputs.shape[1] == 1:
+                        products = output_gradients[some, :, unit] * inputs[some, 0]
+                    else:
+                        products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
+                    products = F.pad(products * weight[unit], (lead, 8 * (end - begin) - lead - size))
+                    sums = F.embedding_bag(bits, masks.byte_sums(products), mode="sum")  # (masks, losses)
+                    result[some, masks_here] += sums.T
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:
         """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,).

@@ -150,6 +150,20 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
 
 
+def byte_sums(values: Tensor) -> Tensor:
+    """For each eight of the values (q, 8 * bytes) and each byte of a mask, the sum of those that it keeps.
+
+    Returns:
+        (bytes * 256, q): the sums of place ``p`` for the byte ``v`` at ``256 p + v``, as ``pack`` orders bits.
+    """
+    eights = values.T.contiguous().unflatten(0, (-1, 8))  # (bytes, 8, q)
+    sums = values.new_zeros(len(eights), 256, len(values))
+    for bit in range(8):
+        known = 1 << bit
+        torch.add(sums[:, :known], eights[:, 7 - bit, None], out=sums[:, known : 2 * known])
+    return sums.flatten(0, 1)
+
+
 def coarse_products_pay(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices much faster than float32: a processor with AMX."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell

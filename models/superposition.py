@@ -9,6 +9,7 @@ what a layer saw and of the gradient of what it gave, which probes on the layers
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -124,17 +125,18 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[st
 
 
 @contextmanager
-def probes(model: nn.Module, x: Tensor) -> Iterator[dict[str, Tensor]]:
+def probes(model: nn.Module, x: Tensor, first: int | None = None) -> Iterator[dict[str, Tensor]]:
     """Put probes on the layers of a superposed model, and take them off again.
 
     Args:
         x: images (batch, channels, height, width) as they will be, for the shapes of the outputs.
+        first: so many layers, the first that were made; None for all.
 
     Yields:
         The probes, zeros of the outputs' shapes (batch, out, height', width'), under the names that
         ``torch.func.functional_call`` replaces.
     """
-    layers = dict(named(model, SuperposedModule))
+    layers = dict(islice(named(model, SuperposedModule), first))
     shapes = {}
     hooks = [
         layer.register_forward_hook(lambda _layer, _inputs, output, name=name: shapes.update({name: output.shape}))
@@ -157,6 +159,8 @@ def probed_size(model: nn.Module) -> int:
     """How many numbers a batch of the probes' shape takes: inputs, outputs and gradients of the layers."""
     total = 0
     for _, module in named(model, SuperposedModule):
+        if module.probe is None:
+            continue
         outputs = module.weight.shape[0]
         total += module.probe.numel() // outputs * (module.weight.numel() // outputs + 3 * outputs)
     return total
@@ -164,7 +168,8 @@ def probed_size(model: nn.Module) -> int:
 
 def seen(model: nn.Module) -> dict[str, Tensor]:
     """The inputs of the layers with probes in the last forward pass, under the names of their probes."""
-    return {f"{name}.probe": module.seen for name, module in named(model, SuperposedModule)}
+    layers = named(model, SuperposedModule)
+    return {f"{name}.probe": module.seen for name, module in layers if module.probe is not None}
 
 
 def coefficient_gradients(
@@ -184,8 +189,8 @@ def coefficient_gradients(
     Returns:
         Derivatives (b, k): of each loss with respect to the coefficient of each of ``tasks``.
     """
-    factors = _factors(model, inputs, output_gradients)
-    return sum(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in factors)
+    every = factors(model, inputs, output_gradients)
+    return sum(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in every)
 
 
 def whole_coefficient_gradients(model: nn.Module, tasks: Sequence[int], gradients: dict[str, Tensor]) -> Tensor:
@@ -219,7 +224,7 @@ def smallest_derivatives(
         best[some] = derivatives.argmin(dim=1)
         if coarse:
             first, second = derivatives.topk(2, dim=1, largest=False).values.unbind(1)
-            bound = 1.5 * 2**-8 * _products_size(model, x, gradients) + 1e-30
+            bound = 1.5 * 2**-8 * products_size(model, x, gradients) + 1e-30
             doubt = ~(second - first > bound)  # also where one is no number
             if doubt.any():
                 x, gradients = ({name: value[doubt] for name, value in part.items()} for part in (x, gradients))
@@ -228,19 +233,21 @@ def smallest_derivatives(
     return best
 
 
-def _products_size(model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]) -> Tensor:
+def products_size(model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]) -> Tensor:
     """``Σ|∂L/∂W_eff ⊙ W|`` of ``b`` losses or a little more (several places may cancel): (b,)."""
     total = 0
-    for layer, x, gradient in _factors(model, inputs, output_gradients):
+    for layer, x, gradient in factors(model, inputs, output_gradients):
         total = total + (gradient.abs() * (x.abs() @ layer.weight.abs().flatten(1).T)).sum((1, 2))
     return total
 
 
-def _factors(
+def factors(
     model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
 ) -> Iterator[tuple[SuperposedModule, Tensor, Tensor]]:
-    """Every layer that can be superposed, with the factors of its ``∂L/∂W_eff`` as the layer takes them."""
+    """Every layer that ``inputs`` have, with the factors of its ``∂L/∂W_eff`` as the layer takes them."""
     for name, layer in named(model, SuperposedModule):
+        if f"{name}.probe" not in inputs:
+            continue
         patches = _patches(inputs[f"{name}.probe"], layer.weight.shape[-1], layer.stride, layer.padding)
         yield layer, patches, output_gradients[f"{name}.probe"].flatten(3).mT.flatten(1, 2)
 

@@ -42,6 +42,8 @@ class InferenceOptions:
         gamma: weight of the energy when a mask is recovered from the Hopfield network.
         momentum, weight_decay: of the optimiser that recovers it.
         unshared_labels: whether a batch whose task is inferred wrong counts as wrong as a whole.
+        infer: of one-shot inference: ``exact``, ``screened``, or ``auto`` by the number of masks; see ``screening``.
+        infer_layers: through the masks of so many layers, the first, gradients are taken; None for all.
     """
 
     data_to_repeat: int = 1
@@ -53,6 +55,8 @@ class InferenceOptions:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     unshared_labels: bool = False
+    infer: str = "auto"
+    infer_layers: int | None = None
 
 
 def _first(model: nn.Module, options: InferenceOptions) -> int | None:
@@ -68,28 +72,34 @@ def _g(model: nn.Module, options: InferenceOptions) -> Objective:
     return of_first(partial(superfluous, real_neurons=options.real_neurons), _first(model, options))
 
 
+def _one_shot(
+    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, options: InferenceOptions
+) -> Tensor:
+    return one_shot(model, tasks, images, objective, infer=options.infer, layers=options.infer_layers)
+
+
 def se_oneshot_entropy_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return one_shot(model, tasks, images, _h(model, options))
+    return _one_shot(model, tasks, images, _h(model, options), options)
 
 
 def se_oneshot_g_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return one_shot(model, tasks, images, _g(model, options))
+    return _one_shot(model, tasks, images, _g(model, options), options)
 
 
 def se_binary_entropy_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return binary(model, tasks, images, _h(model, options), options.log_base)
+    return binary(model, tasks, images, _h(model, options), options.log_base, options.infer_layers)
 
 
 def se_binary_g_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return binary(model, tasks, images, _g(model, options), options.log_base)
+    return binary(model, tasks, images, _g(model, options), options.log_base, options.infer_layers)
 
 
 def se_gradient_minimization(

@@ -12,6 +12,7 @@ masks and batches.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.func import functional_call
 
 from models import multitask, superposition
 from models.masks import tiles
+from trainers import screening
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -81,6 +83,7 @@ def alpha_gradients(
     images: Tensor,
     objective: Objective,
     tile_bytes: int = BATCHES_BYTES,
+    layers: int | None = None,
 ) -> Tensor:
     """``plain_gradient`` of many batches, each by itself.
 
@@ -92,20 +95,27 @@ def alpha_gradients(
         alphas: the coefficients, (k,) when all batches share them, or (batches, k).
         images: (batches, images, channels, height, width).
         tile_bytes: how much memory the batches under way may take, about.
+        layers: the derivative is that through the masks of so many layers, the first; None for all.
 
     Returns:
         (batches, k). The modes of the model's layers are left superposed.
     """
     if not superposition.is_factored(model):
-        return _alpha_gradients_whole(model, tasks, alphas, images, objective, tile_bytes)
+        return _alpha_gradients_whole(model, tasks, alphas, images, objective, tile_bytes, layers)
     gradients = torch.empty(len(images), len(tasks), device=images.device)
-    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes, layers):
         gradients[members] = superposition.coefficient_gradients(model, tasks, inputs, output_gradients)
     return gradients
 
 
 def _alpha_gradients_whole(
-    model: nn.Module, tasks: Sequence[int], alphas: Tensor, images: Tensor, objective: Objective, tile_bytes: int
+    model: nn.Module,
+    tasks: Sequence[int],
+    alphas: Tensor,
+    images: Tensor,
+    objective: Objective,
+    tile_bytes: int,
+    layers: int | None,
 ) -> Tensor:
     """``alpha_gradients`` by a backward pass for each batch by itself, to the superposed weights: for any network."""
     shared, parts = alphas.ndim == 1, []
@@ -114,6 +124,7 @@ def _alpha_gradients_whole(
         for batch in range(tile.start, tile.stop):
             if not shared or batch == 0:
                 weights = superposition.superpose(model, tasks, alphas if shared else alphas[batch])
+                weights = dict(islice(weights.items(), layers))
             with torch.enable_grad():
                 for weight in weights.values():
                     weight.requires_grad_()
@@ -126,7 +137,13 @@ def _alpha_gradients_whole(
 
 
 def _backward(
-    model: nn.Module, tasks: Sequence[int], alphas: Tensor, images: Tensor, objective: Objective, tile_bytes: int
+    model: nn.Module,
+    tasks: Sequence[int],
+    alphas: Tensor,
+    images: Tensor,
+    objective: Objective,
+    tile_bytes: int,
+    layers: int | None,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
     """Forward and backward passes through the superposed network, some batches at a time.
 
@@ -138,7 +155,7 @@ def _backward(
         row_of = row_of.expand(len(images))
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
     weights = {0: superposition.superpose(model, tasks, rows[0])}  # by row
-    with superposition.probes(model, images[0]) as probes:
+    with superposition.probes(model, images[0], layers) as probes:
 
         def loss(probes: dict[str, Tensor], weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             logits = functional_call(model, probes | weights, (x,))
@@ -169,24 +186,33 @@ def plain_one_shot(model: nn.Module, tasks: Sequence[int], x: Tensor, objective:
 
 
 def one_shot(
-    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, tile_bytes: int = BATCHES_BYTES
+    model: nn.Module,
+    tasks: Sequence[int],
+    images: Tensor,
+    objective: Objective,
+    tile_bytes: int = BATCHES_BYTES,
+    infer: str = "exact",
+    layers: int | None = None,
 ) -> Tensor:
     """``plain_one_shot`` of many batches.
 
     Args:
         images: (batches, images, channels, height, width).
         tile_bytes: how much memory the batches under way may take, about.
+        infer: ``exact``, ``screened`` or ``auto``; see ``screening``.
+        layers: as in ``alpha_gradients``.
 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
     """
     alphas = uniform(len(tasks), images.device)
     if not superposition.is_factored(model):
-        best = alpha_gradients(model, tasks, alphas, images, objective, tile_bytes).argmin(dim=1)
+        best = alpha_gradients(model, tasks, alphas, images, objective, tile_bytes, layers).argmin(dim=1)
         return torch.tensor(tasks, device=images.device)[best]
     best = torch.empty(len(images), dtype=torch.int64, device=images.device)
-    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes):
-        best[members] = superposition.smallest_derivatives(model, tasks, inputs, output_gradients)
+    smallest = (screening if screening.screens(model, tasks, infer) else superposition).smallest_derivatives
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes, layers):
+        best[members] = smallest(model, tasks, inputs, output_gradients)
     return torch.tensor(tasks, device=images.device)[best]
 
 
@@ -199,12 +225,20 @@ def plain_binary(model: nn.Module, tasks: Sequence[int], x: Tensor, objective: O
     return tasks[0]
 
 
-def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, log_base: float = 2) -> Tensor:
+def binary(
+    model: nn.Module,
+    tasks: Sequence[int],
+    images: Tensor,
+    objective: Objective,
+    log_base: float = 2,
+    layers: int | None = None,
+) -> Tensor:
     """``plain_binary`` of many batches, each with masks of its own that stay.
 
     Args:
         images: (batches, images, channels, height, width).
         log_base: of the logarithm that gives the number of rounds; 2 keeps the masks at or below the median.
+        layers: as in ``alpha_gradients``.
 
     Returns:
         For each batch the inferred one of ``tasks``, int64 (batches,).
@@ -212,7 +246,7 @@ def binary(model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Ob
     alive = torch.ones(len(images), len(tasks), dtype=torch.bool, device=images.device)
     left = len(tasks)
     while left > 1:
-        gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective)
+        gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective, BATCHES_BYTES, layers)
         left = min(left - 1, math.ceil(left / log_base))  # always one fewer at least, so that it ends
         best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
         alive = torch.zeros_like(alive).scatter_(1, best, True)

@@ -16,7 +16,7 @@ OUTCOME = frozenset(
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
         *("amp", "channels_last", "compile"),
         *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
-        *("gamma", "unshared_labels"),
+        *("gamma", "unshared_labels", "infer", "infer_layers"),
     }
 )
 # Where and how a run computes, when it looks and what it keeps: a run may go on under other values of these.
