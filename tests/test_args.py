@@ -68,6 +68,8 @@ VALUES = {
     "--nns-epsilon": "0.5",
     "--adapt-lr": "2.0",
     "--adapt-steps": "3",
+    "--infer": "exact",
+    "--infer-layers": "2",
     "--gamma": "0.5",
     "--adaptor": "gt",
     "--data-to-repeat": "8",

@@ -122,6 +122,8 @@ def refused(tmp_path, capsys):
         "--nns-epsilon": ["-0.1", "nan", "inf"],
         "--adapt-lr": ["0", "-2", "nan", "inf"],
         "--adapt-steps": ["0", "1.5"],
+        "--infer": ["fast", ""],
+        "--infer-layers": ["0", "-1", "1.5", "last", ""],
         "--gamma": ["-1", "nan", "inf"],
         "--reinit-most-recent-k": ["0", "-2"],
         "--amp": ["fp8", "true"],
