@@ -35,7 +35,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
-from trainers import DefaultTrainer, TrainingOptions, inference  # noqa: E402
+from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
@@ -129,23 +129,9 @@ def naive_loader(images: np.ndarray, labels: np.ndarray, transform: Callable, sh
     return torch.utils.data.DataLoader(Images(), batch_size=128, shuffle=shuffle)
 
 
-def train(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+def naive_lenet(data, batches: int, test_images: int, device: torch.device) -> tuple[Callable, Callable]:
+    """A task of permuted MNIST as one writes it down plainly: its training and its test."""
     from torchvision import transforms
-
-    batches, test_images = (80, 1280) if quick else (400, 10_000)
-    data = DATASETS["MNISTPerm"](data_root, num_tasks=AT_ONCE, device=device)
-    model = get_model("LeNet", Builder(RNG, AT_ONCE), (1, 28, 28), 100).to(device)
-    trainer = DefaultTrainer(model, TrainingOptions(), RNG)
-
-    def ours(tasks: Sequence[int], loader):
-        trainer.options.iter_lim = batches
-        trainer.begin_tasks(tasks)
-        trainer.train(loader, epoch=0)
-
-    together, tests_together = data.loaders(range(AT_ONCE))
-    alone, tests_alone = data.loaders([1])
-    forms = {"": partial(ours, [1], alone), f", {AT_ONCE} tasks at once": partial(ours, range(AT_ONCE), together)}
-    forms_tests = {"": tests_alone, f", {AT_ONCE} tasks at once": tests_together}
 
     base = data.base
     permutation = np.random.RandomState(1).permutation(784)
@@ -174,24 +160,48 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
     def naive_tests():
         sum((network(x.to(device)).argmax(1) == y.to(device)).sum() for x, y in naive_test)
 
+    return naive, naive_tests
+
+
+def bare_products(batches: int, device: torch.device) -> None:
+    """The matrix products that training LeNet cannot do without."""
     weights = [torch.randn(shape, device=device) for shape in (*LENET, (100, 100))]
     x, hidden, small = (torch.randn(128, n, device=device) for n in (784, 300, 100))
+    for _ in range(batches):
+        for inputs, outputs, weight in zip((x, hidden, small), (hidden, small, small), weights, strict=True):
+            inputs @ weight.T  # forward
+            outputs.T @ inputs  # gradient of the weight
+            if inputs is not x:
+                outputs @ weight  # gradient of the layer below
 
-    def floor():
-        for _ in range(batches):
-            for inputs, outputs, weight in zip((x, hidden, small), (hidden, small, small), weights, strict=True):
-                inputs @ weight.T  # forward
-                outputs.T @ inputs  # gradient of the weight
-                if inputs is not x:
-                    outputs @ weight  # gradient of the layer below
 
+def train(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    batches, test_images = (80, 1280) if quick else (400, 10_000)
+    data = DATASETS["MNISTPerm"](data_root, num_tasks=AT_ONCE, device=device)
+    model = get_model("LeNet", Builder(RNG, AT_ONCE), (1, 28, 28), 100).to(device)
+
+    def ours(trainer: DefaultTrainer, tasks: Sequence[int], loader):
+        trainer.begin_tasks(tasks)
+        trainer.train(loader, epoch=0)
+
+    forms, forms_tests = {}, {}
+    for form, kind, tasks in (
+        ("", DefaultTrainer, [1]),
+        (f", {AT_ONCE} tasks at once", SeveralTrainer, range(AT_ONCE)),
+    ):
+        trainer = kind(model, TrainingOptions(iter_lim=batches), RNG)
+        loader, test_loader = data.loaders(tasks)
+        forms[form], forms_tests[form] = partial(ours, trainer, tasks, loader), partial(trainer.test, test_loader)
+
+    naive, naive_tests = naive_lenet(data, batches, test_images, device)
+    floor = partial(bare_products, batches, device)
     t = medians({"naive": naive, "naive_tests": naive_tests, "floor": floor} | forms, 3)
     per, tests = 1000 / batches, 10_000 / test_images
     naive_s = per * t["naive"]
     note = f"scaled from {batches} batches" + (f" and {test_images} test images" if quick else "")
     for form in forms:
         forms[form]()  # so that these tasks are the ones in training
-        of_tests = medians({"tests": partial(trainer.test, forms_tests[form])}, 3)["tests"]
+        of_tests = medians({"tests": forms_tests[form]}, 3)["tests"]
         at_once = AT_ONCE if form else 1
         ours_s, tests_s = per * t[form] / at_once, of_tests / at_once
         report.add("train", f"1,000 batches of LeNet{form}", ours_s, naive_s, note=note)
@@ -339,9 +349,46 @@ def run_main(folder: str, data_root: str, device: torch.device, tasks: int) -> t
 # (e) ResNet-18
 
 
-def resnet(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+def naive_resnet(model: nn.Module, trainer: DefaultTrainer, data, batches: int, device: torch.device) -> Callable:
+    """An epoch of a task of SplitCIFAR100 as one writes it down plainly, in the layers of ``model``."""
     from torchvision import transforms
 
+    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
+        scores = layer.scores
+        mask = torch.ones_like(scores).flatten()
+        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
+        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
+        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+        ]
+    )
+    rows = torch.isin(data.base.train_labels, data.base.train_labels.unique()[:5]).nonzero().flatten().cpu()
+    images = data.base.train_images[rows].permute(0, 2, 3, 1).cpu().numpy()
+    loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
+
+    def naive():
+        trainer.begin_task(0)
+        layers = [module for module in model.modules() if hasattr(module, "binarise")]
+        for layer in layers:
+            layer.forward = partial(sorted_conv, layer)
+        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
+        for x, y in islice(loader, batches):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+            optimizer.step()
+        for layer in layers:
+            del layer.forward
+
+    return naive
+
+
+def resnet(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     batches = 3 if quick else 20
     data = DATASETS["SplitCIFAR100"](data_root, device=device)
     data.update_task(0)
@@ -366,38 +413,7 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
         trainer.begin_task(0)
         trainer.train(data.train_loader, epoch=0)
 
-    def sorted_conv(layer: nn.Module, x: Tensor) -> Tensor:
-        scores = layer.scores
-        mask = torch.ones_like(scores).flatten()
-        mask[scores.detach().abs().flatten().sort().indices[: layer.dropped]] = 0
-        mask = mask.view_as(scores) - scores.detach() + scores  # straight through
-        return F.conv2d(x, layer.weight * mask, stride=layer.stride, padding=layer.padding)
-
-    transform = transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
-        ]
-    )
-    rows = torch.isin(data.base.train_labels, data.base.train_labels.unique()[:5]).nonzero().flatten().cpu()
-    images = data.base.train_images[rows].permute(0, 2, 3, 1).cpu().numpy()
-    loader = naive_loader(images, data.base.train_labels[rows].cpu().numpy() % 5, transform, True)
-
-    def naive():
-        trainers["float32"].begin_task(0)
-        layers = [module for module in model.modules() if hasattr(module, "binarise")]
-        for layer in layers:
-            layer.forward = partial(sorted_conv, layer)
-        optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=1e-3)
-        for x, y in islice(loader, batches):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x.to(device)), y.to(device)).backward()
-            optimizer.step()
-        for layer in layers:
-            del layer.forward
-
+    naive = naive_resnet(model, trainers["float32"], data, batches, device)
     t = medians({form: partial(ours, trainer) for form, trainer in trainers.items()} | {"naive": naive}, 3)
     scale, note = 20 / batches, "scaled to an epoch of 20 batches" if quick else "an epoch of one task"
     for form in forms:
