@@ -35,6 +35,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
+from models.masks import pack, unpack  # noqa: E402
 from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
@@ -242,6 +243,51 @@ def model_of(tasks: int, learned: list[dict[str, Tensor]], device: torch.device)
     return model.to(device)
 
 
+def draw_masks(model: nn.Module, learned: int, tasks: int) -> None:
+    """Draw the masks after the learned ones with their share, for each unit and either sign of its weights."""
+    for name, layer in multitask.named(model, superposition.SuperposedModule):
+        weight = layer.weight.flatten(1)
+        kept = unpack(layer.packed[:learned], weight.numel()).mean(0).view_as(weight)
+        share = torch.zeros_like(kept)
+        for sign in (weight > 0, weight <= 0):
+            share += sign * ((kept * sign).sum(1, keepdim=True) / sign.sum(1, keepdim=True).clamp(min=1))
+        for task in range(learned, tasks):
+            drawn = torch.rand(share.numel(), generator=RNG("drawn", name, task)).to(share.device) < share.flatten()
+            layer.load_task_state(task, {"mask": pack(drawn)})
+
+
+def naive_one_shot(layers: Sequence[nn.Module], masks: Sequence[Tensor], batches: Tensor) -> list[int]:
+    """The inferred task of each batch as one writes it down plainly, with float masks (tasks, out, in) of the layers."""
+    chosen = []
+    for x in batches:
+        alphas = torch.full((len(masks[0]), 1, 1), 1 / len(masks[0]), device=x.device, requires_grad=True)
+        h = x.flatten(1)
+        for layer, mask in zip(layers, masks, strict=True):
+            h = F.linear(h, layer.weight[:, :, 0, 0] * (alphas * mask).sum(0))
+            h = h if layer is layers[-1] else F.relu(h)
+        p = h.softmax(1)
+        (-(p * p.log()).sum(1).mean()).backward()
+        chosen.append(int(alphas.grad.argmin()))
+    return chosen
+
+
+def screened_beside_exact(report: Report, model: nn.Module, tasks: int, images: Tensor, truth: Tensor) -> None:
+    """A row of screened inference beside the exact one, for batches whose tasks ``truth`` are known."""
+    answers = {}
+
+    def answer(form: str) -> None:
+        answers[form] = inference.one_shot(model, range(tasks), images, inference.entropy, infer=form).cpu()
+
+    t = medians({form: partial(answer, form) for form in ("screened", "exact")}, 1 if tasks > 250 else 3)
+    differ = int((answers["screened"] != answers["exact"]).sum())
+    right, right_exact = ((answers[form] == truth).float().mean() for form in ("screened", "exact"))
+    note = f"same tasks chosen: {not differ} ({differ} of {len(images)} differ); {right:.1%} right, "
+    note += f"exact {right_exact:.1%}; {LEARNED} learned masks, the others drawn with the learned ones' share for each unit and sign of weight"
+    scale = 79 * tasks / len(images)
+    what = f"one-shot, screened beside exact, {tasks} tasks, all {79 * tasks} batches"
+    report.add("infer", what, scale * t["screened"], scale * t["exact"], note=note)
+
+
 def infer(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     data = DATASETS["MNISTPerm"](data_root, num_tasks=LEARNED, device=device)
     learned = learned_masks(data, 300 if quick else 1000)
@@ -265,20 +311,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
                 floats[task] = layer.effective[:, :, 0, 0] != 0
             masks.append(floats)
 
-        sample = images[few.to(device)]
-
-        def naive(sample=sample, layers=layers, masks=masks, tasks=tasks):
-            chosen = []
-            for x in sample:
-                alphas = torch.full((tasks, 1, 1), 1 / tasks, device=x.device, requires_grad=True)
-                h = x.flatten(1)
-                for layer, mask in zip(layers, masks, strict=True):
-                    h = F.linear(h, layer.weight[:, :, 0, 0] * (alphas * mask).sum(0))
-                    h = h if layer is layers[-1] else F.relu(h)
-                p = h.softmax(1)
-                (-(p * p.log()).sum(1).mean()).backward()
-                chosen.append(int(alphas.grad.argmin()))
-            return chosen
+        naive = partial(naive_one_shot, layers, masks, images[few.to(device)])
 
         def ours(images=images, model=model, tasks=tasks):
             return inference.one_shot(model, range(tasks), images, inference.entropy)
@@ -291,6 +324,8 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         note += f"random masks, naive on {len(few)}"
         what = f"one-shot, {tasks} tasks, all {whole} batches"
         report.add("infer", what, whole * t["ours"] / many, whole * t["naive"] / len(few), note=note)
+        draw_masks(model, len(learned), tasks)
+        screened_beside_exact(report, model, tasks, images, here)
         del masks, model, naive, ours
 
 

@@ -68,7 +68,7 @@ VALUES = {
     "--nns-epsilon": "0.5",
     "--adapt-lr": "2.0",
     "--adapt-steps": "3",
-    "--infer": "exact",
+    "--infer": "screened",
     "--infer-layers": "2",
     "--gamma": "0.5",
     "--adaptor": "gt",

@@ -55,7 +55,7 @@ class InferenceOptions:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     unshared_labels: bool = False
-    infer: str = "auto"
+    infer: str = "exact"
     infer_layers: int | None = None
 
 
