@@ -226,6 +226,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
     add(
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="GPUs may multiply in TF32, in tests too: faster, with 10 binary places",
+    )
+    add(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="on GPUs, cuDNN may take its fastest algorithms, which give other bits each time",
+    )
+    add(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
         default=TRAINING.channels_last,

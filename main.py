@@ -54,11 +54,11 @@ from trainers.tables import RecordOptions, mean
 from utils.checkpoint import Record
 from utils.files import write_whole
 from utils.original import is_original, read_original
-from utils.parallel import Group, group_of
+from utils.parallel import Group, gpu_fault, group_of
 from utils.paths import default_data, read_small
 from utils.results import Results, to_csv
 from utils.run import RunFolder
-from utils.seeding import generator, seed_everything
+from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, NETWORK, OUTCOME
 from utils.signals import Signals
 
@@ -254,9 +254,15 @@ def find_data(args: Namespace) -> None:
 
 
 def set_up(args: Namespace) -> list[torch.device]:
-    """Seeds and the devices of the run, each the device of one process."""
+    """Seeds, how GPUs compute, and the devices of the run, each the device of one process."""
     seed_everything(args.seed)
-    gpus = torch.cuda.device_count()
+    exact_on_gpus(args.tf32, args.fast)
+    gpus = 0 if args.multigpu is not None and set(args.multigpu.split(",")) == {"cpu"} else torch.cuda.device_count()
+    if gpus and (reason := gpu_fault()):
+        if args.multigpu is not None:
+            raise UserError(f"--multigpu {args.multigpu}: this machine's GPU cannot be used: {reason}; say cpu")
+        print(f"note: this machine's GPU cannot be used: {reason}; the run goes on with the processor", flush=True)
+        gpus = 0
     if args.multigpu is None:
         args.multigpu = "0" if gpus else "cpu"
     names = args.multigpu.split(",")

@@ -44,10 +44,10 @@ def check_sets(sets: Sequence[str]) -> None:
 
 
 def count() -> int:
-    """The number of GPUs that torch sees."""
+    """The number of GPUs that torch sees; none if the driver cannot be used, though torch may count them then too."""
     import torch  # takes seconds, and only this function needs it
 
-    return torch.cuda.device_count()
+    return min(torch.cuda.device_count(), driver_count())
 
 
 def driver_count() -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import main
+from args import parse_arguments
 from utils.checkpoint import MAGIC, Checkpoint, Record
 
 # What makes a run that is not refused, though it should be, end at once.
@@ -231,7 +232,37 @@ def test_a_gpu_that_is_not_there_is_refused_and_what_is_there_is_said(refused, m
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     refused(["--multigpu", "0"], "--multigpu 0", "no GPU", "cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     refused(["--multigpu", "2"], "--multigpu 2", "0 ... 1", "cpu")
+
+
+def test_a_gpu_whose_driver_cannot_be_used_leaves_the_run_to_the_processor(refused, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update it.")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    refused(["--multigpu", "0"], "--multigpu 0", "driver on your system is too old", "say cpu")
+    assert main.set_up(parse_arguments(["--threads", "1"])) == [torch.device("cpu")]
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 1 and "too old" in said and "goes on with the processor" in said
+    assert main.set_up(parse_arguments(["--multigpu", "cpu"])) == [torch.device("cpu")]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words, tf32, fast", [([], False, False), (["--tf32"], True, False), (["--fast"], False, True)]
+)
+def test_gpus_compute_in_full_precision_with_the_same_bits_unless_told_otherwise(words, tf32, fast):
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    places = [(products, "allow_tf32"), *((cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark"))]
+    before = [getattr(place, name) for place, name in places]
+    try:
+        main.set_up(parse_arguments(["--multigpu", "cpu", *words]))
+        assert [getattr(place, name) for place, name in places] == [tf32, tf32, not fast, fast]
+    finally:
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 # --config

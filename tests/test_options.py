@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 from experiments import gpus, options
 
@@ -36,3 +37,11 @@ def test_malformed_gpu_sets(text):
 )
 def test_seeds(text, seeds):
     assert options.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("of_torch, of_driver, there", [(1, 0, 0), (0, 1, 0), (2, 2, 2)])
+def test_a_gpu_counts_if_torch_and_the_driver_can_use_it(of_torch, of_driver, there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: of_torch)
+    monkeypatch.setattr(gpus, "driver_count", lambda: of_driver)
+    assert gpus.count() == there
+    assert gpus.default_sets(to_print=False) == ([str(gpu) for gpu in range(there)] or ["cpu"])

@@ -148,6 +148,15 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
                 dist.destroy_process_group()
 
 
+def gpu_fault() -> str | None:
+    """Why no GPU can be used though torch counts some: one line of the driver's; None if they can be used."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # the driver is older than torch wants, or does not match the kernel, or is gone
+        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    return None
+
+
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event) -> None:
     """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
 

@@ -28,3 +28,17 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def exact_on_gpus(tf32: bool, fast: bool) -> None:
+    """How GPUs compute in this process; what the processor computes does not depend on it.
+
+    Args:
+        tf32: products and convolutions may round what they multiply to the 10 binary places of TF32.
+        fast: cuDNN may take, for each shape, the algorithm that it measures to be fastest, though its sums may come in
+            another order each time.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32  # torch's own default is True
+    torch.backends.cudnn.deterministic = not fast
+    torch.backends.cudnn.benchmark = fast

@@ -14,7 +14,7 @@ OUTCOME = frozenset(
         *("task_eval", "augment", "stream_tasks", "trainer", "epochs", "iter_lim", "batch_size", "test_batch_size"),
         *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
-        *("amp", "channels_last", "compile"),
+        *("amp", "channels_last", "compile", "tf32", "fast"),
         *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
         *("gamma", "unshared_labels", "infer", "infer_layers"),
     }
