@@ -257,7 +257,7 @@ def draw_masks(model: nn.Module, learned: int, tasks: int) -> None:
 
 
 def naive_one_shot(layers: Sequence[nn.Module], masks: Sequence[Tensor], batches: Tensor) -> list[int]:
-    """The inferred task of each batch as one writes it down plainly, with float masks (tasks, out, in) of the layers."""
+    """The inferred task of each batch written down plainly, with float masks (tasks, out, in) of the layers."""
     chosen = []
     for x in batches:
         alphas = torch.full((len(masks[0]), 1, 1), 1 / len(masks[0]), device=x.device, requires_grad=True)
@@ -282,7 +282,8 @@ def screened_beside_exact(report: Report, model: nn.Module, tasks: int, images: 
     differ = int((answers["screened"] != answers["exact"]).sum())
     right, right_exact = ((answers[form] == truth).float().mean() for form in ("screened", "exact"))
     note = f"same tasks chosen: {not differ} ({differ} of {len(images)} differ); {right:.1%} right, "
-    note += f"exact {right_exact:.1%}; {LEARNED} learned masks, the others drawn with the learned ones' share for each unit and sign of weight"
+    note += f"exact {right_exact:.1%}; "
+    note += f"{LEARNED} learned masks, the others drawn with the learned ones' share for each unit and sign of weight"
     scale = 79 * tasks / len(images)
     what = f"one-shot, screened beside exact, {tasks} tasks, all {79 * tasks} batches"
     report.add("infer", what, scale * t["screened"], scale * t["exact"], note=note)
