@@ -140,6 +140,8 @@ def predict(argv: Sequence[str] | None, run: Path) -> None:
             if tasks
             else f"--resume {run}: nothing is learned yet"
         )
+    if len(tasks) > 1:
+        check_adaptor(adaptor, model)
     files, images, broken = read_files(args.predict, data.input_shape)
     if broken:
         print(f"note: cannot be read, so left out: {', '.join(broken)}", file=sys.stderr)

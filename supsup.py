@@ -11,7 +11,8 @@ See ``SupSup``.
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from args import original_settings, parse_arguments
-from data.own import OwnLoader, numbers_of
+from data.own import OwnLoader, numbers_of, tensor_of
 from models import Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
@@ -34,6 +35,7 @@ from trainers.inference import alpha_gradients, entropy, of_first, superfluous, 
 from trainers.options import TrainingOptions
 from trainers.original import learned_tasks
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
+from utils.errors import no_memory
 from utils.original import is_original, read_original
 from utils.seeding import generator
 
@@ -114,7 +116,15 @@ class SupSup:
         self.outputs, self.device, self.tasks = outputs, torch.device(device), []
         self._seed, self._rng = seed, partial(generator, seed)
         self.model = self._network(model).to(self.device).eval()
+        # Of the networks that take images of one shape alone; of the user's own, that of the first task's.
+        self._image_shape = tuple(input_shape) if self._fixed else None
         self._objective = entropy if real_neurons is None else partial(superfluous, real_neurons=real_neurons)
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether the network is one of the project's, for images of one shape alone."""
+        name = self.settings["model"]
+        return name is not None and ":" not in name
 
     def _network(self, model: nn.Module | str) -> nn.Module:
         s = self.settings
@@ -190,19 +200,22 @@ class SupSup:
             shuffle=True,
             seed=self._seed,
             task=number,
+            check=self._check_images,
         )
         self._make_room(number + 1)
         more = TrainingOptions(epochs=epochs, optimizer=optimizer, lr=lr, **options)
         trainer = DefaultTrainer(self.model, more, self._rng)
         trainer.begin_tasks([number])
         try:
-            losses = [loss for (loss,) in trainer.learn(loader)]
+            with _failing("data"):
+                losses = [loss for (loss,) in trainer.learn(loader)]
         finally:
             self.model.eval()
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
         for _ in trainer.end_tasks():
             self.tasks.append(name)
+        self._image_shape = self._image_shape or loader.image_shape
         return losses[-1]
 
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
@@ -216,15 +229,18 @@ class SupSup:
             A number a task, by name; the largest is that of the inferred task.
 
         Raises:
-            ValueError: no task is learned.
+            ValueError: no task is learned, or x is no batch of images that the network takes.
         """
         self._check_learned()
+        if images is not None and images < 1:
+            raise ValueError(f"images={images}: should be at least 1")
         numbers = range(len(self.tasks))
-        x = numbers_of(torch.as_tensor(x)).to(self.device)[None]
+        x = self._batch(x)[None]
         objective = of_first(self._objective, images)
         if not multitask.has_batch_norm(self.model):
             x = x[:, :images]
-        gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
+        with _failing("x"):
+            gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
     def infer(self, x: Tensor, images: int | None = None) -> str:
@@ -240,11 +256,13 @@ class SupSup:
         """What the network answers, float32 (batch, outputs), with the mask of ``task``; None infers it from x.
 
         Raises:
-            ValueError: no task is learned, or none of that name.
+            ValueError: no task is learned, or none of that name, or x is no batch of images that the network takes.
         """
         self._check_learned()
+        x = self._batch(x)
         multitask.select_task(self.model, self._number(self.infer(x) if task is None else task))
-        return self.model.eval()(numbers_of(torch.as_tensor(x)).to(self.device))
+        with _failing("x"):
+            return self.model.eval()(x)
 
     def predict(self, x: Tensor, task: str | None = None) -> Tensor:
         """The labels of a batch, int64 (batch,), with the mask of ``task``; None infers it from x.
@@ -275,7 +293,9 @@ class SupSup:
         """
         self._check_learned()
         loaders = {
-            self._number(name): OwnLoader(batches, self.outputs, device=self.device, batch_size=batch_size)
+            self._number(name): OwnLoader(
+                batches, self.outputs, device=self.device, batch_size=batch_size, check=self._check_images
+            )
             for name, batches in data.items()
         }
         for loader in loaders.values():
@@ -285,9 +305,10 @@ class SupSup:
         options = InferenceOptions(
             images or sys.maxsize, real_neurons=real or self.outputs, unshared_labels=unshared_labels
         )
-        scores = evaluate(
-            self.model, _Tests(loaders), list(loaders), adaptor, options, candidates=range(len(self.tasks))
-        )
+        with _failing("data"):
+            scores = evaluate(
+                self.model, _Tests(loaders), list(loaders), adaptor, options, candidates=range(len(self.tasks))
+            )
         return dict(zip(data, scores, strict=True))
 
     def save(self, path: str | Path) -> None:
@@ -300,7 +321,11 @@ class SupSup:
         """
         first = Record(KIND, {"settings": self.settings, "frozen": self._fingerprint()}, self._given())
         tasks = [
-            Record("task", {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
+            Record(
+                "task",
+                {"name": name, "image_shape": list(self._image_shape or ())},
+                joined({"own": multitask.task_state(self.model, number)}),
+            )
             for number, name in enumerate(self.tasks)
         ]
         write_records(Path(path).expanduser(), first, *tasks)
@@ -364,11 +389,11 @@ class SupSup:
         return net
 
     def merge(self, path: str | Path) -> None:
-        """Take the tasks of another file of ``save``, learned elsewhere over the same frozen weights.
+        """Take the tasks of another file of ``save``, learned elsewhere over the same frozen weights: all, or none.
 
         Raises:
             utils.errors.UserError: the file is missing or damaged.
-            ValueError: its weights are others, or it has a task of a name that is here already.
+            ValueError: its weights are others, it has a task of a name that is here already, or one that does not fit.
         """
         path = Path(path).expanduser()
         first, tasks = _read(path)
@@ -380,13 +405,22 @@ class SupSup:
         self._take(path, tasks)
 
     def _take(self, path: Path, records: list[Record]) -> None:
+        """Take the tasks of a file: all of them, or none if one does not fit."""
+        places = multitask.task_state(self.model, 0)
+        states = [named_part(record.tensors, "own") for record in records]
+        for record, state in zip(records, states, strict=True):
+            for name in sorted(places.keys() | state.keys()):
+                own, theirs = (_kind(tensors.get(name)) for tensors in (places, state))
+                if own != theirs:
+                    raise ValueError(
+                        f"{path}: does not fit this network: {name} of the task {record.values['name']!r} is {theirs}, "
+                        f"should be {own}"
+                    )
         self._make_room(len(self.tasks) + len(records))
-        for record in records:
-            try:
-                multitask.load_task_state(self.model, len(self.tasks), named_part(record.tensors, "own"))
-            except (KeyError, ValueError) as error:
-                raise ValueError(f"{path}: does not fit this network: {error}") from None
+        for record, state in zip(records, states, strict=True):
+            multitask.load_task_state(self.model, len(self.tasks), state)
             self.tasks.append(record.values["name"])
+            self._image_shape = self._image_shape or tuple(record.values.get("image_shape") or ()) or None
 
     def _given(self) -> dict[str, Tensor]:
         """What tasks share and no seed makes."""
@@ -406,6 +440,30 @@ class SupSup:
         while room < tasks:
             room *= 2
         multitask.make_room(self.model, room)
+
+    def _batch(self, x: Any) -> Tensor:
+        """x as the network takes it.
+
+        Raises:
+            ValueError: it is no batch of such images.
+        """
+        x = tensor_of(x, "x")
+        if x.ndim < 2 or not len(x):
+            raise ValueError(f"x {tuple(x.shape)}: should be a batch (batch, ...) of at least one image")
+        self._check_images(x, "x")
+        return numbers_of(x).to(self.device)
+
+    def _check_images(self, x: Tensor, name: str = "data") -> None:
+        """See that images of a batch have the shape of those that were learned from, as far as the network needs it.
+
+        Raises:
+            ValueError: they have another.
+        """
+        wanted = self._image_shape
+        if wanted is None or (x.shape[1:] == wanted if self._fixed else x.ndim == 1 + len(wanted)):
+            return
+        one = f"; of one image it is {name}[None]" if x.ndim == len(wanted) else ""
+        raise ValueError(f"{name} {tuple(x.shape)}: should be (batch, {', '.join(map(str, wanted))}){one}")
 
     def _check_new(self, name: str) -> None:
         if name in self.tasks:
@@ -436,7 +494,26 @@ def _read(path: Path) -> tuple[Record, list[Record]]:
     records, damaged = Checkpoint(path).read()
     if damaged or not records or records[0].kind != KIND:
         raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
+    names = [record.values.get("name") for record in records[1:]]
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}: is damaged: its tasks are called {names}")
     return records[0], records[1:]
+
+
+def _kind(value: Tensor | None) -> str:
+    """The type and shape of a tensor, for messages."""
+    return "not there" if value is None else f"{value.dtype} {tuple(value.shape)}"
+
+
+@contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Say of which parameter the network fails; a lack of memory is what it is."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if no_memory(error):
+            raise
+        raise ValueError(f"{name}: the network fails on such a batch: {str(error).splitlines()[0]}") from error
 
 
 class _Tests:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ class OwnLoader:
         outputs: labels lie in [0, outputs).
         batch_size: of arrays.
         shuffle: whether arrays are served in another order in every epoch.
+        check: raises ``ValueError`` of images (batch, ...) that are not of the right shape.
 
     Attributes:
+        image_shape: of one image; known once some were served.
         num_images: how many images there are; known once all were served.
 
     Raises:
@@ -40,20 +42,24 @@ class OwnLoader:
         shuffle: bool = False,
         seed: int = 0,
         task: int = 0,
+        check: Callable[[Tensor], None] = lambda x: None,
     ) -> None:
         self.outputs, self.batch_size, self.device = outputs, batch_size, torch.device(device)
-        self.shuffle, self.key = shuffle, (seed, task)
+        self.shuffle, self.key, self.check = shuffle, (seed, task), check
+        self.image_shape: tuple[int, ...] | None = None
         self.arrays: tuple[Tensor, Tensor] | None = None
         if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
             self.arrays = self._checked(*data)
             self.num_images = len(self.arrays[1])
             self.batches = range(0, self.num_images, batch_size)
         else:
+            if not isinstance(data, Iterable):
+                raise ValueError(f"data: should be batches (x, y), or two arrays, not {type(data).__name__}")
             # An iterator is its own iterable: the second epoch would find nothing.
             self.batches = list(data) if iter(data) is data or not hasattr(data, "__len__") else data
             self.num_images = 0
         if len(self.batches) == 0:
-            raise ValueError("there is no batch (x, y) in the data")
+            raise ValueError("data: there is no batch (x, y) in the data")
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -83,7 +89,7 @@ class OwnLoader:
                 try:
                     x, y = batch
                 except (TypeError, ValueError):
-                    raise ValueError(f"a batch is a pair (x, y), not {type(batch).__name__}") from None
+                    raise ValueError(f"data: a batch is a pair (x, y), not {type(batch).__name__}") from None
                 x, y = self._checked(x, y)
                 yield numbers_of(x), y
             return
@@ -102,17 +108,31 @@ class OwnLoader:
         Raises:
             ValueError: they are not as many images as labels, or labels are no whole numbers in [0, outputs).
         """
-        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        x, y = tensor_of(x, "data: x"), tensor_of(y, "data: y")
         if y.ndim != 1 or x.ndim < 2 or len(x) != len(y):
             raise ValueError(
-                f"x {tuple(x.shape)} and y {tuple(y.shape)} should be (batch, ...) and (batch,), "
+                f"data: x {tuple(x.shape)} and y {tuple(y.shape)} should be (batch, ...) and (batch,), "
                 "as many images as labels"
             )
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"labels are whole numbers, not {y.dtype}")
+            raise ValueError(f"data: labels y are whole numbers, not {y.dtype}")
         if len(y) and not (0 <= y.min() and y.max() < self.outputs):
-            raise ValueError(f"labels go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
+            raise ValueError(f"data: labels y go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
+        self.check(x)
+        self.image_shape = tuple(x.shape[1:])
         return x, y.long()
+
+
+def tensor_of(values: Any, name: str) -> Tensor:
+    """Values as a tensor.
+
+    Raises:
+        ValueError: they are no array of numbers; it begins with ``name``.
+    """
+    try:
+        return torch.as_tensor(values)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: is no array of numbers: {str(error).splitlines()[0]}") from None
 
 
 def numbers_of(x: Tensor) -> Tensor:

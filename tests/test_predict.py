@@ -2,13 +2,19 @@
 
 import csv
 import io
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main
 from data import DATASETS
+from models import Builder, get_model, multitask
+from trainers.adaptors import InferenceOptions
+from trainers.predict import predict
+from utils.seeding import generator
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +84,30 @@ def test_what_cannot_be_answered_is_said_in_one_line(learned, tmp_path, capsys):
         assert main.main(["--predict", *map(str, words)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+def test_a_batch_whose_statistics_count_is_not_cut():
+    builder = Builder(partial(generator, 0), 2, "FastMultitaskMaskConv", "NonAffineNoStatsBN")
+    model = get_model("BNNet", builder, (1, 4, 4), 5)
+    for task in (0, 1):
+        multitask.begin_task(model, task, partial(generator, 0))
+        multitask.end_task(model)
+    images = torch.randn(200, 1, 4, 4, generator=generator(0, "images"))
+    answers = predict(model, images, [1], "gt", InferenceOptions(), {1: range(5)})
+    multitask.select_task(model.eval(), 1)
+    shares, best = model(images).softmax(1).max(1)
+    assert [label for _, label, _ in answers] == best.tolist()
+    torch.testing.assert_close(torch.tensor([share for *_, share in answers]), shares)
+
+
+def test_what_the_network_cannot_infer_by_is_refused(learned, capsys):
+    words = ["--threads", "1", "--multigpu", "cpu", "--set", f"folder:{learned / 'tree'}", "--num-tasks", "2"]
+    words += ["--conv-type", "PSPRotation", "--adaptor", "gt", "--train-weight-tasks", "-1"]
+    words += ["--iter-lim", "1", "--log-dir", str(learned / "runs")]
+    assert main.main([*words, "--name", "psp"]) == 0
+    capsys.readouterr()
+    words = ["--predict", str(learned / "tree"), "--resume", str(learned / "runs" / "psp")]
+    assert main.main([*words, "--adaptor", "se_oneshot_entropy_minimization"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--adaptor se_oneshot_entropy_minimization: needs a --conv-type that can be superposed" in line
+    assert main.main([*words, "--task-eval", "0"]) == 0

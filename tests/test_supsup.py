@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data import DATASETS
 from supsup import SupSup
+from utils.checkpoint import Checkpoint, Record, write_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,6 +128,31 @@ def test_merge_takes_tasks_learned_elsewhere(tasks, tmp_path):
         here.merge(tmp_path / "other.sup")
 
 
+def test_merge_takes_all_tasks_of_a_file_or_none(tmp_path):
+    here, there = SupSup("LeNet", 10, input_shape=(1, 4, 4)), SupSup("LeNet", 10, input_shape=(1, 4, 4))
+    batch = (torch.randn(4, 1, 4, 4), torch.arange(4))
+    here.learn("a", [batch])
+    for name in ("b", "c"):
+        there.learn(name, [batch])
+    path = tmp_path / "there.sup"
+    there.save(path)
+    first, one, other = Checkpoint(path).read()[0]
+    cut = {name: value[:-1] for name, value in other.tensors.items()}
+    for record, said in (
+        (Record("task", {"name": "c"}, cut), "mask of the task 'c' is torch.uint8"),
+        (Record("task", {"name": "c"}, {}), "of the task 'c' is not there"),
+        (Record("task", {"name": "b"}, other.tensors), "tasks are called"),
+        (Record("task", {}, other.tensors), "tasks are called"),
+    ):
+        write_records(path, first, one, record)
+        with pytest.raises(ValueError, match=said):
+            here.merge(path)
+        assert here.tasks == ["a"]
+    write_records(path, first, one, other)
+    here.merge(path)
+    assert here.tasks == ["a", "b", "c"]
+
+
 def test_many_tasks_find_room():
     net = SupSup("LeNet", 10, input_shape=(1, 4, 4))
     x, y = torch.randn(4, 1, 4, 4), torch.arange(4)
@@ -166,6 +192,36 @@ def test_bad_data_are_refused(data, word):
     with pytest.raises(ValueError, match=word):
         net.learn("a", data)
     assert net.tasks == []
+
+
+def test_images_that_the_network_does_not_take_are_refused_by_the_parameters_name(tmp_path):
+    own = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 10))
+    x, y = torch.randn(6, 1, 4, 4), torch.arange(6)
+    for given, wrong in (("LeNet", "should be"), (own, "fails")):
+        net = SupSup(given, 10, input_shape=(1, 4, 4))
+        with pytest.raises(ValueError, match=f"^data.*{wrong}"):
+            net.learn("a", [(torch.zeros(6, 3, 5, 5), y)])
+        net.learn("a", (x, y))
+        net.learn("b", (x.numpy(), y.numpy()))
+        net.save(tmp_path / "net.sup")
+        for one in (net, SupSup.load(tmp_path / "net.sup", given if given is own else None)):
+            for call in (one.infer, one.predict, one.scores, one.logits, lambda x, net=one: net.predict(x, task="a")):
+                with pytest.raises(ValueError, match=r"^x .*batch, 1, 4, 4\); of one image it is x\[None\]"):
+                    call(x[0])
+                with pytest.raises(ValueError, match=f"^x.*{wrong}"):
+                    call(torch.zeros(6, 3, 5, 5))
+                with pytest.raises(ValueError, match="^x: is no array of numbers"):
+                    call("cat.png")
+                with pytest.raises(ValueError, match="^x .*at least one image"):
+                    call(x[:0])
+        with pytest.raises(ValueError, match="^images=0"):
+            net.infer(x, images=0)
+        with pytest.raises(ValueError, match=f"^data.*{wrong}"):
+            net.evaluate({"a": [(torch.zeros(6, 3, 5, 5), y)]})
+        for labels in (y.float(), y + 5, y - 1, y[:, None]):
+            with pytest.raises(ValueError, match="^data.* y "):
+                net.learn("c", (x, labels))
+        assert net.tasks == ["a", "b"]
 
 
 def test_bad_calls_are_refused(learned, tmp_path):

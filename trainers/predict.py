@@ -45,7 +45,8 @@ def predict(
     for task in found.unique().tolist():
         multitask.select_task(model, task)
         places, own = (found == task).nonzero().squeeze(1), torch.tensor(labels[task])
-        for some in places.split(TOGETHER):
+        # What statistics of a batch tell apart must not depend on where it is cut.
+        for some in places.split(len(places) if multitask.mixes_images(model) else TOGETHER):
             shares = model(images[some.to(images.device)]).softmax(dim=1).cpu()[:, own]
             for place, share, best in zip(some.tolist(), *(part.tolist() for part in shares.max(dim=1)), strict=True):
                 answers[place] = (task, int(own[best]), share)
