@@ -33,6 +33,7 @@ from data.folder import read_files
 from data.loader import Preparation
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
+from models.masked import TopK
 from models.norms import is_statistic
 from models.original import check_weights, count_states
 from trainers import (
@@ -216,7 +217,7 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     known = {*record.learned, *tasks_to_learn(args)}
     if args.conv_type == "MaskConv" and len(known) > 1:
         raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
-    for note in [*data.notes, *ignored(args, len(known))]:
+    for note in [*data.notes, *ignored(args, len(known), model)]:
         print(f"note: {note}", flush=True)
     threads_because = set_threads(args, data, devices, record)
     Results(Path(args.log_dir) / "results.csv").check()
@@ -226,6 +227,11 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
     try:
         with stopping(), signals.waiting():
             record.open(folder)
+            if folder.path.name != args.name:
+                wanted = Path(args.log_dir, args.name)
+                folder.log(
+                    f"note: {wanted} is there, so this run is {folder.path.name}; --resume goes on with {wanted}"
+                )
             folder.log(threads_because)
             with group_of(devices, join, args, fingerprint, exported, more) as group:
                 trainer.join(group)
@@ -390,9 +396,16 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         check_parallel(args, data, model, trainer)
 
 
-def ignored(args: Namespace, tasks: int) -> list[str]:
-    """What of the flags goes beyond the tasks, so many in the end, or the batches that there are, a line each."""
+def ignored(args: Namespace, tasks: int, model: nn.Module) -> list[str]:
+    """What of the flags goes beyond the tasks, so many in the end, the batches or the layers, a line each."""
     lines = []
+    if not any(multitask.named(model, TopK)):
+        lines += [
+            f"--{name.replace('_', '-')} {getattr(args, name)}: without effect, for no layer of --conv-type "
+            f"{args.conv_type} keeps a fraction of its weights"
+            for name in ("sparsity", "er_sparsity")
+            if getattr(args, name) != make_parser().get_default(name)
+        ]
     beyond = [count for count in args.eval_ckpts or () if count > tasks]
     if beyond:
         lines.append(f"--eval-ckpts {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")

@@ -126,6 +126,13 @@ def scores_of_mask(fresh: Tensor, packed: Tensor) -> Tensor:
     return scores.view_as(fresh)
 
 
+def signed_by_mask(fresh: Tensor, packed: Tensor) -> Tensor:
+    """``fresh`` scores with the signs of a packed mask: their threshold gives that mask, and sizes stay."""
+    kept = unpack(packed.to(fresh.device), fresh.numel()).view_as(fresh).bool()
+    size = fresh.abs()
+    return torch.where(kept, size, -size.clamp_min(torch.finfo(size.dtype).tiny))  # -0 is not less than 0
+
+
 def pack(masks: Tensor) -> Tensor:
     """Masks (..., n), true where a weight is kept, as bits: uint8 (..., ceil(n / 8)).
 

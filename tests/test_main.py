@@ -178,12 +178,16 @@ def test_resume_takes_the_path_of_a_checkpoint_and_goes_on_in_its_folder(whole_r
     assert checkpoint.stat().st_size == size and list(masks(checkpoint.parent)) == [1]
 
 
-def test_a_run_of_a_name_that_is_taken_does_not_touch_the_first(whole_run):
+def test_a_run_of_a_name_that_is_taken_does_not_touch_the_first(whole_run, capsys):
     before = {path.name: path.read_bytes() for path in (whole_run / "run").iterdir() if path.name != ".lock"}
     arguments = [*SMALL, "--task-eval", "0", "--epochs", "1", "--log-dir", str(whole_run), "--name", "run"]
     shared = (whole_run / "results.csv").read_bytes()
     assert main.main(arguments) == 0
     assert (whole_run / "run~2" / "finished").exists()
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
+    assert (
+        said == f"note: {whole_run / 'run'} is there, so this run is run~2; --resume goes on with {whole_run / 'run'}"
+    )
     assert {path.name: path.read_bytes() for path in (whole_run / "run").iterdir() if path.name != ".lock"} == before
     (whole_run / "results.csv").write_bytes(shared)  # as the other tests expect it
 
@@ -232,10 +236,13 @@ def test_a_short_task_that_no_gradient_reaches_is_named(at_once, tmp_path, capsy
     assert "far below that of a constant answer, 0.1" in error and "no gradient reaches what it trains" in error
 
 
-def test_a_short_task_whose_loss_does_not_fall_is_named(tmp_path, capsys):
-    words = f"{SHORT} --lr 1e-12 --epochs 2 --output-size 100 --log-dir {tmp_path}"
+@pytest.mark.parametrize("more, rate", [("", "--lr"), ("--train-weight-tasks 1", "--train-weight-lr")])
+def test_a_short_task_whose_loss_does_not_fall_is_named(more, rate, tmp_path, capsys):
+    words = f"{SHORT} {more} {rate} 1e-12 --epochs 2 --output-size 100 --log-dir {tmp_path} --sparsity 0.3"
     assert main.main(words.split()) == 1
-    assert "does not fall; likely --lr 1e-12 is too small" in capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert f"does not fall; likely {rate} 1e-12 is too small" in error
+    assert "note: --sparsity 0.3: without effect, for no layer" in out
 
 
 @pytest.mark.parametrize("more", ["--iter-lim 1", "--iter-lim 13 --epochs 2", "--epochs 2 --batch-size 100"])

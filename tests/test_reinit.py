@@ -175,6 +175,23 @@ def test_a_run_can_start_from_another_runs_task(kept_scores, tmp_path):
         assert torch.equal(packed, state[f"own.{name.replace('scores', 'mask')}"])
 
 
+@pytest.mark.parametrize("model, norm", [("LeNet", "MultitaskNonAffineBN"), ("BNNet", "FastHopMaskBN")])
+def test_fresh_scores_get_the_signs_of_a_mask_where_layers_have_a_threshold(model, norm):
+    builder = Builder(RNG, 3, "FastMultitaskMaskConv", norm)
+    trainer = ReinitTrainer(get_model(model, builder, SHAPE, 5), TrainingOptions(reinit_adapt="n-1-imagenet"), RNG)
+    multitask.begin_task(trainer.model, 0, RNG)
+    for parameter in multitask.task_parameters(trainer.model).values():
+        torch.nn.init.uniform_(parameter, -1, 1, generator=generator(1, "scores"))
+    multitask.end_task(trainer.model)
+    kept = {name: value.clone() for name, value in multitask.task_state(trainer.model, 0).items()}
+    trainer.foreign = {f"own.{name}": value for name, value in kept.items()}
+    trainer.begin_task(1)
+    multitask.end_task(trainer.model)
+    state = multitask.task_state(trainer.model, 1)
+    own = [name for name in kept if name.endswith(".mask")]
+    assert own and all(torch.equal(state[name], kept[name]) for name in own)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -129,7 +129,10 @@ class DefaultTrainer:
     def _count(self, tasks: Sequence[int]) -> None:
         """Start to count the batches of ``tasks``, and to watch them."""
         self.tasks = list(tasks)
-        self.position, self.watch = Position(), Watch(tasks, self.options.lr, self.group.mean)
+        o = self.options
+        both = any(map(self.trains_weights, tasks))
+        rate = f"--train-weight-lr {o.train_weight_lr}" if both else f"--lr {o.lr}"
+        self.position, self.watch = Position(), Watch(tasks, rate, self.group.mean)
         self.failed = self.watch.failed
 
     @property

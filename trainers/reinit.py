@@ -116,7 +116,7 @@ class ReinitTrainer(DefaultTrainer):
 
     @torch.no_grad()
     def _foreign_scores(self) -> Scores:
-        """The other run's scores; where it kept masks only, fresh scores in an order that gives the mask."""
+        """The other run's scores; where it kept masks only, fresh scores, ordered or signed to give its mask."""
         scores = {}
         for name, parameter in multitask.task_parameters(self.model).items():
             layer, _, kind = name.rpartition(".")
@@ -124,7 +124,9 @@ class ReinitTrainer(DefaultTrainer):
             if kept is not None and kept.shape == parameter.shape:
                 scores[name] = kept
             elif kind == "scores":
-                scores[name] = masks.scores_of_mask(parameter, self.foreign[f"own.{layer}.mask"])
+                ordered = isinstance(self.model.get_submodule(layer), masked.TopK)
+                scores_of = masks.scores_of_mask if ordered else masks.signed_by_mask
+                scores[name] = scores_of(parameter, self.foreign[f"own.{layer}.mask"])
         return scores
 
     @torch.no_grad()

@@ -17,15 +17,15 @@ class Watch:
 
     Args:
         tasks: those in training.
-        lr: their learning rate, for messages.
+        rate: what says how fast they learn, such as ``--lr 0.1``, for messages.
         mean: the mean of a tensor over the processes that train together.
 
     Attributes:
         failed: the tasks that cannot be learned, and why.
     """
 
-    def __init__(self, tasks: Sequence[int], lr: float, mean: Callable[[Tensor], Tensor]):
-        self.tasks, self.lr, self.mean = list(tasks), lr, mean
+    def __init__(self, tasks: Sequence[int], rate: str, mean: Callable[[Tensor], Tensor]):
+        self.tasks, self.rate, self.mean = list(tasks), rate, mean
         self.failed: dict[int, str] = {}
         self._recent: list[Tensor] = []  # losses of batches that nobody has looked at yet
         self._first: list[float] = []  # mean losses of each task when they were looked at first, and last
@@ -57,7 +57,7 @@ class Watch:
                 bad = (~losses[:, place].isfinite()).int()
                 batch = batches - len(losses) + 1 + int(bad.argmax())
                 self.failed[task] = f"task {task}: the loss of batch {batch} is not a finite number; likely " + (
-                    f"--lr {self.lr} is too large" if batch > 1 else "the images or the weights are not"
+                    f"{self.rate} is too large" if batch > 1 else "the images or the weights are not"
                 )
 
     @property
@@ -94,14 +94,14 @@ class Watch:
             idle = position.epoch > 0 and position.epoch_batches >= 10 and last > 0.99 * first
             if accuracy < constant - 5 * deviation and (idle or not reached(place)):
                 why = f"its accuracy, {accuracy:.4f}, is far below that of a constant answer, {constant:.4f}, and " + (
-                    f"its loss, {last:.4g}, does not fall; likely --lr {self.lr} is too small or too large"
+                    f"its loss, {last:.4g}, does not fall; likely {self.rate} is too small or too large"
                     if reached(place)
                     else "no gradient reaches what it trains"
                 )
             elif position.batches >= EARLY and last > 0.97 * min(first, entropy) and accuracy < bound < 1:
                 why = (
                     f"its loss is {last:.4g}, no better than at first or than that of a constant answer, and so is its "
-                    f"accuracy, {accuracy:.4f}; likely --lr {self.lr} is too small or too large, or the masks leave "
+                    f"accuracy, {accuracy:.4f}; likely {self.rate} is too small or too large, or the masks leave "
                     "nothing that answers"
                 )
             else:
