@@ -185,9 +185,8 @@ def test_a_run_of_a_name_that_is_taken_does_not_touch_the_first(whole_run, capsy
     assert main.main(arguments) == 0
     assert (whole_run / "run~2" / "finished").exists()
     (said,) = (line for line in capsys.readouterr().out.splitlines() if "--resume" in line)
-    assert (
-        said == f"note: {whole_run / 'run'} is there, so this run is run~2; --resume goes on with {whole_run / 'run'}"
-    )
+    first = whole_run / "run"
+    assert said == f"note: {first} is there, so this run is run~2; --resume goes on with {first}"
     assert {path.name: path.read_bytes() for path in (whole_run / "run").iterdir() if path.name != ".lock"} == before
     (whole_run / "results.csv").write_bytes(shared)  # as the other tests expect it
 
