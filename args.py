@@ -19,6 +19,7 @@ from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.paths import PROJECT, read_small, user_path
+from utils.slices import named, tasks_of
 
 TRAINING = TrainingOptions()  # whose defaults are the flags'
 CONFIG_BYTES = 2**16  # of a config at the most; ours have less than 1,000
@@ -109,6 +110,14 @@ def _layers(text: str) -> int | None:
 def _task_counts(text: str) -> list[int]:
     """``"10,50,100"`` as a sorted list without repetitions."""
     return sorted({_number(int, 1)(part.strip()) for part in text.split(",")})
+
+
+def _tasks(text: str) -> str:
+    """``"5,0-3, 4"`` as ``"0-5"``."""
+    try:
+        return named(tasks_of(text))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def _numbers(convert: Callable[[str], object], counts: Sequence[int]):
@@ -212,6 +221,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="start from what --export wrote: its tasks and the settings of its network; learn the tasks it lacks",
     )
     add(
+        "--merge",
+        type=user_path,
+        nargs="+",
+        metavar="RUN",
+        help="learn nothing, but join what these runs' folders or exports have learned by --tasks or --task-eval, as "
+        "if one run had learned all of it; their settings need not be given again",
+    )
+    add(
+        "--allow-missing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="tasks that no run of --merge has are left out",
+    )
+    add(
         "--checkpoint-minutes",
         type=_number(float, 0, 1e9),
         default=10.0,
@@ -285,6 +308,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=_or_none(_number(int, 0)),
         metavar="TASK",
         help="learn this task alone; it comes out as in the full sequence",
+    )
+    add(
+        "--tasks",
+        type=_or_none(_tasks),
+        metavar="A-B,...",
+        help="learn these tasks alone, such as 0-99; they come out as in the full sequence, and --merge joins them",
     )
     add(
         "--classes-per-task",
@@ -750,6 +779,14 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.task_eval is not None and args.num_tasks is not None and args.task_eval >= args.num_tasks:
         raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
+    if args.tasks is not None and args.task_eval is not None:
+        raise UserError(f"--tasks {args.tasks}: and --task-eval {args.task_eval} both say what to learn; say one")
+    if args.tasks is not None and args.num_tasks is not None and tasks_of(args.tasks)[-1] >= args.num_tasks:
+        raise UserError(f"--tasks {args.tasks}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
+    if args.merge is not None and args.import_file is not None:
+        raise UserError("--merge and --import: what was learned is brought by one of them")
+    if args.allow_missing and args.merge is None:
+        raise UserError("--allow-missing: is of --merge alone")
     if args.conv_type in ("MaskConv", "MultitaskMaskConv") and not args.er_sparsity and args.sparsity > 1:
         raise UserError(
             f"--sparsity {args.sparsity}: is a fraction, at most 1, unless --er-sparsity makes it a multiplier"
@@ -833,6 +870,8 @@ def _check_nns(args: argparse.Namespace) -> None:
         raise UserError("--unshared-labels: trainer nns needs labels that tasks share; say --no-unshared-labels")
     if args.task_eval is not None:
         raise UserError(f"--task-eval {args.task_eval}: trainer nns learns the stream as a whole; leave it out")
+    if args.tasks is not None:
+        raise UserError(f"--tasks {args.tasks}: trainer nns learns the stream as a whole; leave it out")
     if args.multigpu is not None and "," in args.multigpu:
         raise UserError(f"--multigpu {args.multigpu}: trainer nns decides in one process; name one device")
     for name, flag in (("import_file", "import"), ("export", "export")):

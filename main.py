@@ -47,6 +47,7 @@ from trainers import (
 )
 from trainers.entries import settings_of_run
 from trainers.export import check_export, load_export, read_export
+from trainers.merge import SLICE, join_parts, read_part
 from trainers.original import ORIGINAL, learned_tasks
 from trainers.predict import predict as answers_to
 from trainers.record import RunRecord
@@ -62,6 +63,7 @@ from utils.run import RunFolder
 from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, NETWORK, OUTCOME
 from utils.signals import Signals
+from utils.slices import named, tasks_of
 
 # Multiplications of a mean product from which on all cores are faster than one when the machine is idle, and no slower
 # than that by a tenth beside a busy process. Two threads for one, in time, on two cores of an AMD EPYC, idle and beside
@@ -98,6 +100,10 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
             network = {name: value for name, value in settings.items() if name in NETWORK}
             args = parse_arguments(argv, network, source=f"--import {args.import_file}")
             _check_same(args.import_file, network, vars(args) | {"model": plain(args.model)}, NETWORK)
+        elif args.merge is not None:
+            settings = read_part(Path(args.merge[0])).settings
+            settings = {name: value for name, value in settings.items() if name in NETWORK | OUTCOME}
+            args = parse_arguments(argv, settings, source=f"--merge {args.merge[0]}")
         for note in notes:
             print(f"note: {note}", flush=True)
         run(args, signals, exported)
@@ -207,13 +213,15 @@ def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> N
         Stopped: the run could not go on.
     """
     find_data(args)
-    devices = set_up(args)
+    devices = set_up(args)[: 1 if args.merge else None]
     more = args.num_tasks is not None  # told how many tasks there are, a run that goes on may have more than before
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
     fingerprint = data.fingerprint()
     more = more and trainer.tasks_known and not data.depend_on_number
+    merged = merge(args, fingerprint, model) if args.merge else {}
     record = recall(args, model, trainer, fingerprint, exported, more)
+    record.merged = merged
     known = {*record.learned, *tasks_to_learn(args)}
     if args.conv_type == "MaskConv" and len(known) > 1:
         raise UserError("--conv-type MaskConv: has one mask, so each task is a run of its own; say --task-eval TASK")
@@ -378,18 +386,19 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     if data.num_classes > args.output_size:
         hint = "; --classes-per-task makes smaller tasks" if isinstance(data, SplitByClass) else ""
         raise UserError(f"--output-size {args.output_size}: {args.set} needs at least {data.num_classes} outputs{hint}")
-    if args.task_eval is not None and args.task_eval >= data.num_tasks:
-        raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {data.num_tasks - 1}")
+    if max(tasks_to_learn(args)) >= data.num_tasks:
+        raise UserError(f"{_slice(args)}: tasks are 0 ... {data.num_tasks - 1}")
     check_adaptor(args.adaptor, model)
     if ADAPTORS[args.adaptor].superfluous and data.num_classes > args.real_neurons:
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
         )
     depends = args.train_weight_tasks or (args.trainer == "reinit" and args.reinit_adapt != "n-1-imagenet")
-    if args.task_eval and depends:
+    depends = depends or any(map(is_statistic, multitask.shared_state(model)))
+    if (args.task_eval or args.tasks) and depends:
         raise UserError(
-            f"--task-eval {args.task_eval}: with trained weights or transfer a task depends on those before it, "
-            "so it cannot be learned alone"
+            f"{_slice(args)}: with trained weights, transfer or statistics that tasks share a task depends on those "
+            "before it, so it cannot be learned alone"
         )
     trainer.check(tasks_to_learn(args))
     if args.tasks_in_parallel > 1:
@@ -465,9 +474,7 @@ def recall(
     Raises:
         UserError: what they name is damaged beyond use, or of other settings.
     """
-    lasting = {name: value for name, value in vars(args).items() if name not in NEITHER} | {"model": plain(args.model)}
-    if args.weights is not None:  # what they are, wherever they are from
-        lasting["weights"] = digest(*(value for _, value in sorted(multitask.shared_state(model).items())))
+    lasting = lasting_settings(args, model)
 
     def check_same(path: Path, theirs: Mapping) -> None:
         ours, count = lasting, theirs.get("num_tasks")
@@ -493,8 +500,44 @@ def recall(
     return record
 
 
+def lasting_settings(args: Namespace, model: nn.Module) -> dict[str, object]:
+    """The settings that must stay the same when a run goes on."""
+    lasting = {name: value for name, value in vars(args).items() if name not in NEITHER} | {"model": plain(args.model)}
+    if args.weights is not None:  # what they are, wherever they are from
+        lasting["weights"] = digest(*(value for _, value in sorted(multitask.shared_state(model).items())))
+    return lasting
+
+
+def merge(args: Namespace, fingerprint: str, model: nn.Module) -> dict[int, tuple[Path, Record]]:
+    """What the runs of ``--merge`` have learned of the tasks; with ``--allow-missing`` these become the tasks.
+
+    Raises:
+        UserError: as ``read_part`` and ``join_parts``.
+    """
+    parts = [read_part(Path(path)) for path in args.merge]
+    ours = {name: value for name, value in lasting_settings(args, model).items() if name not in SLICE}
+    found = join_parts(
+        parts,
+        tasks_to_learn(args),
+        fingerprint,
+        lambda path, theirs: _check_same(path, theirs, ours, theirs | ours),
+        args.allow_missing,
+    )
+    if len(found) < len(tasks_to_learn(args)):
+        args.tasks = named(found)
+        print(f"note: --allow-missing: of tasks {args.tasks} alone", flush=True)
+    return found
+
+
+def _slice(args: Namespace) -> str:
+    """What says which tasks are learned, in words."""
+    return f"--tasks {args.tasks}" if args.tasks else f"--task-eval {args.task_eval}"
+
+
 def tasks_to_learn(args: Namespace) -> Sequence[int]:
     """The tasks of this run, in their order."""
+    if args.tasks is not None:
+        return tasks_of(args.tasks)
     return range(args.stream_tasks or args.num_tasks) if args.task_eval is None else [args.task_eval]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import journal
+from utils.slices import tasks_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ def read(folder: Path) -> Status:
     """The status of the run in ``folder``, whether or not a process is writing there."""
     state = "finished" if (folder / "finished").exists() else "begun" if folder.is_dir() else "new"
     path, done, tasks, accuracy = folder / "checkpoint.pt", set(), None, None
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for said in journal.values(path, proved=False) if path.is_file() else ():
             if said.get("kind") == "run":
                 settings = said["settings"]
-                alone = settings.get("task_eval") is not None
-                tasks = 1 if alone else settings.get("stream_tasks") or settings.get("num_tasks")
+                some = settings.get("tasks") or settings.get("task_eval")
+                alone = some is not None
+                tasks = len(tasks_of(str(some))) if alone else settings.get("stream_tasks") or settings.get("num_tasks")
             elif said.get("kind") == "more tasks" and not alone:
                 tasks = said["num_tasks"]
             elif said.get("kind") == "task":

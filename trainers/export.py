@@ -181,8 +181,13 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     return settings, records
 
 
-def load_export(path: Path, model: nn.Module, records: Sequence[Record]) -> dict[int, float]:
+def load_export(
+    path: Path, model: nn.Module, records: Sequence[Record], flag: str = "--import"
+) -> dict[int, float]:
     """Load the tasks of an exported file, or of the original code's; the accuracy of each when it was just learned.
+
+    Args:
+        flag: that names the file, for messages.
 
     Raises:
         UserError: they do not fit the network.
@@ -207,5 +212,5 @@ def load_export(path: Path, model: nn.Module, records: Sequence[Record]) -> dict
             multitask.load_task_state(model, task, state)
             accuracies[task] = fraction(record.values["accuracy"])
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"--import {path} does not fit this network: {error}") from None
+        raise UserError(f"{flag} {path} does not fit this network: {error}") from None
     return accuracies

@@ -14,7 +14,7 @@ from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
 from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of, score_of, threads_of
 from trainers.evaluation import TaskScore
-from trainers.export import Storage, recovery_storage, task_storage, tensor_storage, write_export
+from trainers.export import Storage, load_export, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.original import ORIGINAL
 from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
@@ -51,6 +51,7 @@ class RunRecord:
         unfinished: those in training.
         spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
             each other; ``recover`` takes one back when its turn comes.
+        merged: of tasks that were learned elsewhere the record, and the file that has it; ``recover`` takes them too.
         threads: the processor threads that a run that goes on began with; None for a new one.
     """
 
@@ -81,6 +82,7 @@ class RunRecord:
         self.evaluations: dict[int, list[TaskScore]] = {}
         self.left_out: list[int] = []
         self.spare: dict[int, Record] = {}
+        self.merged: dict[int, tuple[Path, Record]] = {}
         self.threads: int | None = None
         self._rows: list[dict] = []
         self._damaged = 0
@@ -189,7 +191,10 @@ class RunRecord:
         return True
 
     def recover(self, task: int) -> bool:
-        """Take ``task`` back from behind damage; whether it was there."""
+        """Take ``task`` from another run, or back from behind damage; whether it was there."""
+        if task in self.merged:
+            self._take_over(task, *self.merged.pop(task))
+            return True
         if task not in self.spare:
             return False
         record = self.spare.pop(task)
@@ -200,6 +205,26 @@ class RunRecord:
         if record.values["row"] is not None:
             self._tables.publish(record.values["row"], again=True)
         return True
+
+    def _take_over(self, task: int, path: Path, record: Record) -> None:
+        """Keep a task as if it had just been learned, of which another run's file has the record.
+
+        Raises:
+            UserError: it does not fit this network.
+        """
+        if record.kind == "left out":
+            self.leave_out(task, str(record.values["why"]))
+            return
+        accuracy = best = record.values["accuracy"]
+        if record.kind == "exported task":
+            load_export(path, self.model, [record], "--merge")
+        else:
+            with making_sense(path):
+                multitask.load_task_state(self.model, task, named_part(record.tensors, "own"))
+                best = record.values["row"]["Best Val"] if record.values["row"] else accuracy
+        of_trainer = self.trainer.load_task_record(task, named_part(record.tensors, "trainer"))
+        self.keep_task(of_trainer, [best, accuracy])
+        self.folder.log(f"task {task}: accuracy {accuracy:.4f}, learned in {path}")
 
     def _recall_beginning(self, records: Sequence[Record], path: Path) -> None:
         """See that a checkpoint begins as one of this run does.

@@ -11,7 +11,8 @@ NETWORK = frozenset(
 # How tasks are learned and tested: other values give other numbers.
 OUTCOME = frozenset(
     {
-        *("task_eval", "augment", "stream_tasks", "trainer", "epochs", "iter_lim", "batch_size", "test_batch_size"),
+        *("task_eval", "tasks", "augment", "stream_tasks", "trainer", "epochs", "iter_lim"),
+        *("batch_size", "test_batch_size"),
         *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
         *("amp", "channels_last", "compile", "tf32", "fast"),
@@ -23,7 +24,7 @@ OUTCOME = frozenset(
 NEITHER = frozenset(
     {
         *("config", "log_dir", "name", "data", "workers", "resume", "import_file", "export"),
-        *("weights", "predict", "out"),
+        *("weights", "predict", "out", "merge", "allow_missing"),
         *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
     }
 )
