@@ -203,7 +203,7 @@ def test_words_of_a_flag_may_be_joined_by_dashes_or_underscores(flag, join, tmp_
 
 def test_the_table_of_values_here_knows_every_flag():
     # Those with a test of their own, switches, and those that have one value only.
-    others = {"--eval-ckpts", "--import", "--stream-tasks"}
+    others = {"--eval-ckpts", "--import", "--stream-tasks", "--tasks", "--merge"}
     others |= {"--tasks-by", "--image-size", "--mean", "--std", "--weights", "--predict", "--out"}
     others |= {action.option_strings[0] for action in ACTIONS if isinstance(action, argparse.BooleanOptionalAction)}
     single = {action.option_strings[0] for action in ACTIONS if action.choices and len(action.choices) == 1}
