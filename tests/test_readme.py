@@ -157,11 +157,12 @@ def test_what_is_said_of_the_notebook_stands_in_its_outputs():
     assert f"The notebook took {seconds} on {threads}" in notebook
 
 
-def test_the_table_of_speed_is_that_of_the_committed_benchmark():
-    lines = (PROJECT / "experiments" / "results" / "benchmark.csv").read_text().splitlines()
+@pytest.mark.parametrize("number, name", [(1, "benchmark.csv"), (2, "threads.csv")])
+def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name):
+    lines = (PROJECT / "experiments" / "results" / name).read_text().splitlines()
     measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     header = "| what | unit | here | beside it | ratio |"
-    table = SPEED.partition(header)[2].partition("\n\n")[0].strip().splitlines()[1:]
+    table = SPEED.split(header)[number].partition("\n\n")[0].strip().splitlines()[1:]
     assert len(table) == len(measured) > 5
 
     def short(number: str) -> str:
