@@ -59,7 +59,7 @@ class Report:
         self.machine = f"# {platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
         self.rows: dict[tuple[str, str], dict[str, object]] = {}  # by part and what
         if self.csv.exists():
-            with open(self.csv, newline="") as file:
+            with open(self.csv, newline="", encoding="utf-8") as file:
                 if file.readline() == self.machine:
                     rows = [row for row in csv.DictReader(file) if row["part"] in PARTS]
                     self.rows = {(row["part"], row["what"]): row for row in rows}
@@ -70,7 +70,7 @@ class Report:
         beside = "" if naive is None else f"  naive {naive:>10.4g}  ratio {ratio:>8.4g}"
         print(f"{part:<7} {what:<46} {ours:>10.4g} {unit:<3}{beside}  {note}", flush=True)
         self.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.csv, "w", newline="") as file:
+        with open(self.csv, "w", newline="", encoding="utf-8") as file:
             file.write(self.machine)
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()

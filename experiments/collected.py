@@ -51,7 +51,7 @@ def _collect_run(run: Run, folder: Path, experiment: str) -> list[dict[str, str]
     for name, text in tables.items():
         _write_table(folder, name, text)
     about = without_paths(run.about, experiment) | {"finished": run.finished, "seconds": run.seconds}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False))
+    (folder / "settings.yaml").write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
     return [line | {"Save Directory": f"runs/{experiment}/{run.name}"} for line in run.lines]
 
 
@@ -62,7 +62,7 @@ def _write_table(folder: Path, name: str, text: str) -> None:
     if len(text) > GZIP_ABOVE:
         packed.write_bytes(gzip.compress(text.encode(), mtime=0))  # the same bytes whenever it is written
     else:
-        plain.write_text(text)
+        plain.write_text(text, encoding="utf-8")
 
 
 def read(folder: Path = RESULTS) -> list[Experiment]:

@@ -15,11 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from args import parse_arguments
 from experiments import gpus
 from experiments.backends.local import Local
 from experiments.options import WORK_REMAINS, parser_of
 from experiments.plan import ROOT, Plan, experiment_name, found_in, runs_of
 from experiments.schedule import Ends, Schedule
+from utils.errors import UserError
 from utils.output import lasting_output
 from utils.paths import default_data
 from utils.results import plain
@@ -61,9 +63,12 @@ def launch(
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             gpus.check_sets(options.gpu_sets)
         sets = options.gpu_sets or gpus.default_sets(to_print=options.dry_run)
+        plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
+        if main == ROOT / "main.py":
+            _check_flags(plan, sets[0])
         if not options.dry_run:
             _make(folder)
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         parser.error(str(error))
     except argparse.ArgumentTypeError as error:
         parser.error(f"SUPSUP_DATA: {error}")
@@ -71,7 +76,6 @@ def launch(
         parser.error(f"--log-dir: cannot write to {folder}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
-    plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
     if options.dry_run:
         for number, run in enumerate(runs):
             print(shlex.join(plan.command(run, sets[number % len(sets)])))
@@ -80,6 +84,12 @@ def launch(
         print("data: {} ({}; --data names another)".format(*default), flush=True)
     ends = Schedule(plan, Local(plan, sets), 60 * options.hung_after, 60 * options.stop_after).run()
     sys.exit(_conclude(plan, ends, options.stop_after))
+
+
+def _check_flags(plan: Plan, devices: str) -> None:
+    """See that ``main.py`` takes the flags of every run. Raises ``UserError`` if it does not."""
+    for run in {run.flags: run for run in plan.runs}.values():  # seeds make no difference
+        parse_arguments(plan.command(run, devices)[2:])
 
 
 def _make(folder: Path) -> None:

@@ -10,7 +10,7 @@ from experiments.records import Experiment, Setting
 
 def load() -> dict:
     """``paper.yaml``."""
-    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
+    return yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text(encoding="utf-8"))
 
 
 def by_figure(experiments: Sequence[Experiment], paper: dict) -> list[tuple[str, dict, list[Experiment]]]:

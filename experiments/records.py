@@ -189,7 +189,7 @@ def _runs(folder: Path, only: str | None = None) -> tuple[list[Run], list[str]]:
 def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> Run:
     path = folder / "settings.yaml"
     try:
-        about = yaml.safe_load(path.read_text())
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not _is_settings(about):
@@ -214,8 +214,9 @@ def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> R
         rows,
         lines,
         {name: table for name, table in tables.items() if table is not None},
-        about.get("finished") or (finished.read_text().strip() if finished.exists() else None),
-        about.get("seconds") or (seconds_of(log.read_text(errors="replace")) if log.exists() else None),
+        about.get("finished") or (finished.read_text(encoding="utf-8").strip() if finished.exists() else None),
+        about.get("seconds")
+        or (seconds_of(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else None),
     )
 
 

@@ -177,7 +177,7 @@ def write(experiments: Sequence[Experiment], out: Path, formats: Sequence[str], 
         "html": lambda: web_page(blocks, "Supermasks in Superposition"),
     }
     for form in page_forms:
-        (out / f"report.{form}").write_text(writers[form]())
+        (out / f"report.{form}").write_text(writers[form](), encoding="utf-8")
     return out / f"report.{page_forms[-1]}"
 
 
@@ -206,13 +206,13 @@ def collect(
     if folders and not experiments:
         raise ValueError("; ".join(skipped))
     collected.with_table(
-        readme.read_text(), ""
+        readme.read_text(encoding="utf-8"), ""
     )  # a README without a place for the table is found before anything is written
     collected.write(experiments, into)
     there = collected.read(into)
     made = write(there, into, ("png",), ("md",))
     table = collected.readme_table(there, published.load(), os.path.relpath(into, readme.parent))
-    readme.write_text(collected.with_table(readme.read_text(), table))
+    readme.write_text(collected.with_table(readme.read_text(encoding="utf-8"), table), encoding="utf-8")
     return made, skipped
 
 

@@ -190,6 +190,21 @@ def test_scripts_from_another_folder(tmp_path, script):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_flags_that_the_program_refuses_are_told_before_anything_starts(more, tmp_path, capsys):
+    words = ["--gpu-sets", "cpu", "--seeds", "3", "--log-dir", str(tmp_path / "runs"), *more]
+    for flags, said in (
+        (["--lr", "fast"], "--lr: 'fast' is not a number"),
+        (["--no-such-flag", "1"], "--no-such-flag"),
+        (["--adaptor", "gt,nothing"], "--adaptor: invalid choice"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            launcher.launch(SCRIPT, "configs/supsup_g.yaml", [{"adaptor": "gt"}], argv=[*words, *flags])
+        out, error = capsys.readouterr()
+        assert (ended.value.code, out) == (2, "") and said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_tells_of_the_experiment_and_of_further_flags(call):
     status, out, _ = call("--help")
     assert status == 0 and "Figure 4 (left)" in out and "main.py" in out and "--gpu-sets" in out

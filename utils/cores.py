@@ -54,10 +54,12 @@ def _limits(environ: Mapping[str, str], root: Path) -> Iterator[int]:
             yield count
     for folder in _control_groups(root):
         with suppress(OSError, ValueError, ZeroDivisionError):  # version 2: "max 100000" or "150000 100000"
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             yield int(quota) // int(period)
         with suppress(OSError, ValueError, ZeroDivisionError):  # version 1, where -1 is no limit
-            allotted, every = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            allotted, every = (
+                int((folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period")
+            )
             if allotted > 0:
                 yield allotted // every
 
@@ -68,8 +70,8 @@ def _control_groups(root: Path) -> Iterator[Path]:
     A container may see the path that its group has outside; then the limit stands at the top of what is mounted.
     """
     try:
-        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
     except OSError:  # not on macOS
         return
     for mount in mounts:

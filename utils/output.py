@@ -46,7 +46,7 @@ def lasting_output() -> Iterator[None]:
     for stream in before:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (_Lasting(stream or open(os.devnull, "w")) for stream in before)
+    sys.stdout, sys.stderr = (_Lasting(stream or open(os.devnull, "w", encoding="utf-8")) for stream in before)
     try:
         yield
     finally:

@@ -191,7 +191,7 @@ def _machine(multigpu: str) -> str:
     """The system, the processor and its cores, and the GPUs that the run uses."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError, IndexError):  # on Linux, where the platform does not say more than the architecture
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][0]
     gpus = [torch.cuda.get_device_name(int(gpu)) for gpu in multigpu.split(",") if gpu != "cpu"]
     return ", ".join([platform.platform(), processor, f"{os.cpu_count()} cores", *gpus])

@@ -99,7 +99,7 @@ def head_line(command: Sequence[str]) -> str:
 def starter(log: Path) -> str | None:
     """Who started the run whose log this is, as far as the log tells."""
     found = None
-    with suppress(OSError), log.open(errors="replace") as lines:
+    with suppress(OSError), log.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             found = re.match(r"\$ .*  # (process \d+ on \S+)$", line) or found
     return found[1] if found else None
