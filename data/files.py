@@ -243,6 +243,15 @@ def _checked(
             arrays[f"{split}_images"] = images = as_bytes(images)
         except ValueError as error:
             raise UserError(f"{path}: {about}{error}") from None
+        if num_classes is None and labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if (
+            num_classes is None
+            and labels.dtype.kind == "f"
+            and (np.abs(labels) < 2**53).all()
+            and (labels == np.rint(labels)).all()
+        ):
+            labels = labels.astype(np.int64)
         require(
             labels.dtype.kind in "iu" and labels.ndim == 1,
             f"{split}_labels is {labels.dtype} {labels.shape}, should be int64 ('N',)",

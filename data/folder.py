@@ -209,7 +209,8 @@ class Own(TaskDataset):
 
     def _decoded(self) -> Arrays:
         """All files decoded; those that cannot be are left out, with one note."""
-        arrays, broken = {}, []
+        arrays: Arrays = {}
+        broken: list[str] = []
         for split, files in (("train", self.source.train), ("test", self.source.test)):
             images = np.empty((len(files), *self.image_size, 3), dtype=np.uint8)
             labels, count = np.empty(len(files), dtype=np.int64), 0
@@ -220,6 +221,9 @@ class Own(TaskDataset):
                 except UserError:
                     broken.append(path)
             arrays |= {f"{split}_images": images[:count], f"{split}_labels": labels[:count]}
+        for split in ("train", "test"):
+            if not len(arrays[f"{split}_images"]):
+                raise UserError(f"--set {self.name}: none of its {split} images can be read: {some(broken)}")
         if broken:
             self.notes.append(f"{self.name}: cannot be read, so left out: {some(broken)}")
         return arrays

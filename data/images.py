@@ -253,7 +253,7 @@ class FolderLoader(Loader):
 
 # What other programs leave beside a user's own files: hidden folders, and those of network drives and systems.
 _LEFT_BEHIND = (".", "@", "#", "$", "__MACOSX", "lost+found", "System Volume Information")
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -284,7 +284,7 @@ def find_images(folder: str) -> Iterator[tuple[str, str]]:
                 for entry in entries:
                     if is_folder(entry):
                         todo.append(entry.path)
-                    elif entry.name.lower().endswith(_EXTENSIONS) and not entry.name.startswith("."):
+                    elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
                         if not (entry.is_file() or entry.is_dir()):
                             raise UserError(f"{entry.path}: is no file; remove or replace it")
                         if entry.is_file():

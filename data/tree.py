@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.files import Arrays
-from data.images import find_images, is_folder
+from data.images import EXTENSIONS, find_images, is_folder
 from utils.errors import UserError
 
-TESTS = ("val", "test", "valid", "validation")  # what the folder of test images may be called
+TESTS = ("val", "test", "valid", "validation", "testing")  # what the folder of test images may be called
 TEST_SHARE = 0.2  # of the images of a class, where no folder says which they are
 
 Files = list[tuple[str, int]]  # path and class
@@ -57,7 +57,9 @@ def read_tree(path: Path, seed: int) -> Source:
     inside = folders(path)
     split = "train" in inside
     train = path / "train" if split else path
-    tests = [name for name in TESTS if split and name in inside]
+    tests = sorted(
+        (name for name in inside if split and name.lower() in TESTS), key=lambda name: TESTS.index(name.lower())
+    )
     named, empty = {}, []
     for name in folders(train):
         files = sorted(os.path.join(*found) for found in find_images(str(train / name)))
@@ -67,11 +69,14 @@ def read_tree(path: Path, seed: int) -> Source:
             empty.append(name)
     if not named:
         raise UserError(
-            f"--set folder: {train}: has no folder with images; should have one a class, such as {train / 'cats'}/1.jpg"
+            f"--set folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
+            f"should have one a class, such as {train / 'cats'}/1.jpg"
         )
     source = Source(list(named))
+    if len(tests) > 1:
+        source.notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
     if empty:
-        source.notes.append(f"{train}: without images, so no classes: {some(empty)}")
+        source.notes.append(f"{train}: without images ({', '.join(EXTENSIONS)}), so no classes: {some(empty)}")
     if tests:
         test = path / tests[0]
         unknown = [name for name in folders(test) if name not in named and name not in empty]

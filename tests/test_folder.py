@@ -12,6 +12,8 @@ from PIL import Image
 import data.folder
 import main
 from data import DATASETS
+from data.files import read_npz
+from utils.errors import UserError
 
 FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
 
@@ -235,6 +237,38 @@ def test_what_is_no_set_is_named_in_one_line(tree, split, tmp_path, capsys):
     np.savez(tmp_path / "x.npz", train_images=np.zeros((3, 4, 4), np.uint8), train_labels=np.arange(3))
     assert "has no test_images" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}")
     assert "folders" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}", "--tasks-by", "folders")
+
+
+@pytest.mark.parametrize("name", ["Test", "TEST", "testing", "valid", "validation"])
+def test_test_images_may_lie_in_a_folder_of_any_of_these_names(split, name):
+    (split / "val").rename(split / name)
+    data = own(split, num_tasks=1)
+    data.update_task(0)
+    assert data.val_loader.num_images == 10 and not data.notes
+    shutil.copytree(split / name, split / "val")
+    (note,) = own(split, num_tasks=1).notes
+    assert f"tests are those of val, not of {name}" in note
+
+
+def test_a_set_without_an_image_that_is_read_says_which_are(tree, capsys, recwarn):
+    for path in tree.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert "none of its train images can be read" in refused(capsys, "--set", f"folder:{tree}")
+    for path in tree.rglob("*.png"):
+        path.rename(path.with_suffix(".gif"))
+    assert ".jpg, .jpeg, .png" in refused(capsys, "--set", f"folder:{tree}")
+    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
+
+
+def test_labels_of_an_npz_may_be_a_column_or_floats(tmp_path):
+    images, labels, path = np.zeros((4, 4, 4), np.uint8), np.array([0, 1, 7, 1]), tmp_path / "x.npz"
+    for given in (labels[:, None], labels.astype(np.float32), labels[:, None].astype(np.float64)):
+        np.savez(path, train_images=images, train_labels=given, test_images=images, test_labels=given)
+        assert read_npz(path)["train_labels"].tolist() == labels.tolist()
+    for given in (labels + 0.5, labels * np.nan, np.stack([labels, labels], 1)):
+        np.savez(path, train_images=images, train_labels=given, test_images=images, test_labels=labels)
+        with pytest.raises(UserError, match="should be int64"):
+            read_npz(path)
 
 
 def test_an_image_that_a_worker_cannot_read_is_named(split, monkeypatch, capsys, tmp_path):
