@@ -243,15 +243,8 @@ def _checked(
             arrays[f"{split}_images"] = images = as_bytes(images)
         except ValueError as error:
             raise UserError(f"{path}: {about}{error}") from None
-        if num_classes is None and labels.ndim == 2 and labels.shape[1] == 1:
-            labels = labels[:, 0]
-        if (
-            num_classes is None
-            and labels.dtype.kind == "f"
-            and (np.abs(labels) < 2**53).all()
-            and (labels == np.rint(labels)).all()
-        ):
-            labels = labels.astype(np.int64)
+        if num_classes is None:
+            labels = _whole(labels)
         require(
             labels.dtype.kind in "iu" and labels.ndim == 1,
             f"{split}_labels is {labels.dtype} {labels.shape}, should be int64 ('N',)",
@@ -276,6 +269,14 @@ def _checked(
             f"{split}_labels has {zeros:,} labels 0 in a row, others at most {others}, as after a crash; replace it",
         )
     return arrays
+
+
+def _whole(labels: np.ndarray) -> np.ndarray:
+    """Labels of a column as (N,), and floats that are whole numbers as such; others as they are."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    exact = labels.dtype.kind == "f" and (np.abs(labels) < 2**53).all() and (labels == np.rint(labels)).all()
+    return labels.astype(np.int64) if exact else labels
 
 
 def _longest_row(values: np.ndarray, among: Sequence[object]) -> tuple[int, int]:
