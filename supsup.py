@@ -328,7 +328,7 @@ class SupSup:
             )
             for number, name in enumerate(self.tasks)
         ]
-        write_records(Path(path).expanduser(), first, *tasks)
+        write_records(Path(path).expanduser(), [first, *tasks])
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> "SupSup":

@@ -33,7 +33,7 @@ from experiments.options import parse_path  # noqa: E402
 from experiments.pages import Block, Code, markdown, web_page  # noqa: E402
 from experiments.records import Experiment, Run  # noqa: E402
 from experiments.tables import MEASURED  # noqa: E402
-from utils.output import lasting_output  # noqa: E402
+from utils.output import lasting_output, one_line  # noqa: E402
 
 FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
 NOT_MEASURED = "not measured"
@@ -205,9 +205,8 @@ def collect(
     experiments, skipped = records.read(folders)
     if folders and not experiments:
         raise ValueError("; ".join(skipped))
-    collected.with_table(
-        readme.read_text(encoding="utf-8"), ""
-    )  # a README without a place for the table is found before anything is written
+    # A README without a place for the table is found before anything is written.
+    collected.with_table(readme.read_text(encoding="utf-8"), "")
     collected.write(experiments, into)
     there = collected.read(into)
     made = write(there, into, ("png",), ("md",))
@@ -242,8 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         made, skipped = collect(options.folders) if options.collect else report(options.folders, options.out)
     except (ValueError, OSError) as error:
-        line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-        parser.error(line)
+        parser.error(one_line(error))
     for line in skipped:
         print(f"left out: {line}", file=sys.stderr)
     print(f"report: {made}; figures beside it")

@@ -399,15 +399,15 @@ def test_a_file_that_another_process_changed_is_not_written(tmp_path):
 
 def test_a_record_that_does_not_read_back_leaves_the_one_before(tmp_path, monkeypatch):
     path, (first, second, *_) = tmp_path / "training.pt", small_records()
-    write_records(path, first)
+    write_records(path, [first])
     before = path.read_bytes()
     monkeypatch.setattr(
         os, "fsync", lambda descriptor: os.ftruncate(descriptor, 30)
     )  # a disk that loses what it is given
     with pytest.raises(OSError, match="does not read back"):
-        write_records(path, second)
+        write_records(path, [second])
     monkeypatch.undo()
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    write_records(path, second)
+    write_records(path, [second])
     (record,), damaged = Checkpoint(path).read()
     assert damaged == 0 and same(record, second)

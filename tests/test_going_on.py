@@ -190,7 +190,7 @@ def test_an_older_checkpoint_goes_on_with_the_threads_of_its_settings(said, thre
     run = tmp_path / "old" / "run"
     records, _ = Checkpoint(run / "checkpoint.pt").read()
     del records[0].values["threads"]
-    write_records(run / "checkpoint.pt", *records)
+    write_records(run / "checkpoint.pt", records)
     (run / "settings.yaml").write_text(f"settings:\n  {said}\n")
     assert call_main(tmp_path / "old", *words, "--resume") == 0
     assert torch.get_num_threads() == threads

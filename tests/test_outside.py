@@ -121,7 +121,7 @@ def test_three_tasks_are_learned_inferred_kept_and_exported(files, model, size):
     # Cut short after two tasks, the run goes on and ends in the same bits.
     (files / "runs" / "cut").mkdir()
     records, _ = Checkpoint(run / "checkpoint.pt").read()
-    write_records(files / "runs" / "cut" / "checkpoint.pt", *records[:3])
+    write_records(files / "runs" / "cut" / "checkpoint.pt", records[:3])
     assert main.main(words(files, model, "--eval-ckpts", "2", "--resume", name="cut", size=size)) == 0
     again = state(files / "runs" / "cut")
     assert all(same(learned[task], again[task]) for task in range(3)) and scores(files / "runs" / "cut") == measured

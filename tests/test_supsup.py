@@ -144,11 +144,11 @@ def test_merge_takes_all_tasks_of_a_file_or_none(tmp_path):
         (Record("task", {"name": "b"}, other.tensors), "tasks are called"),
         (Record("task", {}, other.tensors), "tasks are called"),
     ):
-        write_records(path, first, one, record)
+        write_records(path, [first, one, record])
         with pytest.raises(ValueError, match=said):
             here.merge(path)
         assert here.tasks == ["a"]
-    write_records(path, first, one, other)
+    write_records(path, [first, one, other])
     here.merge(path)
     assert here.tasks == ["a", "b", "c"]
 

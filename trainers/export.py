@@ -2,7 +2,7 @@
 
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from models import masked, multitask
 from models.norms import is_statistic
 from trainers.original import ORIGINAL, load_original
 from utils import storage
-from utils.checkpoint import Checkpoint, Record, fraction, index
+from utils.checkpoint import Checkpoint, Record, fraction, index, write_records
 from utils.errors import UserError
-from utils.files import check_kind, part_of
+from utils.files import check_kind
 from utils.run import FILES, TAKEN
 
 
@@ -147,16 +147,16 @@ def write_export(
     Raises:
         UserError: the file cannot be written.
     """
-    part = part_of(path)
-    try:
-        part.unlink(missing_ok=True)
-        file = Checkpoint(part)
-        file.append(Record("export", {"settings": settings, "data": data, "tasks": list(accuracies)}, shared))
+
+    def records() -> Iterator[Record]:
+        yield Record("export", {"settings": settings, "data": data, "tasks": list(accuracies)}, shared)
         for task, accuracy in accuracies.items():
             code, kept, rest = _compact(model, task)
             values = {"task": task, "accuracy": accuracy, "kept": kept}
-            file.append(Record("exported task", values, {**rest, "masks": torch.from_numpy(code)}))
-        os.replace(part, path)
+            yield Record("exported task", values, {**rest, "masks": torch.from_numpy(code)})
+
+    try:
+        write_records(path, records())
     except OSError as error:
         raise UserError(f"--export {path}: {error.strerror}") from None
 

@@ -78,7 +78,7 @@ class Unfinished:
         if self.trainer.watch.healthy:
             tasks = self.trainer.tasks
             values = {**self.about, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
-            write_records(self.path, Record("training", values, self.trainer.training_record()))
+            write_records(self.path, [Record("training", values, self.trainer.training_record())])
             self._say()
 
     def keep_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:

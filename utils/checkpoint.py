@@ -19,10 +19,11 @@ import reprlib
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -279,14 +280,28 @@ class Checkpoint:
         self._dead, self._end = 0, self.size()
 
 
-def write_records(path: Path, *records: Record) -> None:
+def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write a checkpoint that holds these records in the place of the one there, which stays until it is proved.
+
+    One of them is in memory at a time.
 
     Raises:
         OSError: there is no room, or what was written does not read back.
     """
-    data = MAGIC + b"".join(record.to_bytes() for record in records)
-    replace_with(path, lambda file: file.write(data), lambda file: file.read() == data)
+    written = hashlib.sha256()
+
+    def write(new: IO[bytes]) -> None:
+        for data in chain([MAGIC], (record.to_bytes() for record in records)):
+            new.write(data)
+            written.update(data)
+
+    def whole(new: IO[bytes]) -> bool:
+        read = hashlib.sha256()
+        while data := new.read(2**20):
+            read.update(data)
+        return read.digest() == written.digest()
+
+    replace_with(path, write, whole)
 
 
 def _what_else(file: IO[bytes]) -> str:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from utils.output import one_line
+
 
 class UserError(Exception):
     """Bad input: a flag, a file or a machine that is not what it should be.
@@ -30,9 +32,7 @@ class Stopped(BaseException):  # no Exception: a reader of files that catches al
 
 def complain(error: UserError | Stopped) -> int:
     """Print the line of an error that ends ``main.py``; its exit status."""
-    # One line, whatever stands in a path or flag that the message names.
-    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
-    print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {line}", file=sys.stderr)
+    print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {one_line(error)}", file=sys.stderr)
     return error.status if isinstance(error, Stopped) else 2
 
 

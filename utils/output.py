@@ -55,6 +55,11 @@ def lasting_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def one_line(text: object) -> str:
+    """What a message says, in one line, whatever stands in a path or flag that it names."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))
+
+
 def _take_standard_descriptors() -> None:
     """Let no file of the run get the number of an output that was closed: what is printed there would end up in it."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
