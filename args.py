@@ -12,7 +12,7 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, TASKS_BY
-from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, STATISTICS_OF
+from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, SIBLINGS, STATISTICS_OF
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from trainers.options import TrainingOptions
 from utils import LR_POLICIES, OPTIMIZERS
@@ -787,7 +787,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--merge and --import: what was learned is brought by one of them")
     if args.allow_missing and args.merge is None:
         raise UserError("--allow-missing: is of --merge alone")
-    if args.conv_type in ("MaskConv", "MultitaskMaskConv") and not args.er_sparsity and args.sparsity > 1:
+    if args.conv_type in ("MaskConv", "MultitaskMaskConv", *SIBLINGS) and not args.er_sparsity and args.sparsity > 1:
         raise UserError(
             f"--sparsity {args.sparsity}: is a fraction, at most 1, unless --er-sparsity makes it a multiplier"
         )

@@ -393,7 +393,10 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
         raise UserError(
             f"--real-neurons {args.real_neurons}: {args.set} has {data.num_classes} classes, all of them real"
         )
-    depends = args.train_weight_tasks or (args.trainer == "reinit" and args.reinit_adapt != "n-1-imagenet")
+    depends = multitask.depends(model)
+    if depends and args.trainer in ("nns", "reinit"):
+        raise UserError(f"--trainer {args.trainer}: goes with no --conv-type that trains weights, as {args.conv_type}")
+    depends = depends or args.train_weight_tasks or (args.trainer == "reinit" and args.reinit_adapt != "n-1-imagenet")
     depends = depends or any(map(is_statistic, multitask.shared_state(model)))
     if (args.task_eval or args.tasks) and depends:
         raise UserError(
@@ -435,6 +438,8 @@ def check_parallel(args: Namespace, data: TaskDataset, model: nn.Module, trainer
     flag = f"--tasks-in-parallel {args.tasks_in_parallel}"
     if not trainer.parallel:
         raise UserError(f"{flag}: with --trainer {args.trainer} a task depends on those before it")
+    if multitask.depends(model):
+        raise UserError(f"{flag}: with --conv-type {args.conv_type} a task builds on those before it")
     if args.train_weight_tasks:
         raise UserError(f"{flag}: tasks that train the shared weights, --train-weight-tasks, depend on each other")
     if any(map(is_statistic, multitask.shared_state(model))):

@@ -10,6 +10,7 @@ from args import named_in
 from experiments import metrics, records
 from experiments.records import MEGABYTE, ROOT, Run, Setting
 from experiments.tables import SIZES
+from models import SIBLINGS
 from utils.settings import SHOWN
 
 
@@ -110,5 +111,8 @@ def apart(run: Run) -> bool:
     """Whether each task starts as if it were the first: then the earlier ones cannot have transferred anything."""
     s = run.settings
     return (
-        s["trainer"] == "default" and not s["train_weight_tasks"] and s["bn_type"] not in ("StandardBN", "NonAffineBN")
+        s["trainer"] == "default"
+        and not s["train_weight_tasks"]
+        and s["bn_type"] not in ("StandardBN", "NonAffineBN")
+        and s["conv_type"] not in SIBLINGS
     )

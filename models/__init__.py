@@ -21,6 +21,8 @@ MODELS = Registry(
         "FILE.py:CLASS": "models.outside:from_file",
     }
 )
+# Layers whose tasks train weights that later tasks build on.
+SIBLINGS = of("models.siblings", "PiggybackConv", "WSNConv", "PackNetConv", "ExSSNeTConv")
 # What --conv-type can name.
 CONV_TYPES = Registry(
     {
@@ -29,6 +31,7 @@ CONV_TYPES = Registry(
         **of("models.modules", "MultitaskMaskConv", "MaskConv", "StandardConv"),
         **of("models.rank_one", "BatchEnsembles", "VectorizedBatchEnsembles"),
         **of("models.rotation", "PSPRotation"),
+        **SIBLINGS,
     }
 )
 # What --bn-type can name.
@@ -54,7 +57,10 @@ INITIALISERS = Registry(
     )
 )
 
-__all__ = ["MASKS_OF", "STATISTICS_OF", "BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS", "Builder", "get_model"]
+__all__ = [
+    *("MASKS_OF", "STATISTICS_OF", "SIBLINGS", "BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS"),
+    *("Builder", "get_model"),
+]
 
 
 def get_model(name: str, builder: Builder, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:

@@ -74,7 +74,7 @@ class Masked(SuperposedModule):
         """
         if self.effective is not None:
             return self.effective
-        if self.scores is None:
+        if not self.task_parameters():
             raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
         return self.masked_weight(self.scores)
 

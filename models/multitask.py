@@ -30,6 +30,7 @@ class MultitaskModule(nn.Module, ABC):
 
     num_tasks: int
     trains = True  # whether a task has parameters of its own here
+    depends = False  # whether a task builds on what earlier ones have left here
     takes_stacks = False  # whether it computes (tasks, batch, ...) at once with what ``stacked`` gives
     per_task: tuple[str, ...] = ()  # the names of the buffers that have a row for each task
 
@@ -323,6 +324,11 @@ def can_recover(model: nn.Module) -> bool:
 def has_tasks(model: nn.Module) -> bool:
     """Whether any layer has parameters for each task."""
     return any(module.trains for _, module in named(model, MultitaskModule))
+
+
+def depends(model: nn.Module) -> bool:
+    """Whether a task builds on what earlier ones have left in some layer, so that their order matters."""
+    return any(module.depends for _, module in named(model, MultitaskModule))
 
 
 def task_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

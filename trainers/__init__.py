@@ -55,6 +55,7 @@ class Adaptor:
 TRAINERS = Registry(
     {
         "default": "trainers.default:DefaultTrainer",
+        "halves": "trainers.halves:HalvesTrainer",
         "nns": "trainers.nns:NNsTrainer",
         "reinit": "trainers.reinit:ReinitTrainer",
     }

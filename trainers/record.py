@@ -177,6 +177,7 @@ class RunRecord:
             return
         tasks = [record for record in journal.behind_damage() if record.kind == "task" and self._is_whole(record)]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
+        alone = alone and not multitask.depends(self.model)
         if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
             found = {record.values["task"]: record for record in tasks}
             self.spare |= {task: record for task, record in found.items() if task not in self.learned}
