@@ -31,7 +31,7 @@ from data import DATASETS
 from data.base import SplitByClass, TaskDataset, digest
 from data.folder import read_files
 from data.loader import Preparation
-from models import MODELS, Builder, get_model, multitask
+from models import MODELS, Builder, get_model, multitask, siblings
 from models.builder import product_sizes
 from models.masked import TopK
 from models.norms import is_statistic
@@ -396,6 +396,8 @@ def check(args: Namespace, data: TaskDataset, model: nn.Module, trainer: Default
     depends = multitask.depends(model)
     if depends and args.trainer in ("nns", "reinit"):
         raise UserError(f"--trainer {args.trainer}: goes with no --conv-type that trains weights, as {args.conv_type}")
+    if siblings.has_halves(model) and args.trainer != "halves":
+        raise UserError(f"--conv-type {args.conv_type}: tasks have two halves; say --trainer halves")
     depends = depends or args.train_weight_tasks or (args.trainer == "reinit" and args.reinit_adapt != "n-1-imagenet")
     depends = depends or any(map(is_statistic, multitask.shared_state(model)))
     if (args.task_eval or args.tasks) and depends:

@@ -121,7 +121,8 @@ class WSNConv(TrainedMaskConv, TopK):
 class PackNetConv(TrainedMaskConv, TopK):
     """PackNet (Mallya and Lazebnik, 2018): train what is free, keep the largest of it, train these on.
 
-    Of the free weights a task keeps the fraction ``k``, and computes with those and with all of earlier tasks.
+    Of the free weights a task keeps the fraction ``k``, and computes with those and with all of earlier tasks. The
+    others go back to what they were, from which a later task begins (in the paper to zero).
     """
 
     halves = True

@@ -157,6 +157,7 @@ def test_a_run_that_was_stopped_inside_a_task_comes_to_the_same_bits(kind, batch
     "words, why",
     [
         ("--trainer halves --conv-type WSNConv", "--trainer halves: is for"),
+        ("--trainer default --conv-type PackNetConv", "say --trainer halves"),
         ("--trainer reinit --conv-type WSNConv", "--trainer reinit: goes with no"),
         ("--tasks-in-parallel 2 --conv-type WSNConv", "a task builds on those before it"),
         ("--task-eval 1 --conv-type PiggybackConv", "--task-eval 1: "),

@@ -19,7 +19,7 @@ class HalvesTrainer(DefaultTrainer):
 
     def train(self, loader, epoch: int, *how) -> list[float]:
         batches = self.options.epochs * len(loader)
-        self.half = max(1, min(batches, self.options.iter_lim or batches) // 2)
+        self.half = min(batches, self.options.iter_lim or batches) // 2  # of a single batch none finds the mask
         return super().train(loader, epoch, *how)
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
