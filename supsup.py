@@ -118,7 +118,11 @@ class SupSup:
         self.model = self._network(model).to(self.device).eval()
         # Of the networks that take images of one shape alone; of the user's own, that of the first task's.
         self._image_shape = tuple(input_shape) if self._fixed else None
-        self._objective = entropy if real_neurons is None else partial(superfluous, real_neurons=real_neurons)
+        self._adaptor, self._objective = (  # the same inference, for many tests and for one batch
+            ("se_oneshot_entropy_minimization", entropy)
+            if real_neurons is None
+            else ("se_oneshot_g_minimization", partial(superfluous, real_neurons=real_neurons))
+        )
 
     @property
     def _fixed(self) -> bool:
@@ -301,13 +305,12 @@ class SupSup:
         for loader in loaders.values():
             loader.keep()  # some batches are answered twice, and must be the same then
         real = self.settings["real_neurons"]
-        adaptor = "se_oneshot_entropy_minimization" if real is None else "se_oneshot_g_minimization"
         options = InferenceOptions(
             images or sys.maxsize, real_neurons=real or self.outputs, unshared_labels=unshared_labels
         )
         with _failing("data"):
             scores = evaluate(
-                self.model, _Tests(loaders), list(loaders), adaptor, options, candidates=range(len(self.tasks))
+                self.model, _Tests(loaders), list(loaders), self._adaptor, options, candidates=range(len(self.tasks))
             )
         return dict(zip(data, scores, strict=True))
 
