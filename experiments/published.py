@@ -49,7 +49,7 @@ def name_of(experiment: Experiment, setting: Setting, paper: dict) -> str:
 
 def short(setting: Setting, paper: dict) -> str:
     """What tells a setting apart from the experiment's others, in the words of ``paper.yaml`` where it has some."""
-    return ", ".join(paper["short"].get(part, part) for part in setting.label.split(", "))
+    return ", ".join(filter(None, (paper["short"].get(part, part) for part in setting.label.split(", "))))
 
 
 def label_of(experiment: Experiment, paper: dict) -> str:
