@@ -5,7 +5,9 @@ task, of which PackNet and ExSSNeT find a mask in the first half and train its w
 
 Command:  python experiments/GNu/MNISTPerm/siblings.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets "cpu|cpu" --data DIR --num-tasks 3 --eval-ckpts 3
-Expected: not in the paper.
+Expected: not in the paper. Measured after 10 tasks (seed 0), with the task given and inferred: SupSup 0.9369 and
+          0.9369, Piggyback 0.9564 and 0.4432, WSN 0.9462 and 0.9462, PackNet 0.8797 and 0.4958,
+          ExSSNeT 0.9367 and 0.9367.
 """
 
 import sys
