@@ -114,5 +114,5 @@ def apart(run: Run) -> bool:
         s["trainer"] == "default"
         and not s["train_weight_tasks"]
         and s["bn_type"] not in ("StandardBN", "NonAffineBN")
-        and s["conv_type"] not in SIBLINGS
+        and s.get("conv_type") not in SIBLINGS  # which older runs do not tell
     )
