@@ -389,6 +389,7 @@ class SupSup:
             raise ValueError(f"{path}: {error}") from None
         tasks = [Record("task", {"name": str(task)}, joined({"own": state})) for task, state in states.items()]
         net._take(path, tasks)
+        net._image_shape = None  # such a file tells how many numbers an image has, not its shape
         return net
 
     def merge(self, path: str | Path) -> None:
@@ -409,8 +410,11 @@ class SupSup:
 
     def _take(self, path: Path, records: list[Record]) -> None:
         """Take the tasks of a file: all of them, or none if one does not fit."""
-        places = multitask.task_state(self.model, 0)
         states = [named_part(record.tensors, "own") for record in records]
+        try:
+            places = multitask.task_state(self.model, 0)
+        except IndexError:  # layers that keep one task alone have no place before it: nothing can be left half done
+            places = states[0] if states else {}
         for record, state in zip(records, states, strict=True):
             for name in sorted(places.keys() | state.keys()):
                 own, theirs = (_kind(tensors.get(name)) for tensors in (places, state))
@@ -423,7 +427,8 @@ class SupSup:
         for record, state in zip(records, states, strict=True):
             multitask.load_task_state(self.model, len(self.tasks), state)
             self.tasks.append(record.values["name"])
-            self._image_shape = self._image_shape or tuple(record.values.get("image_shape") or ()) or None
+            if "image_shape" in record.values:  # none where the file was made from one that does not tell it
+                self._image_shape = tuple(record.values["image_shape"]) or None
 
     def _given(self) -> dict[str, Tensor]:
         """What tasks share and no seed makes."""
