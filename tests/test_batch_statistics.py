@@ -128,7 +128,7 @@ def test_not_more_batches_wait_than_memory_is_meant_for(monkeypatch):
     data.images = torch.randn(TASKS, 400, 2, 5, 5, generator=generator("many"))
     batch = data.images[0, :4].nbytes
     monkeypatch.setattr(evaluation, "QUEUE_BYTES", 7 * batch)
-    monkeypatch.setattr(adaptors, "one_shot", lambda m, t, x, o: sizes.append(x.nbytes) or whole(m, t, x, o))
+    monkeypatch.setattr(adaptors, "one_shot", lambda m, t, x, o, **how: sizes.append(x.nbytes) or whole(m, t, x, o))
     together = evaluate(model, data, range(TASKS), "se_oneshot_entropy_minimization", InferenceOptions())
     assert max(sizes) == 7 * batch and sum(sizes) == data.images.nbytes
     monkeypatch.setattr(evaluation, "QUEUE_BYTES", 2**30)

@@ -16,7 +16,7 @@ from experiments import launcher
 from utils.checkpoint import Checkpoint
 
 GG = launcher.ROOT / "experiments" / "GG"
-SCRIPTS = sorted(GG.glob("*/*.py"), key=lambda path: path.stem)
+SCRIPTS = sorted((path for path in GG.glob("*/*.py") if "siblings" not in path.stem), key=lambda path: path.stem)
 MULTIPLIERS = {"rn18-supsup": [1, 2, 4, 8, 16, 32], "rn18-supsup-transfer": [1, 2, 4, 8, 16, 32]}
 
 
