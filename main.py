@@ -47,7 +47,7 @@ from trainers import (
 )
 from trainers.entries import settings_of_run
 from trainers.export import check_export, load_export, read_export
-from trainers.merge import SLICE, join_parts, read_part
+from trainers.merge import SLICE, Part, join_parts, read_part
 from trainers.original import ORIGINAL, learned_tasks
 from trainers.predict import predict as answers_to
 from trainers.record import RunRecord
@@ -91,6 +91,7 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
         if args.predict is not None:
             predict(argv, Path(args.resume))
             return 0
+        parts = [read_part(Path(path)) for path in args.merge or ()]
         if original is not None:
             args, exported = take_original(argv, original)
         elif args.resume and (settings := settings_of_run(Path(args.resume))):
@@ -100,13 +101,12 @@ def _main(argv: Sequence[str] | None, signals: Signals) -> int:
             network = {name: value for name, value in settings.items() if name in NETWORK}
             args = parse_arguments(argv, network, source=f"--import {args.import_file}")
             _check_same(args.import_file, network, vars(args) | {"model": plain(args.model)}, NETWORK)
-        elif args.merge is not None:
-            settings = read_part(Path(args.merge[0])).settings
-            settings = {name: value for name, value in settings.items() if name in NETWORK | OUTCOME}
+        elif parts:
+            settings = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
             args = parse_arguments(argv, settings, source=f"--merge {args.merge[0]}")
         for note in notes:
             print(f"note: {note}", flush=True)
-        run(args, signals, exported)
+        run(args, signals, exported, parts)
     except (UserError, Stopped) as error:
         return complain(error)
     except (ImportError, MemoryError, OSError, RuntimeError) as error:
@@ -201,25 +201,26 @@ def take_original(argv: Sequence[str] | None, path: str) -> tuple[Namespace, lis
     return args, [Record(ORIGINAL, {"tasks": learned}, original.tensors)]
 
 
-def run(args: Namespace, signals: Signals, exported: Sequence[Record] = ()) -> None:
+def run(args: Namespace, signals: Signals, exported: Sequence[Record] = (), parts: Sequence[Part] = ()) -> None:
     """Learn the tasks and evaluate.
 
     Args:
         signals: what may ask the run to stop.
         exported: the records of ``--import``, if it was given.
+        parts: the runs of ``--merge``, if it was given.
 
     Raises:
         UserError: the input is wrong; before anything is written.
         Stopped: the run could not go on.
     """
     find_data(args)
-    devices = set_up(args)[: 1 if args.merge else None]
+    devices = set_up(args)[: 1 if parts else None]
     more = args.num_tasks is not None  # told how many tasks there are, a run that goes on may have more than before
     data, model, trainer = build(args, devices[0], Group(0, len(devices)))
     check(args, data, model, trainer)
     fingerprint = data.fingerprint()
     more = more and trainer.tasks_known and not data.depend_on_number
-    merged = merge(args, fingerprint, model) if args.merge else {}
+    merged = merge(args, parts, fingerprint, model) if parts else {}
     record = recall(args, model, trainer, fingerprint, exported, more)
     record.merged = merged
     known = {*record.learned, *tasks_to_learn(args)}
@@ -414,11 +415,12 @@ def ignored(args: Namespace, tasks: int, model: nn.Module) -> list[str]:
     """What of the flags goes beyond the tasks, so many in the end, the batches or the layers, a line each."""
     lines = []
     if not any(multitask.named(model, TopK)):
+        default = make_parser().get_default
         lines += [
             f"--{name.replace('_', '-')} {getattr(args, name)}: without effect, for no layer of --conv-type "
             f"{args.conv_type} keeps a fraction of its weights"
             for name in ("sparsity", "er_sparsity")
-            if getattr(args, name) != make_parser().get_default(name)
+            if getattr(args, name) != default(name)
         ]
     beyond = [count for count in args.eval_ckpts or () if count > tasks]
     if beyond:
@@ -515,13 +517,12 @@ def lasting_settings(args: Namespace, model: nn.Module) -> dict[str, object]:
     return lasting
 
 
-def merge(args: Namespace, fingerprint: str, model: nn.Module) -> dict[int, tuple[Path, Record]]:
+def merge(args: Namespace, parts: Sequence[Part], fingerprint: str, model: nn.Module) -> dict[int, tuple[Path, Record]]:
     """What the runs of ``--merge`` have learned of the tasks; with ``--allow-missing`` these become the tasks.
 
     Raises:
-        UserError: as ``read_part`` and ``join_parts``.
+        UserError: as ``join_parts``.
     """
-    parts = [read_part(Path(path)) for path in args.merge]
     ours = {name: value for name, value in lasting_settings(args, model).items() if name not in SLICE}
     found = join_parts(
         parts,

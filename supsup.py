@@ -322,13 +322,10 @@ class SupSup:
         Raises:
             OSError: it cannot be written.
         """
-        first = Record(KIND, {"settings": self.settings, "frozen": self._fingerprint()}, self._given())
+        about = {"settings": self.settings, "frozen": self._fingerprint(), "image_shape": list(self._image_shape or ())}
+        first = Record(KIND, about, self._given())
         tasks = [
-            Record(
-                "task",
-                {"name": name, "image_shape": list(self._image_shape or ())},
-                joined({"own": multitask.task_state(self.model, number)}),
-            )
+            Record("task", {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
             for number, name in enumerate(self.tasks)
         ]
         write_records(Path(path).expanduser(), [first, *tasks])
@@ -365,6 +362,8 @@ class SupSup:
         if net._fingerprint() != first.values["frozen"]:
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")
         net._take(path, tasks)
+        if "image_shape" in first.values:
+            net._image_shape = _shape_in(first)
         return net
 
     @classmethod
@@ -407,6 +406,7 @@ class SupSup:
             self._check_new(record.values["name"])
             self._check_place()
         self._take(path, tasks)
+        self._image_shape = self._image_shape or _shape_in(first)
 
     def _take(self, path: Path, records: list[Record]) -> None:
         """Take the tasks of a file: all of them, or none if one does not fit."""
@@ -425,10 +425,11 @@ class SupSup:
                     )
         self._make_room(len(self.tasks) + len(records))
         for record, state in zip(records, states, strict=True):
-            multitask.load_task_state(self.model, len(self.tasks), state)
+            try:
+                multitask.load_task_state(self.model, len(self.tasks), state)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}: does not fit this network: {error}") from None
             self.tasks.append(record.values["name"])
-            if "image_shape" in record.values:  # none where the file was made from one that does not tell it
-                self._image_shape = tuple(record.values["image_shape"]) or None
 
     def _given(self) -> dict[str, Tensor]:
         """What tasks share and no seed makes."""
@@ -506,6 +507,11 @@ def _read(path: Path) -> tuple[Record, list[Record]]:
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path}: is damaged: its tasks are called {names}")
     return records[0], records[1:]
+
+
+def _shape_in(first: Record) -> tuple[int, ...] | None:
+    """The shape of an image that a file of ``save`` tells; None if it was made from one that does not."""
+    return tuple(first.values.get("image_shape") or ()) or None
 
 
 def _kind(value: Tensor | None) -> str:

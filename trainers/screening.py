@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import superposition
+from models import multitask, superposition
 from models.masked import Masked
 from models.masks import tiles
 from models.superposition import factors
@@ -32,8 +32,8 @@ DECIDED_BYTES = 2**26  # of those that are looked at together
 
 def can_screen(model: nn.Module) -> bool:
     """Whether every layer that is superposed has masks, whose bits are summed by units."""
-    layers = [module for module in model.modules() if isinstance(module, superposition.SuperposedModule)]
-    return superposition.is_factored(model) and all(isinstance(layer, Masked) for layer in layers)
+    layers = multitask.named(model, superposition.SuperposedModule)
+    return superposition.is_factored(model) and all(isinstance(layer, Masked) for _, layer in layers)
 
 
 def screens(model: nn.Module, tasks: Sequence[int], infer: str) -> bool:
