@@ -11,16 +11,17 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from args import parse_arguments
 from experiments import gpus
+from experiments.backends import Backend
 from experiments.backends.local import Local
 from experiments.options import WORK_REMAINS, parser_of
 from experiments.plan import ROOT, Plan, experiment_name, found_in, runs_of
-from experiments.schedule import Ends, Schedule
+from experiments.schedule import Ends, Schedule, counted
 from utils.errors import UserError
 from utils.output import lasting_output
 from utils.paths import default_data
@@ -50,8 +51,7 @@ def launch(
         main: the program that does a run.
 
     Exit status: 0, 1 if a run failed, 2 for bad input (nothing was started, or every run refused its flags),
-    75 if ``--stop-after`` has left work or a run is under way in another process, 128 + the signal's number if
-    stopped by a signal.
+    75 if ``--stop-after`` has left work, 128 + the signal's number if stopped by a signal.
     """
     script = Path(script).resolve()
     parser = parser_of(script)
@@ -82,8 +82,14 @@ def launch(
         sys.exit(0)
     if plan.data is None:
         print("data: {} ({}; --data names another)".format(*default), flush=True)
-    ends = Schedule(plan, Local(plan, sets), 60 * options.hung_after, 60 * options.stop_after).run()
+    with closing(backend_of(plan, sets)) as backend:
+        ends = Schedule(plan, backend, 60 * options.hung_after, 60 * options.stop_after).run()
     sys.exit(_conclude(plan, ends, options.stop_after))
+
+
+def backend_of(plan: Plan, sets: Sequence[str]) -> Backend:
+    """Where the runs of a call run, by its options."""
+    return Local(plan, sets)
 
 
 def _check_flags(plan: Plan, devices: str) -> None:
@@ -118,8 +124,8 @@ def _conclude(plan: Plan, ends: Ends, stop_after: float) -> int:
             "the same call goes on from here",
             file=sys.stderr,
         )
-    for run in ends.elsewhere:
-        print(f"under way in another process: {run.name}; call again when it has ended", file=sys.stderr)
+    if ends.elsewhere:
+        print(f"{counted(ends.elsewhere)} under way in another process, not waited for any longer", file=sys.stderr)
     if ends.left or ends.elsewhere:
         return WORK_REMAINS
     refused = len(ends.failed) == len(plan.runs) and all(status == 2 for status, _ in ends.failed.values())

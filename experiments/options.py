@@ -31,10 +31,11 @@ def parser_of(script: Path) -> Parser:
         epilog="All further flags go on to main.py as they are (see main.py --help):\n"
         "--num-tasks 10 --epochs 1 makes a small version of any experiment.\n"
         "Finished runs are skipped; unfinished ones go on from their checkpoint. A run that crashes or hangs is\n"
-        "started once more, and goes on likewise. A run that another process is at is left to it.\n"
-        f"Exit status: 0; 1 if a run failed; 2 for bad input; {WORK_REMAINS} if work remains, left by\n"
-        "--stop-after or under way in another process: call again; 128 + the signal's number after SIGINT, SIGTERM,\n"
-        "SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU, on which every run keeps what it has learned.",
+        "started once more, and goes on likewise. A run that another process is at is waited for, and goes on here\n"
+        "if that gives it up.\n"
+        f"Exit status: 0; 1 if a run failed; 2 for bad input; {WORK_REMAINS} if --stop-after has left work: call\n"
+        "again; 128 + the signal's number after SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU, on which every\n"
+        "run keeps what it has learned.",
     )
     parser.add_argument(
         "--gpu-sets",

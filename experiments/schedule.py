@@ -6,22 +6,24 @@ The schedule has no threads: it starts runs, looks at them a few times a second,
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from experiments.backends import GRACE_SECONDS, Backend, Job, starter
+from experiments.attempts import is_under_way, last_attempt
+from experiments.backends import GRACE_SECONDS, Backend, Job
 from experiments.plan import Plan, Run
 from experiments.progress import Progress
 from utils.signals import ECHO_SECONDS
 from utils.signals import NUMBERS as STOP_SIGNALS
 
 POLL_SECONDS = 0.1
+HELD_SECONDS = 1  # between two looks at the runs that another process is at
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
 STOPPED = {status for number in STOP_SIGNALS for status in (-number, 128 + number)}
-IN_USE = "another process is running in this folder"  # how main.py ends where a run is under way
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Ends:
     Attributes:
         failed: for each run that failed its exit status (None if it did not start) and the reason.
         left: runs that are left unfinished for a later call.
-        elsewhere: runs that are under way in another process.
+        elsewhere: runs that were under way in another process when this one was stopped.
         signal: the first of ``STOP_SIGNALS`` that stopped everything, if one did.
     """
 
@@ -56,16 +58,18 @@ class Schedule:
         self.hung_after = hung_after
         self.stop_at = time.monotonic() + stop_after
         self.waiting = list(plan.runs)
-        self.free = list(backend.places)
         self.jobs: list[Job] = []
         self.ends = Ends()
         self.tried: set[Run] = set()
-        self.held: dict[Run, float] = {}  # by another process, and until when that may be one killed a moment ago
+        self.held: dict[Run, float] = {}  # waiting runs that another process is at, and since when
+        self.look_again = 0.0  # when to look at these
+        self.said = False  # that there is nothing to do but to wait for them
         self.caught: list[int] = []
 
     def run(self) -> Ends:
         """Run what is not finished, one run a place at a time. A run that crashes or hangs is started once more.
 
+        A run that another process is at is waited for, and started here if that ends without having finished it.
         On one of ``STOP_SIGNALS`` every run is told to end, and on a second one killed.
         """
         progress = Progress(self.plan)
@@ -76,14 +80,15 @@ class Schedule:
                     self._look_at_jobs()
                     if self._over():
                         break
+                    self._tell_of_waiting()
                     progress.look()
                     time.sleep(POLL_SECONDS)
             finally:
                 self._end_jobs()
                 progress.look(now=True)
-        left = [*self.ends.left, *(run for run in self.waiting if run not in self.ends.elsewhere)]
-        self.ends.left = [run for run in left if not self.plan.is_finished(run)]
-        self.ends.elsewhere = [run for run in self.ends.elsewhere if not self.plan.is_finished(run)]
+        left = [run for run in [*self.ends.left, *self.waiting] if not self.plan.is_finished(run)]
+        self.ends.left = [run for run in left if run not in self.held]
+        self.ends.elsewhere = [run for run in left if run in self.held]
         self.ends.signal = self.caught[0] if self.caught else None
         return self.ends
 
@@ -92,38 +97,55 @@ class Schedule:
 
     def _over(self) -> bool:
         """Whether nothing is under way, and nothing is to start any more."""
-        return not self.jobs and (self._stopping() or all(run in self.ends.elsewhere for run in self.waiting))
+        return not self.jobs and (self._stopping() or not self.waiting)
 
     def _start_runs(self) -> None:
+        free = list((Counter(self.backend.places) - Counter(job.place for job in self.jobs)).elements())
+        look = time.monotonic() > self.look_again
         for run in list(self.waiting):
-            if self.free and not self._stopping():
-                self._start(run)
+            if free and not self._stopping() and (look or run not in self.held) and self._start(run, free[0]):
+                free.pop(0)
+        if look:
+            self.look_again = time.monotonic() + HELD_SECONDS
 
-    def _start(self, run: Run) -> None:
-        """Start a run at the first free place, unless it is finished, under way, or cannot be started."""
-        ends = self.ends
+    def _start(self, run: Run, place: str) -> bool:
+        """Start a run at a free place, unless it is finished, under way, or cannot be started; says whether it did."""
         if self.plan.is_finished(run):
-            self.waiting.remove(run)
-            return say(f"{run.name}: finished {'in another process' if run in self.held else 'before, skipped'}")
+            say(f"{run.name}: finished {'in another process' if run in self.held else 'before, skipped'}")
+            self._forget(run)
+            return False
         try:
-            job = self.backend.start(run, self.free[0])
+            if is_under_way(self.plan.log(run)):
+                raise BlockingIOError
+            job = self.backend.start(run, place)
         except BlockingIOError:
-            self.held.setdefault(run, time.monotonic() + LOCK_SECONDS)
-            if run not in ends.elsewhere and time.monotonic() > self.held[run]:
-                ends.elsewhere.append(run)
-                who = starter(self.plan.log(run))
-                say(f"{run.name}: under way in another process{f', started by {who}' if who else ''}")
-            return
+            self.held.setdefault(run, time.monotonic())
+            return False
         except OSError as error:
-            ends.failed[run] = (None, f"not started: {error.strerror}")
-            say(f"{run.name}: {ends.failed[run][1]}")
-        else:
-            self.jobs.append(job)
-            say(f"{run.name}: started on {self.free.pop(0)}, log in {job.log}")
-            self.held.pop(run, None)
+            self.ends.failed[run] = (None, f"not started: {error.strerror}")
+            say(f"{run.name}: {self.ends.failed[run][1]}")
+            self._forget(run)
+            return False
+        self.jobs.append(job)
+        say(f"{run.name}: started on {place}, log in {job.log}")
+        self.said = False
+        self._forget(run)
+        return True
+
+    def _forget(self, run: Run) -> None:
+        """Take a run out of those that wait."""
         self.waiting.remove(run)
-        if run in ends.elsewhere:
-            ends.elsewhere.remove(run)
+        self.held.pop(run, None)
+
+    def _tell_of_waiting(self) -> None:
+        """Say, once, that all that is left is under way in another process."""
+        now = time.monotonic()
+        if self.said or self.jobs or any(now - self.held.get(run, now) < LOCK_SECONDS for run in self.waiting):
+            return
+        starters = {last.starter for run in self.waiting if (last := last_attempt(self.plan.log(run)))}
+        who = f", started by {starters.pop()}" if len(starters) == 1 else ""
+        say(f"waiting for {counted(self.waiting)} under way in another process{who}")
+        self.said = True
 
     def _look_at_jobs(self) -> None:
         stopping = self._stopping()
@@ -143,16 +165,20 @@ class Schedule:
         """Take a run that has ended out of the books."""
         job.kill()
         self.jobs.remove(job)
-        self.free.append(job.place)
         run, status, outcome = job.run, job.status(), "done"
         if status:
             outcome = job.why()
             if (job.deadline or (self.caught and status in STOPPED)) and not job.hung:
                 outcome = "stopped"
                 self.ends.left.append(run)
-            elif IN_USE in outcome:
+            elif job.is_lost():
+                outcome += "; starting it elsewhere"
+                self.waiting.insert(0, run)
+            elif job.found_it_held() and (is_under_way(job.log) or run not in self.tried):
                 outcome = "under way in another process"
-                self.ends.elsewhere.append(run)
+                self.tried.add(run)
+                self.waiting.insert(0, run)
+                self.held[run] = time.monotonic()
             elif may_try_again(job) and run not in self.tried:
                 outcome += "; trying once more"
                 self.tried.add(run)
@@ -174,6 +200,10 @@ class Schedule:
 def may_try_again(job: Job) -> bool:
     """Whether a failed run may fare better: not if its flags were refused, nor if somebody stopped it."""
     return job.hung or job.status() not in {2, *STOPPED}
+
+
+def counted(runs: Sequence[Run]) -> str:
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
 
 
 def say(line: str) -> None:

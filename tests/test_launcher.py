@@ -64,6 +64,9 @@ if args.act == "told":
 if args.act == "mixed" and args.seed == 1:
     print("first line\\n--lr: the last line\\n\\n", file=sys.stderr)
     sys.exit(1)
+if args.act == "taken" and attempts == 1:
+    print("x: another process is running in this folder", file=sys.stderr)
+    sys.exit(2)
 if args.act == "refuse":
     print("--lr: no such rate", file=sys.stderr)
     sys.exit(2)
@@ -383,25 +386,44 @@ def test_a_terminal_that_closes_tells_it_twice_and_kills_nothing(tmp_path, fake_
     assert len(list((tmp_path / "runs" / FOLDER).glob("*/kept"))) == 2
 
 
-def test_a_run_under_way_is_not_started_again_and_has_not_failed(call, tmp_path, fake_main, monkeypatch):
-    process, _ = start_waiting(tmp_path, fake_main)
+@pytest.fixture
+def impatient(monkeypatch):
+    """Runs under way elsewhere are looked at often."""
+    monkeypatch.setattr(schedule, "HELD_SECONDS", 0.01)
     monkeypatch.setattr(schedule, "LOCK_SECONDS", 0.1)
+
+
+def test_a_run_under_way_is_not_started_again_and_has_not_failed(call, tmp_path, fake_main, impatient):
+    process, _ = start_waiting(tmp_path, fake_main)
     try:
-        status, out, err = call("--gpu-sets", "cpu", "--act", "wait")
+        status, out, err = call("--gpu-sets", "cpu", "--seeds", "2", "--act", "wait", "--stop-after", "0.01")
         assert status == WORK_REMAINS
         where = f"process {process.pid} on {platform.node()}"
-        assert out.splitlines()[1:] == [f"seed=0,act=wait: under way in another process, started by {where}"]
-        assert err == "under way in another process: seed=0,act=wait; call again when it has ended\n"
+        assert out.splitlines()[1:] == [f"waiting for 2 runs under way in another process, started by {where}"]
+        assert err == "2 runs under way in another process, not waited for any longer\n"
         (tmp_path / "runs" / FOLDER / "seed=0,act=wait" / "finished").touch()
         assert call("--gpu-sets", "cpu", "--act", "wait")[0] == 0
     finally:
         process.terminate()
         process.communicate(timeout=10)
+    assert attempts(tmp_path) == {"0": 1, "1": 1}
 
 
-def test_a_run_that_another_is_at_holds_up_nothing_and_is_taken_over_when_that_ends(call, tmp_path, monkeypatch):
+def test_two_launchers_at_once_run_each_run_once_and_both_end_well(tmp_path, fake_main):
+    driver = DRIVER.format(root=str(launcher.ROOT), script=str(SCRIPT), main=str(fake_main))
+    words = ["--log-dir", str(tmp_path / "runs"), "--gpu-sets", "cpu", "--seeds", "3"]
+    both = [subprocess.Popen([sys.executable, "-c", driver, *words], stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=20)[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert attempts(tmp_path) == {"0": 1, "1": 1, "2": 1} and all(": done" in text for text in said)
+
+
+def test_a_run_that_another_is_at_holds_up_nothing_and_is_taken_over_when_that_ends(
+    call, tmp_path, monkeypatch, impatient
+):
     folder = tmp_path / "runs" / FOLDER
     folder.mkdir(parents=True)
+    monkeypatch.setattr(schedule, "LOCK_SECONDS", 10)
     lock, said = local.open_log(folder / "seed=0.log"), []
 
     def write(line):
@@ -415,14 +437,27 @@ def test_a_run_that_another_is_at_holds_up_nothing_and_is_taken_over_when_that_e
     assert done == ["seed=1", "seed=0"] and not [line for line in said if "another process" in line]
 
 
-def test_a_run_that_main_py_is_at_by_itself_has_not_failed(tmp_path):
-    folder = tmp_path / FOLDER / "seed=0,set=DigitsPerm"
+def test_a_run_that_main_py_is_at_by_itself_is_waited_for(call, tmp_path, monkeypatch, impatient):
+    folder, said = tmp_path / "runs" / FOLDER / "seed=0", []
     folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"):
-        words = ["--set", "DigitsPerm", "--gpu-sets", "cpu", "--log-dir", str(tmp_path), "--threads", "1"]
-        done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == WORK_REMAINS, done.stderr
-    assert "set=DigitsPerm: under way in another process" in done.stdout and "failed" not in done.stderr
+    lock = FileLock(folder / ".lock")
+
+    def write(line):
+        said.append(line)
+        if line.startswith("waiting for"):
+            lock.release()
+
+    monkeypatch.setattr(tqdm, "write", write)
+    with lock:
+        assert call("--gpu-sets", "cpu")[0] == 0
+    assert said[0] == "waiting for 1 run under way in another process" and ": done" in said[-1]
+    assert attempts(tmp_path) == {"0": 1}
+
+
+def test_a_run_that_main_py_finds_taken_is_no_failure(call, tmp_path):
+    status, out, err = call("--gpu-sets", "cpu", "--act", "taken")
+    assert (status, err) == (0, "") and attempts(tmp_path) == {"0": 2}
+    assert "seed=0,act=taken: under way in another process" in out
 
 
 def test_no_bar_goes_into_a_file(call):

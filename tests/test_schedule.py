@@ -49,6 +49,7 @@ class Elsewhere:
 def ends(tmp_path, monkeypatch, capsys):
     """What a schedule gives for the attempts of its runs."""
     monkeypatch.setattr(schedule, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(schedule, "HELD_SECONDS", 0.001)
     monkeypatch.setattr(schedule, "LOCK_SECONDS", 0.01)
 
     def ends(attempts, places=("here", "there"), hung_after=60.0, stop_after=60.0):
@@ -72,8 +73,9 @@ def test_places_are_taken_in_turn_and_what_crashes_is_started_once_more(ends):
 
 
 def test_what_cannot_be_started_has_failed_and_what_is_held_is_left_to_its_holder(ends):
-    held = [BlockingIOError()] * 100
-    started, failed, left, elsewhere = ends({"a": [OSError(28, "No space left on device")], "b": held, "c": [0]})
+    held = [BlockingIOError()] * 1000
+    attempts = {"a": [OSError(28, "No space left on device")], "b": held, "c": [0]}
+    started, failed, left, elsewhere = ends(attempts, stop_after=0.1)
     assert [name for name, _ in started] == ["c"]
     assert failed == {"a": (None, "not started: No space left on device")}
     assert (left, elsewhere) == ([], ["b"])

@@ -123,7 +123,7 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
                 raise  # it is a file
             continue
         check_kind(path / ".lock")
-        lock = FileLock(path / ".lock", timeout=0)
+        lock = FileLock(path / ".lock", timeout=0.1)  # longer than somebody takes to see whether it is held
         try:
             lock.acquire()
             return path, lock

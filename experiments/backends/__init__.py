@@ -1,9 +1,8 @@
-"""Where runs are run. A backend has places, starts a run on one, and says how it is; the schedule does the rest."""
+"""Where runs are run. A backend has places, starts a run on one, and says how it is; the schedule does the rest.
 
-import os
-import platform
-import re
-import shlex
+The launcher chooses it by the options of the call. A further one is a file here, with a ``Backend`` and its ``Job``.
+"""
+
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -12,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from experiments.attempts import last_line
 from experiments.plan import Run
 
 GRACE_SECONDS = 120  # what a run that is told to end gets for its batch and its checkpoint
+IN_USE = "another process is running in this folder"  # how main.py ends where a run is under way
 
 
 class Job(ABC):
@@ -48,6 +49,14 @@ class Job(ABC):
     def kill(self) -> None:
         """End what is left of it and of what it started, if anything is."""
 
+    def is_lost(self) -> bool:
+        """Whether it ended because its machine is gone, which says nothing about the run."""
+        return False
+
+    def found_it_held(self) -> bool:
+        """Whether it ended because another process was at the run."""
+        return IN_USE in self.last_line()
+
     def tell_to_end(self) -> None:
         """Ask it to end, which may take ``GRACE_SECONDS``."""
         self.ask_to_end()
@@ -60,46 +69,35 @@ class Job(ABC):
                 self._sign, self._heard = sign, time.monotonic()
         return time.monotonic() - self._heard > seconds
 
+    def last_line(self) -> str:
+        """The last line that it wrote; empty if it wrote none."""
+        return last_line(self.log, self.begins)
+
     def why(self) -> str:
         """How it failed: how it ended and the last line it wrote."""
         status = self.status() or 0
         ended = f"status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
         ended = "hung and was ended" if self.hung else ended
-        lines = []
-        with suppress(OSError), self.log.open("rb") as log:
-            log.seek(max(self.begins, os.fstat(log.fileno()).st_size - 65536))
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        return f"{ended}: {lines[-1] if lines else 'it wrote nothing'}"
+        return f"{ended}: {self.last_line() or 'it wrote nothing'}"
 
 
 class Backend(Protocol):
-    """What the schedule needs of a backend.
+    """What the launcher and the schedule need of a backend."""
 
-    Attributes:
-        places: what it runs runs on, one at a time on each, in words for the user.
-    """
-
-    places: Sequence[str]
+    @property
+    def places(self) -> Sequence[str]:
+        """What it runs runs on, one at a time on each, in words for the user; they may become more or fewer."""
+        ...
 
     def start(self, run: Run, place: str) -> Job:
         """Start a run at a place that is free.
 
         Raises:
-            BlockingIOError: it is under way already, in another process.
+            BlockingIOError: it is under way already, in another process, or was finished by one just now.
             OSError: it cannot be started.
         """
         ...
 
-
-def head_line(command: Sequence[str]) -> str:
-    """What the log of an attempt at a run begins with: the command, and who started it."""
-    return f"$ {shlex.join(command)}  # process {os.getpid()} on {platform.node()}"
-
-
-def starter(log: Path) -> str | None:
-    """Who started the run whose log this is, as far as the log tells."""
-    found = None
-    with suppress(OSError), log.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            found = re.match(r"\$ .*  # (process \d+ on \S+)$", line) or found
-    return found[1] if found else None
+    def close(self) -> None:
+        """Let go of what the backend itself has started; nothing is under way any more."""
+        ...

@@ -5,42 +5,94 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.backends import Job, head_line
+from experiments.attempts import end_line, head_line, is_finished
+from experiments.backends import Job
 from experiments.plan import Plan, Run
 from utils.cores import RUNS_AT_ONCE
 
-# On Linux each run starts through this stub. It asks the kernel to kill it when the launcher is gone, even by
-# SIGKILL, and then becomes the run: the request (PR_SET_PDEATHSIG, 1) outlives exec. An orphan would go on
-# writing into the folder in which the next call resumes the run.
+# Each run starts through this stub. On Linux it asks the kernel to kill it when its parent is gone, even by SIGKILL;
+# the request (PR_SET_PDEATHSIG, 1) outlives exec. An orphan would go on writing into the folder in which the next call
+# resumes the run. It lets SIGINT through, which the workers of Ray block and pass on, and then becomes the run.
 TETHER = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-if os.getppid() == int(sys.argv[1]):  # else the launcher died before the request was in place
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):  # else the parent died before the request was in place
     os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+class Child:
+    """A run's process, a child of this one, in a group of its own: a signal from the terminal does not reach it, and
+    what it starts ends with it.
+
+    Args:
+        command: its words.
+        log: where its output goes, behind what is there.
+        env: its environment.
+
+    Raises:
+        OSError: as ``open_log``; it is ``BlockingIOError`` too if the run was finished just now.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]):
+        self.log = log
+        with open_log(log) as file:
+            if is_finished(log):  # by the process that held the lock a moment ago
+                raise BlockingIOError
+            file.write(f"{head_line(command)}\n".encode())
+            file.flush()
+            self.begins = file.tell()
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=env,
+                start_new_session=True,
+            )
+        self._noted = False
+
+    def status(self) -> int | None:
+        """As ``Job.status``; when the process has ended, its log says so."""
+        status = self._process.poll()
+        if status is not None and not self._noted:
+            self._noted = True
+            with suppress(OSError), self.log.open("ab+") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read() == b"\n" else b"\n")
+                file.write(f"{end_line(status)}\n".encode())
+        return status
+
+    def ask_to_end(self) -> None:
+        self._process.terminate()  # this one alone, which needs its followers on other devices until it has ended
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # already gone; macOS says the latter
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class Process(Job):
     """A run that is a process of this machine."""
 
-    def __init__(self, run: Run, place: str, log: Path, begins: int, process: subprocess.Popen):
-        super().__init__(run, place, log, begins)
-        self.process = process
+    def __init__(self, run: Run, place: str, child: Child):
+        super().__init__(run, place, child.log, child.begins)
+        self._child = child
 
     def status(self) -> int | None:
-        return self.process.poll()
+        return self._child.status()
 
     def ask_to_end(self) -> None:
-        self.process.terminate()  # this one alone, which needs its followers on other devices until it has ended
+        self._child.ask_to_end()
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # already gone; macOS says the latter
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._child.kill()
 
 
 class Local:
@@ -53,22 +105,12 @@ class Local:
         self._env = {RUNS_AT_ONCE: str(min(len(sets), len(plan.runs))), "PYTHONUNBUFFERED": "1"}
 
     def start(self, run: Run, place: str) -> Process:
-        """Start a run with its output in its log. Raises ``OSError`` as ``open_log``."""
-        path, command = self._plan.log(run), self._plan.command(run, place)
-        tether = [sys.executable, "-S", "-c", TETHER, str(os.getpid())] if sys.platform == "linux" else []
-        with open_log(path) as log:
-            log.write(f"{head_line(command)}\n".encode())
-            log.flush()
-            begins = log.tell()
-            process = subprocess.Popen(
-                [*tether, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._env},
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, and what the run starts ends with it
-            )
-        return Process(run, place, path, begins, process)
+        """Start a run with its output in its log. Raises ``OSError`` as ``Child``."""
+        command = self._plan.command(run, place)
+        return Process(run, place, Child(command, self._plan.log(run), {**os.environ, **self._env}))
+
+    def close(self) -> None:
+        pass
 
 
 def open_log(path: Path) -> BinaryIO:
