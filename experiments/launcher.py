@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,8 +22,9 @@ from experiments import gpus
 from experiments.backends import Backend
 from experiments.backends.local import Local
 from experiments.options import WORK_REMAINS, parser_of
-from experiments.plan import ROOT, Plan, experiment_name, found_in, runs_of
+from experiments.plan import ROOT, Plan, Run, experiment_name, found_in, runs_of
 from experiments.schedule import Ends, Schedule, counted
+from experiments.split import split_runs
 from utils.errors import UserError
 from utils.output import lasting_output
 from utils.paths import default_data
@@ -66,8 +69,10 @@ def launch(
         plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
         if main == ROOT / "main.py":
             _check_flags(plan, sets[0])
+        if options.split_tasks:
+            plan = replace(plan, runs=split_runs(plan.runs, options.split_tasks, partial(_arguments, plan, sets[0])))
         if not options.dry_run:
-            _make(folder)
+            _make(plan)
     except (UserError, ValueError) as error:
         parser.error(str(error))
     except argparse.ArgumentTypeError as error:
@@ -77,7 +82,7 @@ def launch(
     except KeyboardInterrupt:
         sys.exit(130)
     if options.dry_run:
-        for number, run in enumerate(runs):
+        for number, run in enumerate(plan.runs):
             print(shlex.join(plan.command(run, sets[number % len(sets)])))
         sys.exit(0)
     if plan.data is None:
@@ -95,14 +100,20 @@ def backend_of(plan: Plan, sets: Sequence[str]) -> Backend:
 def _check_flags(plan: Plan, devices: str) -> None:
     """See that ``main.py`` takes the flags of every run. Raises ``UserError`` if it does not."""
     for run in {run.flags: run for run in plan.runs}.values():  # seeds make no difference
-        parse_arguments(plan.command(run, devices)[2:])
+        _arguments(plan, devices, run)
 
 
-def _make(folder: Path) -> None:
-    """Make an experiment's folder. Raises ``OSError`` if nothing can be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(None, "no permission to write there")
+def _arguments(plan: Plan, devices: str, run: Run) -> argparse.Namespace:
+    """The settings that ``main.py`` reads from a run's command. Raises ``UserError`` as it does."""
+    return parse_arguments(plan.command(run, devices)[2:])
+
+
+def _make(plan: Plan) -> None:
+    """Make the folders of an experiment. Raises ``OSError`` if nothing can be written there."""
+    for folder in sorted({plan.folder, *(plan.log(run).parent for run in plan.runs)}):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(None, "no permission to write there")
 
 
 def _conclude(plan: Plan, ends: Ends, stop_after: float) -> int:

@@ -9,6 +9,7 @@ from typing import NoReturn
 from experiments import gpus
 from experiments.plan import ROOT
 from utils.paths import user_path
+from utils.slices import MOST_TASKS
 
 MOST_SEEDS = 10_000
 WORK_REMAINS = 75  # the exit status when runs are left for a later call, EX_TEMPFAIL of sysexits.h: call again
@@ -82,6 +83,14 @@ def parser_of(script: Path) -> Parser:
         help="end a run that gives no sign of life for so long, and start it once more (default: %(default)s)",
     )
     parser.add_argument(
+        "--split-tasks",
+        "--split_tasks",
+        type=parse_count,
+        metavar="N",
+        help="cut each run into slices of N tasks, runs of their own in the folder slices, and merge them into the run "
+        "when all are finished: the same results, on as many machines as there are slices (default: as they are)",
+    )
+    parser.add_argument(
         "--dry-run",
         "--dry_run",
         action="store_true",
@@ -117,6 +126,13 @@ def parse_seeds(text: str) -> list[int]:
 def parse_path(text: str) -> Path:
     """A path, ``~`` being the home folder. Raises ``argparse.ArgumentTypeError`` as ``user_path``."""
     return Path(user_path(text))
+
+
+def parse_count(text: str) -> int:
+    """A number of things. Raises ``argparse.ArgumentTypeError`` unless it is a whole number from 1."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_TASKS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_TASKS}")
 
 
 def parse_minutes(text: str) -> float:

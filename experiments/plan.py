@@ -26,6 +26,7 @@ RESERVED = {
     "export": "runs would overwrite each other's file; add it to the command that the log of one run begins with",
     "import": "main.py --import FILE runs from it",
 }
+SLICES = "slices"  # the folder, in the experiment's, of runs that are slices of others
 # Flags that leave the files of a run as they are, so that it is found again under another value of them.
 NOT_IN_NAME = {name.replace("_", "-") for name in NEITHER - SHOWN}
 
@@ -35,13 +36,18 @@ class Run:
     """One call of ``main.py``: its name, its seed, and its flags beyond those that every run gets.
 
     Attributes:
+        name: of its folder, as a path in the experiment's.
         tasks: how many it is to learn; None if the call does not say.
+        parts: the names of the runs that have learned a slice of its tasks each, if it merges them.
+        whole: the name of the run that it is a slice of, if it is one.
     """
 
     name: str
     seed: int
     flags: tuple[str, ...] = ()
     tasks: int | None = None
+    parts: tuple[str, ...] = ()
+    whole: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +71,18 @@ class Plan:
         """The words of a run's command, for devices as ``--multigpu`` names them."""
         words = [sys.executable, str(self.program), "--config", str(self.config), "--seed", str(run.seed)]
         words += [] if self.data is None else ["--data", str(self.data)]
-        words += ["--log-dir", str(self.folder), "--name", run.name, "--multigpu", devices, "--resume"]
-        return [*words, *run.flags]
+        path = self.folder / run.name
+        words += ["--log-dir", str(path.parent), "--name", path.name, "--multigpu", devices, "--resume"]
+        merge = ["--merge", *(str(self.folder / part) for part in run.parts)] if run.parts else []
+        return [*words, *run.flags, *merge]
 
     def log(self, run: Run) -> Path:
         """Where all that a run prints goes, of every attempt at it."""
         return self.folder / f"{run.name}.log"
 
     def is_finished(self, run: Run) -> bool:
-        return (self.folder / run.name / "finished").exists()
+        """Whether nothing of a run is left to do; of a slice also if the run that merges it has all of it."""
+        return any((self.folder / name / "finished").exists() for name in (run.name, run.whole) if name)
 
 
 def runs_of(
@@ -177,10 +186,12 @@ def run_name(seed: int, variant: Mapping[str, str], passed_on: Mapping[str, str]
     """
     rest = sorted(flag for flag in passed_on if flag not in variant and flag not in NOT_IN_NAME)
     parts = [*variant.items(), ("seed", str(seed)), *((flag, passed_on[flag]) for flag in rest)]
-    name = ",".join(f"{quote(flag, safe='')}={quote(value, safe=',+')}" for flag, value in parts)
-    if len(name) > 200:  # a file name has at most 255 bytes, and ".log" follows
-        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    return name
+    return short_name(",".join(f"{quote(flag, safe='')}={quote(value, safe=',+')}" for flag, value in parts))
+
+
+def short_name(name: str) -> str:
+    """A name that is short enough for a file's, of at most 255 bytes with the ``.log`` that follows."""
+    return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def plain_name(name: str) -> str:

@@ -31,15 +31,19 @@ class Progress:
             return
         began = time.monotonic()
         for run in self._plan.runs:
+            if run.parts:
+                continue  # its tasks are those of its slices
             if run not in self._seen or self._seen[run].state != "finished":
                 self._seen[run] = status.read(self._plan.folder / run.name)
-        every = self._seen.values()
-        known = next((of.tasks for of in every if of.tasks), None)  # runs of an experiment have as many tasks
+        finished = {
+            run for run, of in self._seen.items() if of.state == "finished" or run.whole and self._plan.is_finished(run)
+        }
+        known = next((of.tasks for of in self._seen.values() if of.tasks), None)  # an experiment's runs have as many
         tasks = {run: of.tasks or run.tasks or known for run, of in self._seen.items()}
-        done = {run: tasks[run] or of.done if of.state == "finished" else of.done for run, of in self._seen.items()}
+        done = {run: tasks[run] or of.done if run in finished else of.done for run, of in self._seen.items()}
         self.bar.total = None if None in tasks.values() else sum(tasks.values())
         self.bar.n = sum(done.values())
-        finished = sum(of.state == "finished" for of in every)
-        self.bar.set_postfix_str(f"{finished} of {len(self._plan.runs)} runs finished")
+        merged = [run for run in self._plan.runs if run.parts and self._plan.is_finished(run)]
+        self.bar.set_postfix_str(f"{len(finished) + len(merged)} of {len(self._plan.runs)} runs finished")
         ended = time.monotonic()
         self._next = ended + max(1, 50 * (ended - began))  # looking takes a fiftieth of the time at the most

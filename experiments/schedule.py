@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -103,16 +104,28 @@ class Schedule:
         free = list((Counter(self.backend.places) - Counter(job.place for job in self.jobs)).elements())
         look = time.monotonic() > self.look_again
         for run in list(self.waiting):
-            if free and not self._stopping() and (look or run not in self.held) and self._start(run, free[0]):
+            if not free or self._stopping():
+                break
+            if (look or run not in self.held) and not self._awaits_slices(run) and self._start(run, free[0]):
                 free.pop(0)
         if look:
             self.look_again = time.monotonic() + HELD_SECONDS
+
+    def _awaits_slices(self, run: Run) -> bool:
+        """Whether a run is to merge slices of which nobody knows yet how they end."""
+        if not run.parts:
+            return False
+        return not {one.name for one in (*self.waiting, *(job.run for job in self.jobs))}.isdisjoint(run.parts)
 
     def _start(self, run: Run, place: str) -> bool:
         """Start a run at a free place, unless it is finished, under way, or cannot be started; says whether it did."""
         if self.plan.is_finished(run):
             say(f"{run.name}: finished {'in another process' if run in self.held else 'before, skipped'}")
             self._forget(run)
+            return False
+        if failed := [part for part in self.ends.failed if part.name in run.parts]:
+            names = ", ".join(Path(part.name).name for part in failed)
+            self._give_up(run, self.ends.failed[failed[0]][0], f"not merged, for slices have failed: {names}")
             return False
         try:
             if is_under_way(self.plan.log(run)):
@@ -122,15 +135,19 @@ class Schedule:
             self.held.setdefault(run, time.monotonic())
             return False
         except OSError as error:
-            self.ends.failed[run] = (None, f"not started: {error.strerror}")
-            say(f"{run.name}: {self.ends.failed[run][1]}")
-            self._forget(run)
+            self._give_up(run, None, f"not started: {error.strerror}")
             return False
         self.jobs.append(job)
         say(f"{run.name}: started on {place}, log in {job.log}")
         self.said = False
         self._forget(run)
         return True
+
+    def _give_up(self, run: Run, status: int | None, reason: str) -> None:
+        """Take a run that cannot be started out of those that wait."""
+        self.ends.failed[run] = (status, reason)
+        say(f"{run.name}: {reason}")
+        self._forget(run)
 
     def _forget(self, run: Run) -> None:
         """Take a run out of those that wait."""
@@ -139,12 +156,12 @@ class Schedule:
 
     def _tell_of_waiting(self) -> None:
         """Say, once, that all that is left is under way in another process."""
-        now = time.monotonic()
-        if self.said or self.jobs or any(now - self.held.get(run, now) < LOCK_SECONDS for run in self.waiting):
+        now, waiting = time.monotonic(), [run for run in self.waiting if not self._awaits_slices(run)]
+        if self.said or self.jobs or any(now - self.held.get(run, now) < LOCK_SECONDS for run in waiting):
             return
-        starters = {last.starter for run in self.waiting if (last := last_attempt(self.plan.log(run)))}
+        starters = {last.starter for run in waiting if (last := last_attempt(self.plan.log(run)))}
         who = f", started by {starters.pop()}" if len(starters) == 1 else ""
-        say(f"waiting for {counted(self.waiting)} under way in another process{who}")
+        say(f"waiting for {counted(waiting)} under way in another process{who}")
         self.said = True
 
     def _look_at_jobs(self) -> None:

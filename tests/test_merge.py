@@ -1,12 +1,15 @@
 """Tasks learned in slices, by runs of their own, and joined into the run of all of them."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from tiny import RUNS, Tiny, TinyBN, call_main, outcome
 
+from data.base import TaskDataset
+from data.digits import DigitsPerm
 from models import MODELS
 from utils.checkpoint import Checkpoint
 from utils.slices import named, tasks_of
@@ -94,6 +97,24 @@ def test_what_cannot_be_merged_is_refused_in_one_line(tmp_path, learned, capsys,
     assert call_main(tmp_path, *flags, "--merge", *(learned[run] for run in runs)) == 2
     err = capsys.readouterr().err
     assert said.format(*learned) in err and len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_slices_learned_from_other_data_are_refused(tmp_path, learned, capsys, monkeypatch):
+    load = DigitsPerm.load
+
+    def other(self, root):
+        base = load(self, root)
+        return replace(base, train_labels=9 - base.train_labels)
+
+    with monkeypatch.context() as context:
+        context.setattr(DigitsPerm, "load", other)
+        context.setattr(DigitsPerm, "fingerprint", TaskDataset.fingerprint)
+        (theirs,) = slices(tmp_path / "other", of=("0",))
+    for parts, refused in (([learned[0], theirs], theirs), ([theirs, learned[0]], theirs)):
+        assert call_main(tmp_path / "merged", "--merge", *parts) == 2
+        said = f"--merge {refused}/checkpoint.pt: was learned from other data: images, labels or classes differ"
+        assert capsys.readouterr().err == f"main.py: error: {said}\n"
+    assert not (tmp_path / "merged").exists()
 
 
 def test_files_that_cannot_be_merged_are_refused(tmp_path, learned, capsys):

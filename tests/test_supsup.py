@@ -153,6 +153,29 @@ def test_merge_takes_all_tasks_of_a_file_or_none(tmp_path):
     assert here.tasks == ["a", "b", "c"]
 
 
+def test_a_merge_brings_the_shape_of_images_where_none_was_seen_and_changes_no_other(tmp_path):
+    def anew():
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
+
+    def of_images(size):
+        net = SupSup(anew(), 10)
+        if size:
+            net.learn(f"of {size}", [(torch.randn(4, 1, size, size), torch.arange(4))])
+            net.save(tmp_path / f"{size}.sup")
+        return net
+
+    new, small, _ = of_images(None), of_images(8), of_images(12)
+    for net in (new, small):
+        net.merge(tmp_path / "12.sup")
+    for net, size in ((new, 12), (small, 8)):
+        net.save(tmp_path / "merged.sup")
+        for one in (net, SupSup.load(tmp_path / "merged.sup", anew())):
+            with pytest.raises(
+                ValueError, match=rf"should be \(batch, 1, {size}, {size}\); of one image it is x\[None\]"
+            ):
+                one.predict(torch.randn(1, 9, 9))
+
+
 def test_many_tasks_find_room():
     net = SupSup("LeNet", 10, input_shape=(1, 4, 4))
     x, y = torch.randn(4, 1, 4, 4), torch.arange(4)

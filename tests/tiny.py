@@ -42,9 +42,9 @@ def call_main(folder, *words):
     return main.main([*TINY.split(), "--log-dir", str(folder), *map(str, words)])
 
 
-def outcome(folder):
+def outcome(folder, run="run"):
     """All that a run has learned and measured: tensors and values of the checkpoint, and the tables without dates."""
-    records, damaged = Checkpoint(folder / "run" / "checkpoint.pt").read()
+    records, damaged = Checkpoint(folder / run / "checkpoint.pt").read()
     assert damaged == 0
     tensors, values = {}, []
     for place, record in enumerate(records):
@@ -56,4 +56,4 @@ def outcome(folder):
     for row in values:
         for name in ("Date Finished", "Name", "Save Directory"):
             (row if isinstance(row, dict) else row[-1]).pop(name, None)
-    return tensors, values, (folder / "run" / "adapt_results.csv").read_text()
+    return tensors, values, (folder / run / "adapt_results.csv").read_text()
