@@ -12,18 +12,22 @@ from typing import NoReturn
 import yaml
 
 from data import DATASETS, TASKS_BY
-from models import BN_TYPES, CONV_TYPES, INITIALISERS, MASKS_OF, MODELS, SIBLINGS, STATISTICS_OF
+from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
-from trainers.options import TrainingOptions
+from trainers.checks import check_settings
+from trainers.options import Settings
 from utils import LR_POLICIES, OPTIMIZERS
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.paths import PROJECT, read_small, user_path
 from utils.slices import named, tasks_of
 
-TRAINING = TrainingOptions()  # whose defaults are the flags'
 CONFIG_BYTES = 2**16  # of a config at the most; ours have less than 1,000
 SCALARS = {"str", "int", "float", "bool", "null", "timestamp", "value"}  # YAML's own types, for their text alone counts
+
+# What settings are called on the command line, and where a message names one.
+_FLAGS = {name: {"import_file": "import"}.get(name, name.replace("_", "-")) for name in vars(Settings())}
+_NAMED = re.compile(rf"(?<![^\s(])`({'|'.join(_FLAGS)})(=True|=False)?`(?![^\s:;,.)])")
 
 # Files of the original code, recognised by a key that only they have, or by a value REPLACE.
 ORIGINAL_KEYS = {"--adapt", "--adapt-lrs", "--hard-alphas"}  # without effect
@@ -178,13 +182,14 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    parser.set_defaults(**vars(Settings()))  # the flags' own: none is said below
 
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--config", type=user_path, metavar="FILE", help="YAML file of defaults, {flag: value}; the command line wins")
     add("--log-dir", type=user_path, metavar="DIR", help="folder of the experiment (default: runs/main beside main.py)")
     add("--name", type=_run_name, help="name of the run's folder in it (default: made of set, model and seed)")
-    add("--seed", type=_number(int, 0, 2**31 - 1), default=0, help="seed of everything random")
+    add("--seed", type=_number(int, 0, 2**31 - 1), help="seed of everything random")
     add(
         "--multigpu",
         type=_devices,
@@ -231,43 +236,37 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--allow-missing",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="tasks that no run of --merge has are left out",
     )
     add(
         "--checkpoint-minutes",
         type=_number(float, 0, 1e9),
-        default=10.0,
         metavar="M",
         help="also write a checkpoint every so many minutes inside a task; 0: after every batch",
     )
     add(
         "--on-nan",
         choices=("stop", "skip"),
-        default=TRAINING.on_nan,
         help="what to do with a task whose loss is no number or does not fall: stop the run, or leave the task out",
     )
     add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
     add(
         "--tf32",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="GPUs may multiply in TF32, in tests too: faster, with 10 binary places",
     )
     add(
         "--fast",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="on GPUs, cuDNN may take its fastest algorithms, which give other bits each time",
     )
     add(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
-        default=TRAINING.channels_last,
         help="lay images out pixel by pixel",
     )
     add(
-        "--compile", action=argparse.BooleanOptionalAction, default=TRAINING.compile, help="train through torch.compile"
+        "--compile", action=argparse.BooleanOptionalAction, help="train through torch.compile"
     )
 
     add(
@@ -285,7 +284,6 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--set",
         choices=DATASETS,
-        default="DigitsPerm",
         help="data set; folder:PATH is a tree of your own images, PATH/train/<class> and PATH/val/<class> or "
         "PATH/<class>, npz:FILE a file of arrays; PATH and FILE lie below --data, if that is given",
     )
@@ -343,19 +341,17 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--augment",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="shift and flip your own training images at random; crop and flip those that workers decode",
     )
-    add("--workers", type=_number(int, 0, 1024), default=4, help="processes that decode images (ImageNet)")
-    add("--batch-size", type=_number(int, 1), default=128, help="images in a training batch")
-    add("--test-batch-size", type=_number(int, 1), default=128, help="images in a test batch")
+    add("--workers", type=_number(int, 0, 1024), help="processes that decode images (ImageNet)")
+    add("--batch-size", type=_number(int, 1), help="images in a training batch")
+    add("--test-batch-size", type=_number(int, 1), help="images in a test batch")
 
     group = parser.add_argument_group("network")
     add = group.add_argument
     add(
         "--model",
         choices=MODELS,
-        default="LeNet",
         help="network; torchvision:NAME is one of torchvision's, FILE.py:CLASS one of your own, whose file is run; "
         "both get masks over their Linear, Conv and attention layers",
     )
@@ -369,73 +365,65 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--width-mult",
         type=_number(float, 0, 100, low_allowed=False),
-        default=1.0,
         metavar="M",
         help="hidden layers have so many times their units or channels, rounded down",
     )
-    add("--output-size", type=_number(int, 1, 10**6), default=100, help="outputs, superfluous ones included")
-    add("--conv-type", choices=CONV_TYPES, default="FastMultitaskMaskConv", help="layer")
-    add("--bn-type", choices=BN_TYPES, default="MultitaskNonAffineBN", help="batch norm")
-    add("--conv-init", choices=INITIALISERS, default="signed_constant", help="how the weights start")
-    add("--mode", choices=("fan_in", "fan_out"), default="fan_in", help="of Kaiming initialisers, xavier_constant")
+    add("--output-size", type=_number(int, 1, 10**6), help="outputs, superfluous ones included")
+    add("--conv-type", choices=CONV_TYPES, help="layer")
+    add("--bn-type", choices=BN_TYPES, help="batch norm")
+    add("--conv-init", choices=INITIALISERS, help="how the weights start")
+    add("--mode", choices=("fan_in", "fan_out"), help="of Kaiming initialisers, xavier_constant")
     add(
         "--nonlinearity",
         choices=("relu", "linear", "tanh", "leaky_relu"),
-        default="relu",
         help="for the gain of the Kaiming initialisers",
     )
 
     add(
         "--sparsity",
         type=_number(float, 0, 1e30, low_allowed=False),
-        default=0.5,
         metavar="K",
         help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
     )
     add(
         "--er-sparsity",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="each layer keeps the fraction min(0.5, K * (out + in) / weights)",
     )
     add(
         "--individual-heads",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="the last layer has trained weights of its own for each task",
     )
 
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--trainer", choices=TRAINERS, default="default", help="how a task is learned")
-    add("--epochs", type=_number(int, 1, 10**6), default=TRAINING.epochs, help="epochs of each task")
+    add("--trainer", choices=TRAINERS, help="how a task is learned")
+    add("--epochs", type=_number(int, 1, 10**6), help="epochs of each task")
     add("--iter-lim", type=_or_none(_number(int, 1)), help="batches of each task at the most (default: no limit)")
     add(
         "--tasks-in-parallel",
         type=_number(int, 1, 10**4),
-        default=1,
         metavar="T",
         help="train so many independent tasks at once; each comes out as alone, but for the order of sums",
     )
-    add("--optimizer", choices=OPTIMIZERS, default=TRAINING.optimizer, help="optimiser")
-    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), default=TRAINING.lr, help="learning rate of masks")
+    add("--optimizer", choices=OPTIMIZERS, help="optimiser")
+    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), help="learning rate of masks")
     add(
         "--train-weight-tasks",
         type=_number(int, -1),
-        default=TRAINING.train_weight_tasks,
         metavar="N",
         help="the first N tasks train the shared weights too; -1: all tasks",
     )
     add(
         "--train-weight-lr",
         type=_number(float, 0, 1e30, low_allowed=False),
-        default=TRAINING.train_weight_lr,
         metavar="LR",
         help="learning rate of everything in the tasks that train weights",
     )
-    add("--momentum", type=_number(float, 0, 1), default=TRAINING.momentum, help="momentum of SGD")
-    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), default=TRAINING.weight_decay, help="weight decay")
-    add("--lr-policy", choices=LR_POLICIES, default=TRAINING.lr_policy, help="learning rate over the epochs")
+    add("--momentum", type=_number(float, 0, 1), help="momentum of SGD")
+    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), help="weight decay")
+    add("--lr-policy", choices=LR_POLICIES, help="learning rate over the epochs")
     add(
         "--no-scheduler",
         dest="lr_policy",
@@ -444,12 +432,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="the same as --lr-policy constant_lr",
     )
-    add("--warmup-length", type=_number(int, 0), default=TRAINING.warmup_length, help="epochs of linear warm-up")
+    add("--warmup-length", type=_number(int, 0), help="epochs of linear warm-up")
 
     add(
         "--reinit-adapt",
         choices=ADAPTATIONS,
-        default=TRAINING.reinit_adapt,
         help="what scores start from with the trainer reinit",
     )
     add(
@@ -465,13 +452,11 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--nns-every",
         type=_number(int, 1),
-        default=TRAINING.nns_every,
         help="batches from one decision to the next (trainer nns)",
     )
     add(
         "--nns-epsilon",
         type=_number(float, 0, 1e30),
-        default=TRAINING.nns_epsilon,
         help="the data are new if k * max(softmax of the negative gradient) is less than 1 + this",
     )
 
@@ -480,7 +465,6 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--adaptor",
         choices=ADAPTORS,
-        default="se_oneshot_entropy_minimization",
         help="how the task is inferred; gt: it is given",
     )
     add(
@@ -492,43 +476,38 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--score-when-learned",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="a task's score is the one from when it was just learned (upper bound), instead of its score now",
     )
     add(
         "--data-to-repeat",
         type=_number(int, 1),
-        default=1,
         help="images that the task of a batch is inferred from",
     )
-    add("--real-neurons", type=_number(int, 1), default=10, help="outputs that are classes (objective G)")
-    add("--log-base", type=_number(float, 1, low_allowed=False), default=2.0, help="of binary inference")
+    add("--real-neurons", type=_number(int, 1), help="outputs that are classes (objective G)")
+    add("--log-base", type=_number(float, 1, low_allowed=False), help="of binary inference")
     add(
         "--adapt-lr",
         type=_or_none(_number(float, 0, low_allowed=False)),
         metavar="LR",
         help="learning rate of inference (default: 0.1 for se_gradient_minimization, 500 for hopfield_recovery)",
     )
-    add("--adapt-steps", type=_number(int, 1), default=10, help="steps of se_gradient_minimization")
+    add("--adapt-steps", type=_number(int, 1), help="steps of se_gradient_minimization")
     add(
         "--infer",
         choices=("exact", "screened", "auto"),
-        default="exact",
         help="one-shot inference: exact; screened by a few units of each layer first, which is faster among many masks "
         "and may choose another task where two are close; auto: screened from 500 masks on (default: %(default)s)",
     )
     add(
         "--infer-layers",
         type=_layers,
-        default=None,
         metavar="all|first|N",
         help="of one-shot and binary inference: derivatives through the masks of the first N layers (default: all)",
     )
-    add("--gamma", type=_number(float, 0), default=1.5e-3, help="weight of the energy in hopfield_recovery")
+    add("--gamma", type=_number(float, 0), help="weight of the energy in hopfield_recovery")
     add(
         "--unshared-labels",
         action=argparse.BooleanOptionalAction,
-        default=False,
         help="a batch whose task is inferred wrong is wrong as a whole (GNu)",
     )
     for flags in (("--save",), ("--log-interval",), ("--ortho-group",), ("--hop-weight",), ("-f", "--dummy")):
@@ -541,8 +520,8 @@ def parse_arguments(
     defaults: Mapping[str, object] | None = None,
     notes: list[str] | None = None,
     source: str = "defaults",
-) -> argparse.Namespace:
-    """The settings of a run: the flags' defaults, then those of ``--config``, then the command line.
+) -> Settings:
+    """The settings of a run: the defaults, then those of ``--config``, then the command line.
 
     Args:
         argv: the command line without the program's name; ``None`` for that of the process.
@@ -554,8 +533,32 @@ def parse_arguments(
     Raises:
         UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
     """
+    try:
+        return _parse(argv, defaults or {}, [] if notes is None else notes, source)
+    except UserError as error:
+        raise UserError(with_flags(str(error))) from None
+
+
+def settings_from(values: Mapping[str, object], source: str) -> Settings:
+    """The settings that a file tells of, each checked as if it stood on the command line; the others at their defaults.
+
+    Args:
+        source: where they come from, for messages.
+
+    Raises:
+        UserError: one of them cannot be.
+    """
+    return _parse([], values, [], source)
+
+
+def with_flags(text: str) -> str:
+    """A message for the command line: of settings that it names, as `lr` or `fast=False`, the flags."""
+    return _NAMED.sub(lambda found: ("--no-" if found[2] == "=False" else "--") + _FLAGS[found[1]], text)
+
+
+def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: list[str], source: str) -> Settings:
     parser = make_parser()
-    parser.set_defaults(**_checked(parser, defaults or {}, source))
+    parser.set_defaults(**_checked(parser, defaults, source))
     if argv is None:
         import sys
 
@@ -565,19 +568,19 @@ def parse_arguments(
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: there is no such flag{_nearest(unknown[0].split('=')[0], flags)}")
-    if (model := str((defaults or {}).get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
+    if (model := str(defaults.get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
         raise UserError(
             f"{source}: is of the network {model}, and only you may say that its file is run: --model {model}"
         )
-    notes = [] if notes is None else notes
     config = parser.parse_args(argv).config
     if config is not None:
         parser.set_defaults(**_read_config(parser, Path(config), _given(argv), notes))
-    args = parser.parse_args(argv)
+    settings = Settings(**vars(parser.parse_args(argv)))
     if parser.without_effect:
         notes.append(f"{', '.join(parser.without_effect)}: without effect here")
-    _check(args)
-    return args
+    check_settings(settings)
+    _settle(settings)
+    return settings
 
 
 def _dashed(word: str) -> str:
@@ -599,6 +602,7 @@ def _given(argv: Sequence[str]) -> set[str]:
     parser = make_parser()
     for action in parser._actions:
         action.default = argparse.SUPPRESS
+    parser._defaults.clear()
     return set(vars(parser.parse_args(argv)))
 
 
@@ -770,110 +774,22 @@ def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[
     return {action.dest: value}
 
 
-def _check(args: argparse.Namespace) -> None:
-    """What must hold between flags."""
-    if ADAPTORS[args.adaptor].superfluous and args.real_neurons >= args.output_size:
-        raise UserError(
-            f"--real-neurons {args.real_neurons}: objective G needs superfluous outputs, "
-            f"so fewer than --output-size {args.output_size}"
-        )
-    if args.task_eval is not None and args.num_tasks is not None and args.task_eval >= args.num_tasks:
-        raise UserError(f"--task-eval {args.task_eval}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
-    if args.tasks is not None and args.task_eval is not None:
-        raise UserError(f"--tasks {args.tasks}: and --task-eval {args.task_eval} both say what to learn; say one")
-    if args.tasks is not None and args.num_tasks is not None and tasks_of(args.tasks)[-1] >= args.num_tasks:
-        raise UserError(f"--tasks {args.tasks}: tasks are 0 ... {args.num_tasks - 1} (--num-tasks)")
-    if args.merge is not None and args.import_file is not None:
-        raise UserError("--merge and --import: what was learned is brought by one of them")
-    if args.allow_missing and args.merge is None:
-        raise UserError("--allow-missing: is of --merge alone")
-    if args.conv_type in ("MaskConv", "MultitaskMaskConv", *SIBLINGS) and not args.er_sparsity and args.sparsity > 1:
-        raise UserError(
-            f"--sparsity {args.sparsity}: is a fraction, at most 1, unless --er-sparsity makes it a multiplier"
-        )
-    if args.on_nan == "skip" and (args.trainer == "nns" or "," in (args.multigpu or "")):
-        why = "--trainer nns meets" if args.trainer == "nns" else "a run on several devices learns"
-        raise UserError(f"--on-nan skip: {why} every task; say stop")
-    if args.import_file is not None and args.resume is not None:
-        raise UserError("--import and --resume: a run starts from one of them")
-    if args.score_when_learned and not ADAPTORS[args.adaptor].gives:
-        raise UserError(f"--score-when-learned: a task just learned is given, so --adaptor gt, not {args.adaptor}")
-    if args.export is not None and not Path(args.export).absolute().parent.is_dir():
-        raise UserError(f"--export {args.export}: its folder does not exist")
-    if args.trainer == "nns":
-        _check_nns(args)
-    elif args.stream_tasks is not None:
-        raise UserError(f"--stream-tasks {args.stream_tasks}: only --trainer nns has hidden tasks; say --num-tasks")
-    if args.log_dir is None:
-        args.log_dir = str(PROJECT / "runs" / "main")
-    if args.predict is not None and not args.resume:
-        raise UserError("--predict: needs the folder of a run that has learned something; say --resume RUN")
-    if args.out is not None and args.predict is None:
-        raise UserError(f"--out {args.out}: is where the answers of --predict go")
-    if args.resume and args.predict is None and os.path.exists(made := os.path.join(args.resume, "checkpoint.pt")):
-        args.resume = made  # a run's folder was named
-    _check_own(args)
-    _check_outside(args)
-    if args.name is None:
-        made = re.sub(r"[^\w.=,-]+", "-", f"{args.set}-{plain(args.model)}")
-        args.name = _run_name(f"{made.encode()[:150].decode(errors='ignore')}-seed={args.seed}")
-
-
-def _check_own(args: argparse.Namespace) -> None:
-    """What only images of the user's own can be told; and where these lie: ``folder:PATH`` becomes the folder's name,
-    and ``--data`` the folder that it lies in."""
-    kind, colon, path = args.set.partition(":")
-    if colon:
+def _settle(s: Settings) -> None:
+    """Fill in what follows from the other settings."""
+    if s.log_dir is None:
+        s.log_dir = str(PROJECT / "runs" / "main")
+    if s.resume and s.predict is None and os.path.exists(made := os.path.join(s.resume, "checkpoint.pt")):
+        s.resume = made  # a run's folder was named
+    kind, colon, path = s.set.partition(":")
+    if colon:  # folder:PATH becomes the folder's name, and the data lie in the folder that it lies in
         try:
-            place = os.path.abspath(os.path.join(args.data or ".", user_path(path)))
+            place = os.path.abspath(os.path.join(s.data or ".", user_path(path)))
         except ArgumentTypeError as error:
-            raise UserError(f"--set {args.set}: {error}") from None
-        args.data, name = os.path.split(place)
-        args.set = f"{kind}:{name or os.sep}"
-    for name in ("tasks_by", "image_size", "mean", "std", "augment"):
-        value, flag = getattr(args, name), name.replace("_", "-")
-        if value and not colon:
-            raise UserError(f"--{flag}: is for images of your own, --set folder:PATH or npz:FILE, not for {args.set}")
-    if args.image_size is not None:
-        args.image_size = (args.image_size * 2)[:2]
-
-
-def plain(model: str) -> str:
-    """The name of a network without the folder of its file, which may be another tomorrow."""
-    return os.path.basename(model)
-
-
-def _check_outside(args: argparse.Namespace) -> None:
-    """What a network that is not ours can be told."""
-    if ":" not in args.model:
-        if args.weights is not None:
-            raise UserError(f"--weights {args.weights}: is for --model torchvision:NAME and FILE.py:CLASS alone")
-        return
-    for name, values in (("conv_type", MASKS_OF), ("bn_type", STATISTICS_OF)):
-        if (value := getattr(args, name)) not in values:
-            raise UserError(
-                f"--{name.replace('_', '-')} {value}: of a network that is not ours, as {args.model}, it can be "
-                f"{' or '.join(values)}"
-            )
-    for name, value in (("width_mult", 1.0), ("individual_heads", False), ("train_weight_tasks", 0)):
-        if getattr(args, name) != value:
-            raise UserError(
-                f"--{name.replace('_', '-')}: {args.model} is taken as it is and trains nothing but masks; leave it out"
-            )
-
-
-def _check_nns(args: argparse.Namespace) -> None:
-    """What a learner that knows no task cannot be told."""
-    if not ADAPTORS[args.adaptor].infers:
-        raise UserError(f"--adaptor {args.adaptor}: trainer nns infers tasks; say se_oneshot_entropy_minimization")
-    if args.unshared_labels:
-        raise UserError("--unshared-labels: trainer nns needs labels that tasks share; say --no-unshared-labels")
-    if args.task_eval is not None:
-        raise UserError(f"--task-eval {args.task_eval}: trainer nns learns the stream as a whole; leave it out")
-    if args.tasks is not None:
-        raise UserError(f"--tasks {args.tasks}: trainer nns learns the stream as a whole; leave it out")
-    if args.multigpu is not None and "," in args.multigpu:
-        raise UserError(f"--multigpu {args.multigpu}: trainer nns decides in one process; name one device")
-    for name, flag in (("import_file", "import"), ("export", "export")):
-        if getattr(args, name) is not None:
-            raise UserError(f"--{flag} {getattr(args, name)}: trainer nns also needs its scores; use --resume")
+            raise UserError(f"`set` {s.set}: {error}") from None
+        s.data, name = os.path.split(place)
+        s.set = f"{kind}:{name or os.sep}"
+    if s.image_size is not None:
+        s.image_size = (s.image_size * 2)[:2]
+    if s.name is None:
+        made = re.sub(r"[^\w.=,-]+", "-", f"{s.set}-{s.model_name}")
+        s.name = _run_name(f"{made.encode()[:150].decode(errors='ignore')}-seed={s.seed}")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from args import original_settings, parse_arguments
+from args import original_settings, settings_from
 from data.own import OwnLoader, numbers_of, tensor_of
 from models import Builder, get_model, multitask
 from models.convert import convert
@@ -28,11 +28,10 @@ from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
 from trainers import ADAPTORS
-from trainers.adaptors import InferenceOptions
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
 from trainers.inference import alpha_gradients, entropy, of_first, superfluous, uniform
-from trainers.options import TrainingOptions
+from trainers.options import InferenceOptions, TrainingOptions
 from trainers.original import learned_tasks
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.errors import no_memory
@@ -369,7 +368,7 @@ class SupSup:
     @classmethod
     def _load_original(cls, path: Path, device: str | torch.device) -> "SupSup":
         original = read_original(path)
-        args = parse_arguments([], original_settings(original.settings, ORIGINAL_SETTINGS, str(path)), source=str(path))
+        args = settings_from(original_settings(original.settings, ORIGINAL_SETTINGS, str(path)), str(path))
         try:
             check_weights(original.tensors, args.model, args.output_size, args.width_mult)
             learned = learned_tasks(original, args.conv_type, args.task_eval)

@@ -15,6 +15,7 @@ import torch
 
 import main
 from args import parse_arguments
+from trainers.setup import set_up
 from utils.checkpoint import MAGIC, Checkpoint, Record
 
 # What makes a run that is not refused, though it should be, end at once.
@@ -243,10 +244,10 @@ def test_a_gpu_whose_driver_cannot_be_used_leaves_the_run_to_the_processor(refus
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "init", fail)
     refused(["--multigpu", "0"], "--multigpu 0", "driver on your system is too old", "say cpu")
-    assert main.set_up(parse_arguments(["--threads", "1"])) == [torch.device("cpu")]
+    assert set_up(parse_arguments(["--threads", "1"])) == [torch.device("cpu")]
     said = capsys.readouterr().out
     assert len(said.splitlines()) == 1 and "too old" in said and "goes on with the processor" in said
-    assert main.set_up(parse_arguments(["--multigpu", "cpu"])) == [torch.device("cpu")]
+    assert set_up(parse_arguments(["--multigpu", "cpu"])) == [torch.device("cpu")]
     assert capsys.readouterr().out == ""
 
 
@@ -258,7 +259,7 @@ def test_gpus_compute_in_full_precision_with_the_same_bits_unless_told_otherwise
     places = [(products, "allow_tf32"), *((cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark"))]
     before = [getattr(place, name) for place, name in places]
     try:
-        main.set_up(parse_arguments(["--multigpu", "cpu", *words]))
+        set_up(parse_arguments(["--multigpu", "cpu", *words]))
         assert [getattr(place, name) for place, name in places] == [tf32, tf32, not fast, fast]
     finally:
         for (place, name), value in zip(places, before, strict=True):

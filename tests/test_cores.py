@@ -10,8 +10,11 @@ import yaml
 import main
 from models import MODELS
 from models.builder import product_sizes
+from trainers import setup
+from trainers.options import Settings
+from utils import cores
 from utils.checkpoint import Checkpoint
-from utils.cores import ALLOTTED, available_cores, sleep_while_waiting, wanted_threads
+from utils.cores import ALLOTTED, WORTH_THREADS, available_cores, choose_threads, sleep_while_waiting, wanted_threads
 
 SHORT = "--num-tasks 1 --epochs 1 --iter-lim 1 --adaptor gt --multigpu cpu --name run".split()
 LARGE = ("--batch-size", "2000")  # 188 million multiplications in a mean product of LeNet
@@ -74,8 +77,8 @@ def test_a_jobs_cores_are_respected(name, tmp_path):
 
 
 def test_runs_of_one_launcher_share_the_cores(tmp_path):
-    for runs, cores in (("1", 4), ("2", 2), ("3", 1), ("9", 1), ("none", 4)):
-        assert available_cores({"SUPSUP_RUNS_AT_ONCE": runs}, tmp_path) == cores
+    for runs, share in (("1", 4), ("2", 2), ("3", 1), ("9", 1), ("none", 4)):
+        assert available_cores({"SUPSUP_RUNS_AT_ONCE": runs}, tmp_path) == share
     assert available_cores({"SUPSUP_RUNS_AT_ONCE": "2", "SLURM_CPUS_PER_TASK": "2"}, tmp_path) == 1
 
 
@@ -105,6 +108,24 @@ def test_products_are_counted_without_making_the_network():
     assert widest[0] == 256 * 112 * 112 * 64 * 3 * 49
 
 
+@pytest.mark.parametrize(
+    "asked, began, wanted, size, threads, why",
+    [
+        (3, 2, 1, None, 3, "as `threads` says"),
+        (None, 2, 1, None, 2, "as the run began"),
+        (None, None, 1, None, 1, "as OMP_NUM_THREADS says"),
+        (None, None, None, WORTH_THREADS, 4, "large products, 134 million multiplications each; 4 cores"),
+        (None, None, None, WORTH_THREADS - 1, 1, "small products, 134 million multiplications each; 4 cores"),
+    ],
+)
+def test_the_first_who_says_how_many_threads_decides(asked, began, wanted, size, threads, why):
+    assert choose_threads(asked, began, wanted, 4, size and (lambda: size)) == (threads, why)
+
+
+def test_a_run_that_computes_elsewhere_may_keep_all_cores_busy():
+    assert choose_threads(None, None, None, 4, None) == (4, "all cores open to the run")
+
+
 def threads_of(tmp_path, *words: str) -> int:
     """The threads that a run computed with, which must be those that it tells of and keeps."""
     assert main.main([*SHORT, "--log-dir", str(tmp_path), *map(str, words)]) == 0
@@ -121,7 +142,7 @@ def test_products_that_gain_by_threads_get_all_cores(tmp_path):
 
     def gains(model: str, shape: tuple[int, ...]) -> bool:
         sizes = product_sizes(MODELS[model], shape, 100)
-        return sum(sizes) / len(sizes) >= main.WORTH_THREADS
+        return sum(sizes) / len(sizes) >= WORTH_THREADS
 
     assert not gains("LeNet", (8 * 128, 1, 28, 28)) and gains("LeNet", (16 * 128, 1, 28, 28))
     assert not gains("GEMResNet18", (16, 3, 32, 32)) and gains("GEMResNet18", (128, 3, 32, 32))
@@ -129,7 +150,7 @@ def test_products_that_gain_by_threads_get_all_cores(tmp_path):
 
 def test_tasks_that_are_trained_at_once_make_products_larger(tmp_path, monkeypatch):
     size = sum(product_sizes(MODELS["LeNet"], (128, 1, 28, 28), 100)) / 3
-    monkeypatch.setattr(main, "WORTH_THREADS", 1.5 * size)
+    monkeypatch.setattr(cores, "WORTH_THREADS", 1.5 * size)
     assert threads_of(tmp_path / "one", "--tasks-in-parallel", "2") == 1  # for there is one task
     assert threads_of(tmp_path / "two", "--tasks-in-parallel", "2", "--num-tasks", "2") == 4
 
@@ -157,7 +178,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(tmp_path, monkeypatch):
 
 
 def test_processes_share_the_threads(tmp_path, monkeypatch):
-    args = main.parse_arguments(["--threads", "4"])
+    settings = Settings(threads=4)
     for processes, threads in ((1, 4), (2, 2), (3, 1), (8, 1)):
-        main.share_threads(args, processes)
+        setup.share_threads(settings, processes)
         assert torch.get_num_threads() == threads

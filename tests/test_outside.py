@@ -13,7 +13,9 @@ import main
 from args import parse_arguments
 from models import MODELS
 from models.builder import product_sizes
+from trainers.setup import build
 from utils.checkpoint import Checkpoint, write_records
+from utils.parallel import Group
 
 NETWORKS = """
 import torch
@@ -165,7 +167,7 @@ def test_given_weights_stay_and_another_head_is_drawn(files, prefix, suffix, cap
     save_file(weights, path) if suffix == ".safetensors" else torch.save({"state_dict": weights}, path)
     argv = words(files, f"{files / 'nets.py'}:Plain", "--adaptor", "gt", "--weights", path)
     args = parse_arguments(argv)
-    _, model, _ = main.build(args, torch.device("cpu"), main.Group())
+    _, model, _ = build(args, torch.device("cpu"), Group())
     masked = model[1].parametrizations.weight[0]
     assert torch.equal(masked.weight.flatten(), weights[f"{prefix}1.weight"].flatten())
     assert torch.equal(model[1].bias, weights[f"{prefix}1.bias"])

@@ -12,7 +12,7 @@ from PIL import Image
 import main
 from data import DATASETS
 from models import Builder, get_model, multitask
-from trainers.adaptors import InferenceOptions
+from trainers.options import InferenceOptions
 from trainers.predict import predict
 from utils.seeding import generator
 

@@ -78,10 +78,10 @@ ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_
 # What else the package offers, of modules that load torch.
 _OFFERED = Registry(
     {
-        **of("trainers.adaptors", "InferenceOptions", "check_adaptor"),
         **of("trainers.evaluation", "TaskScore", "evaluate"),
         **of("trainers.default", "DefaultTrainer"),
-        **of("trainers.options", "TrainingOptions"),
+        **of("trainers.fit", "check_adaptor"),
+        **of("trainers.options", "InferenceOptions", "TrainingOptions"),
         **of("trainers.nns", "NNsTrainer"),
         **of("trainers.reinit", "ReinitTrainer"),
         **of("trainers.several", "SeveralTrainer"),

@@ -17,6 +17,7 @@ from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
 from utils.paths import read_small
 from utils.results import check_row
+from utils.settings import NETWORK, OUTCOME
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
@@ -38,6 +39,21 @@ def settings_of_run(path: Path) -> dict[str, object]:
             settings = first.values.get("settings")
             return (settings | ({"num_tasks": later[-1]} if later else {})) if isinstance(settings, dict) else {}
     return {}
+
+
+def settings_beside(run: Path) -> tuple[Path, dict[str, object]]:
+    """The checkpoint of a run that may be there, and what its ``settings.yaml`` tells of the settings that make it.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = run / "checkpoint.pt" if run.is_dir() else run
+    try:
+        settings = yaml.safe_load(read_small(path.with_name("settings.yaml"), SETTINGS_BYTES))["settings"]
+        told = {name: settings.get(name) for name in NETWORK | OUTCOME | {"data", "weights"}}
+    except (OSError, *NONSENSE, yaml.YAMLError) as error:
+        raise UserError(f"`resume` {run}: has no settings.yaml of a run: {error}") from None
+    return path, {name: value for name, value in told.items() if value is not None}
 
 
 def check_task(values: Mapping, tasks: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import multitask
 from trainers import ADAPTORS
-from trainers.adaptors import InferenceOptions
+from trainers.options import InferenceOptions
 
 QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
 

@@ -18,7 +18,7 @@ def recover(
     lr: float = LR,
     gamma: float = 1.5e-3,
     momentum: float = 0.9,
-    weight_decay: float = 1e-4,
+    weight_decay: float = 0.0,
 ) -> list[dict[str, float]]:
     """Find the mask that explains unlabelled data, by one step of SGD on each batch of ``loader``.
 

@@ -5,12 +5,37 @@ from pathlib import Path
 from torch import nn
 
 from models import multitask
-from models.original import count_states, translate
+from models.original import check_weights, count_states, translate
+from trainers.options import Settings
 from utils.checkpoint import Record
 from utils.errors import UserError
 from utils.original import Original
 
 ORIGINAL = "original"  # kind of a record; and a mark of runs that began with one
+
+
+def as_import(original: Original, s: Settings, path: str) -> Record:
+    """What a checkpoint of the original code holds, as the record of a file that is imported.
+
+    Args:
+        s: the settings of the run that goes on from it; without ``num_tasks`` they get the file's.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: it does not fit the settings.
+    """
+    try:
+        check_weights(original.tensors, s.model, s.output_size, s.width_mult)
+        states = count_states(original.tensors)
+        s.num_tasks = s.num_tasks or states or None
+        if states and s.num_tasks != states:
+            raise ValueError(f"it has the states of {states} tasks, its args say num_tasks {s.num_tasks}")
+        learned = learned_tasks(original, s.conv_type, s.task_eval)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if s.trainer == "nns":
+        raise UserError(f"{path}: `trainer` nns also needs what it knew of the stream, which is not in such a file")
+    return Record(ORIGINAL, {"tasks": learned}, original.tensors)
 
 
 def learned_tasks(original: Original, conv_type: str, alone: int | None) -> dict[int, float]:

@@ -2,15 +2,73 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from data.folder import read_files
+from data.loader import Preparation
 from models import multitask
 from trainers import ADAPTORS
-from trainers.adaptors import InferenceOptions
+from trainers.fit import check_adaptor
+from trainers.options import DEFAULTS, InferenceOptions, Settings, pick
+from trainers.setup import build, recall, set_up
+from utils.errors import UserError
+from utils.parallel import Group
+from utils.settings import OUTCOME
 
 TOGETHER = 128  # images that go through the network at once
+
+
+def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[list[dict[str, object]], list[str]]:
+    """What a run answers for images: a row for each, and the files that cannot be read.
+
+    Args:
+        s: the settings of the run, but that the adaptor, its options and ``task_eval`` say how to infer now;
+            ``predict`` names the images.
+        told: the settings that make the run, as far as it tells of them.
+        checkpoint: the run's.
+
+    Raises:
+        UserError: the run, its data or the images are not there, or nothing is learned that can answer.
+    """
+    outcome = {name: told.get(name, DEFAULTS[name]) for name in OUTCOME}
+    of_run = replace(s, **outcome, resume=str(checkpoint))
+    data, model, trainer = build(of_run, set_up(of_run)[0], Group())
+    learned = recall(of_run, model, trainer, data.fingerprint(), [], more=False).candidates
+    tasks = _candidates(s, learned)
+    if len(tasks) > 1:
+        check_adaptor(s.adaptor, model)
+    files, images, broken = read_files(s.predict, data.input_shape)
+    prepared = Preparation(data.val_loader.prepare.mean, data.val_loader.prepare.std, None, data.device)
+    names = {task: data.labels_of(task if trainer.tasks_known else 0) for task in tasks}
+    labels = {task: list(of_task) for task, of_task in names.items()}
+    answers = predict(model, prepared(images.to(data.device)), tasks, s.adaptor, pick(InferenceOptions, s), labels)
+    found = [
+        {"file": file, "task": data.task_name(task), "label": names[task][label], "probability": f"{share:.6f}"}
+        for file, (task, label, share) in zip(files, answers, strict=True)
+    ]
+    return found, broken
+
+
+def _candidates(s: Settings, learned: Sequence[int]) -> Sequence[int]:
+    """The tasks that an image may be of: the learned ones, or the one that is given.
+
+    Raises:
+        UserError: there is none, or nothing infers which.
+    """
+    if s.task_eval is not None and s.task_eval not in learned:
+        there = ", ".join(map(str, learned)) or "none"
+        raise UserError(f"`task_eval` {s.task_eval}: is not learned; there are {there}")
+    if not learned:
+        raise UserError(f"`resume` {s.resume}: nothing is learned yet")
+    tasks = learned if s.task_eval is None else [s.task_eval]
+    if len(tasks) > 1 and not ADAPTORS[s.adaptor].infers:
+        raise UserError(
+            f"`adaptor` {s.adaptor}: infers no task; say se_oneshot_entropy_minimization, or the task by `task_eval`"
+        )
+    return tasks
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ from functools import partial
 
 from torch import nn
 
-from trainers.adaptors import InferenceOptions
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
+from trainers.options import InferenceOptions
 from trainers.record import RunRecord
 from trainers.tables import mean
 from utils.errors import Stopped, UserError

@@ -1,7 +1,10 @@
-"""How many cores are this process's to use, and how its threads wait for each other. Loads no torch."""
+"""How many cores are this process's to use, how many threads a run computes with, and how these wait for each other.
+
+Loads no torch.
+"""
 
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +12,41 @@ from pathlib import Path
 ALLOTTED = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NCPUS", "NSLOTS", "LSB_DJOB_NUMPROC")
 RUNS_AT_ONCE = "SUPSUP_RUNS_AT_ONCE"  # how many runs, this one among them, the launcher shares the cores out to
 MOST_THREADS = 4096
+# Multiplications of a mean product from which on all cores are faster than one when the machine is idle, and no slower
+# than that by a tenth beside a busy process. Two threads for one, in time, on two cores of an AMD EPYC, idle and beside
+# one busy process: LeNet 0.9 to 1.3 and 1.1 (12 million), with a batch of 1,000 0.6 and 1.2 (92), eight tasks at once
+# 0.7 and 1.1 (94), sixteen 0.6 and 1.1 (188), BNNet 0.5 and 1.0 (248), GEMResNet18 0.9 and 1.2 with a batch of 16.
+WORTH_THREADS = 2**27
+
+
+def choose_threads(
+    asked: int | None, began: int | None, wanted: int | None, cores: int, product_size: Callable[[], float] | None
+) -> tuple[int, str]:
+    """The processor threads of a run, and why they are so many, in words.
+
+    Results depend on the number, so that it depends on nothing that changes while a run goes on, such as how busy the
+    machine is. The first that is told counts; else it is all cores if products are large enough to gain by them, or 1.
+
+    Args:
+        asked: what the user asks for.
+        began: what the run began with, if it goes on.
+        wanted: what the environment asks for, as ``wanted_threads`` says.
+        cores: those that are this process's to use, as ``available_cores`` says.
+        product_size: gives the multiplications of a mean product; it is asked for
+            only where it counts. None for a run that computes elsewhere.
+    """
+    if asked is not None:
+        return asked, "as `threads` says"
+    if began is not None:
+        return began, "as the run began"
+    if wanted is not None:
+        return wanted, "as OMP_NUM_THREADS says"
+    if product_size is None:
+        return cores, "all cores open to the run"
+    size = product_size()
+    large = size >= WORTH_THREADS
+    why = f"{'large' if large else 'small'} products, {size / 1e6:,.0f} million multiplications each; {cores} cores"
+    return (cores if large else 1), why
 
 
 def wanted_threads(environ: Mapping[str, str] = os.environ) -> int | None:

@@ -2,7 +2,7 @@
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from utils.output import one_line
@@ -11,8 +11,9 @@ from utils.output import one_line
 class UserError(Exception):
     """Bad input: a flag, a file or a machine that is not what it should be.
 
-    The message is one line that names the flag or file, its value and what would be right.
-    ``main.py`` prints it and exits with status 2; anything else that escapes, but ``Stopped``, is a bug.
+    The message is one line that names the setting or file, its value and what would be right. Settings stand in
+    backquotes, as `task_eval` or `fast=False`. ``main.py`` makes flags of them, prints the line and exits with status
+    2; anything else that escapes, but ``Stopped``, is a bug.
     """
 
 
@@ -30,9 +31,10 @@ class Stopped(BaseException):  # no Exception: a reader of files that catches al
         self.status = status
 
 
-def complain(error: UserError | Stopped) -> int:
-    """Print the line of an error that ends ``main.py``; its exit status."""
-    print(f"main.py: {'stopped' if isinstance(error, Stopped) else 'error'}: {one_line(error)}", file=sys.stderr)
+def complain(error: UserError | Stopped, words: Callable[[str], str] = str) -> int:
+    """Print the line of an error that ends ``main.py``, as ``words`` has it; its exit status."""
+    kind = "stopped" if isinstance(error, Stopped) else "error"
+    print(f"main.py: {kind}: {one_line(words(str(error)))}", file=sys.stderr)
     return error.status if isinstance(error, Stopped) else 2
 
 

@@ -96,7 +96,9 @@ class Group:
 
 
 @contextmanager
-def group_of(devices: list[torch.device], follow: Callable[..., None], *args: object) -> Iterator[Group]:
+def group_of(
+    devices: list[torch.device], follow: Callable[..., None], *args: object, words: Callable[[str], str] = str
+) -> Iterator[Group]:
     """Be the first process of a group with one for each device; the others call ``follow(group, *args)``.
 
     Leaving waits for the others to return, or ends them after an error here. Signals that ask the run to end are for
@@ -104,6 +106,7 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
 
     Args:
         follow: a function of a module, with arguments that can be pickled.
+        words: what becomes of messages of and about the other processes; a function of a module.
 
     Raises:
         Stopped: one of the others has ended.
@@ -115,13 +118,13 @@ def group_of(devices: list[torch.device], follow: Callable[..., None], *args: ob
     store = dist.TCPStore("127.0.0.1", 0, len(devices), is_master=True, timeout=PATIENCE, wait_for_workers=False)
     start = torch.multiprocessing.get_context("spawn").Process
     others = [
-        start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], follow, args))
+        start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], words, follow, args))
         for rank in range(1, len(devices))
     ]
     for process in others:
         process.start()
     left = threading.Event()
-    watch = threading.Thread(target=_end_if_one_dies, args=(others, left), daemon=True)
+    watch = threading.Thread(target=_end_if_one_dies, args=(others, left, words), daemon=True)
     watch.start()
     try:
         _join(backend, store, Group(0, len(devices)), devices[0])
@@ -157,7 +160,9 @@ def gpu_fault() -> str | None:
     return None
 
 
-def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event) -> None:
+def _end_if_one_dies(
+    others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]
+) -> None:
     """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
 
     Where torch does not say so by itself soon: without clean-up, for a message under way cannot be called back. What is
@@ -166,8 +171,9 @@ def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Even
     while not left.wait(WATCH_SECONDS):
         for rank, process in enumerate(others, start=1):
             if process.exitcode and not left.wait(2 * PARTING_SECONDS):
-                what = f"--multigpu: process {rank + 1} of {len(others) + 1} has ended with status {process.exitcode}"
-                print(f"main.py: error: {what}; --resume goes on from the last learned task", file=sys.stderr)
+                what = f"`multigpu`: process {rank + 1} of {len(others) + 1} has ended with status {process.exitcode}"
+                what = words(f"{what}; `resume` goes on from the last learned task")
+                print(f"main.py: error: {what}", file=sys.stderr)
                 for other in others:
                     other.kill()
                 os._exit(1)
@@ -181,7 +187,13 @@ def _end_with_first() -> None:
 
 
 def _follow(
-    backend: str, port: int, group: Group, device: torch.device, follow: Callable[..., None], args: tuple[object, ...]
+    backend: str,
+    port: int,
+    group: Group,
+    device: torch.device,
+    words: Callable[[str], str],
+    follow: Callable[..., None],
+    args: tuple[object, ...],
 ) -> None:
     ignore()
     threading.Thread(target=_end_with_first, daemon=True).start()
@@ -191,7 +203,7 @@ def _follow(
         with stopping():
             follow(group, *args)
     except Stopped as error:
-        print(f"process on {device}: {error}", file=sys.stderr)
+        print(f"process on {device}: {words(str(error))}", file=sys.stderr)
         sys.exit(error.status)
     dist.destroy_process_group()
 

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -43,14 +43,16 @@ class RunFolder:
         log_dir: the experiment's folder.
         name: the run's; a new run whose name is taken gets ``name~2``, ``name~3``, ...
         resume: whether to go on in the folder that is there, instead of beside it.
+        words: what becomes of a text that is logged.
 
     Raises:
         UserError: the folder cannot be made or written, or another process is running in it.
     """
 
-    def __init__(self, log_dir: Path, name: str, resume: bool):
+    def __init__(self, log_dir: Path, name: str, resume: bool, words: Callable[[str], str] = str):
+        self._words = words
         if name.casefold() in TAKEN:
-            raise UserError(f"--name {name}: is what a file of the experiment is called; choose another")
+            raise UserError(f"`name` {name}: is what a file of the experiment is called; choose another")
         try:
             self.path, self._lock = _claim(log_dir, name, resume)
             for name in FILES:  # a killed run may have left a part of what it was writing
@@ -58,14 +60,14 @@ class RunFolder:
             self._log = open_file(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
         except OSError as error:
-            raise UserError(f"--log-dir {log_dir}: cannot write {error.filename or name}: {error.strerror}") from None
+            raise UserError(f"`log_dir` {log_dir}: cannot write {error.filename or name}: {error.strerror}") from None
         self._started = datetime.now().isoformat(timespec="seconds")
         self.checkpoint = self.path / "checkpoint.pt"
         self.finished = self.path / "finished"
 
     def log(self, text: str) -> None:
         """Print ``text``, without disturbing a progress bar, and keep it in ``log.txt`` with the time."""
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(self._words(text), file=sys.stdout)
         sys.stdout.flush()
         self.keep(text)
 
@@ -73,7 +75,7 @@ class RunFolder:
         """Add ``text`` to ``log.txt`` with the time; where that cannot be, as on a full disk, the run goes on."""
         stamp = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         with suppress(OSError):
-            self._log.write("".join(f"{stamp} {line}\n" for line in text.splitlines()).encode())
+            self._log.write("".join(f"{stamp} {line}\n" for line in self._words(text).splitlines()).encode())
 
     def write_settings(self, settings: dict[str, Any], project: Path, **more: object) -> None:
         """``settings.yaml``: every resolved setting, the machine, versions and commit, and what ``more`` says."""

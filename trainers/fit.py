@@ -1,0 +1,147 @@
+"""What must hold between the settings of a run, its data and its network, and what of the settings does nothing there.
+
+What must hold between the settings alone is in ``checks.py``.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+
+from data.base import SplitByClass, TaskDataset
+from models import multitask, siblings, superposition
+from models.masked import TopK
+from models.norms import is_statistic
+from trainers import ADAPTORS, Needs
+from trainers.checks import slice_of
+from trainers.default import DefaultTrainer
+from trainers.options import DEFAULTS, Settings
+from utils.errors import UserError
+
+
+def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
+    """See that the tasks of a run can be learned and tested.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if data.num_classes > s.output_size:
+        hint = "; `classes_per_task` makes smaller tasks" if isinstance(data, SplitByClass) else ""
+        raise UserError(f"`output_size` {s.output_size}: {s.set} needs at least {data.num_classes} outputs{hint}")
+    if max(s.tasks_to_learn) >= data.num_tasks:
+        raise UserError(f"{slice_of(s)}: tasks are 0 ... {data.num_tasks - 1}")
+    check_adaptor(s.adaptor, model)
+    if ADAPTORS[s.adaptor].superfluous and data.num_classes > s.real_neurons:
+        raise UserError(f"`real_neurons` {s.real_neurons}: {s.set} has {data.num_classes} classes, all of them real")
+    depends = multitask.depends(model)
+    if depends and s.trainer in ("nns", "reinit"):
+        raise UserError(f"`trainer` {s.trainer}: goes with no `conv_type` that trains weights, as {s.conv_type}")
+    if siblings.has_halves(model) and s.trainer != "halves":
+        raise UserError(f"`conv_type` {s.conv_type}: tasks have two halves; say `trainer` halves")
+    depends = depends or s.train_weight_tasks or (s.trainer == "reinit" and s.reinit_adapt != "n-1-imagenet")
+    if (s.task_eval or s.tasks) and (depends or _shares_statistics(model)):
+        raise UserError(
+            f"{slice_of(s)}: with trained weights, transfer or statistics that tasks share a task depends on those "
+            "before it, so it cannot be learned alone"
+        )
+    trainer.check(s.tasks_to_learn)
+    if s.tasks_in_parallel > 1:
+        _check_at_once(s, data, model, trainer)
+
+
+def check_room(s: Settings, known: int) -> None:
+    """See that the layers have room for so many learned tasks.
+
+    Raises:
+        UserError: they have not.
+    """
+    if s.conv_type == "MaskConv" and known > 1:
+        raise UserError("`conv_type` MaskConv: has one mask, so each task is a run of its own; say `task_eval` TASK")
+
+
+# Whether a network has what an adaptor needs, and which one has.
+_HAVING = {
+    Needs.SUPERPOSITION: (
+        superposition.can_superpose,
+        "a `conv_type` that can be superposed, and no `individual_heads`",
+    ),
+    Needs.PARAMETERS: (multitask.has_tasks, "a `conv_type` with parameters for each task"),
+    Needs.RECOVERY: (
+        multitask.can_recover,
+        "masks in a Hopfield network: `model` BNNet, `bn_type` FastHopMaskBN",
+    ),
+}
+
+
+def check_adaptor(adaptor: str, model: nn.Module) -> None:
+    """See that the model can be tested so.
+
+    Raises:
+        UserError: its layers cannot what the adaptor needs.
+    """
+    way = ADAPTORS[adaptor]
+    if way.gives:
+        return
+    has, what = _HAVING[way.needs]
+    if not has(model):
+        raise UserError(f"`adaptor` {adaptor}: needs {what}, which this network has not; or say gt")
+
+
+def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
+    """See that tasks can be trained at once: none depends on another, and each batch has a part of every task."""
+    setting = f"`tasks_in_parallel` {s.tasks_in_parallel}"
+    if not trainer.parallel:
+        raise UserError(f"{setting}: with `trainer` {s.trainer} a task depends on those before it")
+    if multitask.depends(model):
+        raise UserError(f"{setting}: with `conv_type` {s.conv_type} a task builds on those before it")
+    if s.train_weight_tasks:
+        raise UserError(f"{setting}: tasks that train the shared weights, `train_weight_tasks`, depend on each other")
+    if _shares_statistics(model):
+        raise UserError(f"{setting}: `bn_type` {s.bn_type} has statistics that all tasks share")
+    if "," in s.multigpu:
+        raise UserError(f"{setting}: needs one device, not `multigpu` {s.multigpu}")
+    if ":" in s.model:
+        try:
+            _try_at_once(s, data, model, trainer)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{setting}: {s.model} cannot compute for several tasks at once: {why}") from None
+    try:
+        data.loaders(s.tasks_to_learn)
+    except ValueError as error:
+        raise UserError(f"{setting}: {s.set} cannot serve several at once: {error}") from None
+
+
+def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
+    """Compute for two tasks at once in a network that is not ours, which may do what cannot be stacked."""
+    some = s.tasks_to_learn[:2]
+    state = multitask.begin_tasks(model, some, trainer.rng)
+    images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is computed one task after the other
+        multitask.call_tasks(model.train(), state, images)
+
+
+def _shares_statistics(model: nn.Module) -> bool:
+    return any(map(is_statistic, multitask.shared_state(model)))
+
+
+def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:
+    """What of the settings goes beyond the tasks, so many in the end, the batches or the layers, a line each."""
+    lines = []
+    if not any(multitask.named(model, TopK)):
+        lines += [
+            f"`{name}` {getattr(s, name)}: without effect, for no layer of `conv_type` "
+            f"{s.conv_type} keeps a fraction of its weights"
+            for name in ("sparsity", "er_sparsity")
+            if getattr(s, name) != DEFAULTS[name]
+        ]
+    beyond = [count for count in s.eval_ckpts or () if count > tasks]
+    if beyond:
+        lines.append(f"`eval_ckpts` {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")
+    if ADAPTORS[s.adaptor].infers and s.data_to_repeat > s.test_batch_size:
+        lines.append(
+            f"`data_to_repeat` {s.data_to_repeat}: a test batch has {s.test_batch_size} images, "
+            "and its task is inferred from all of them; `test_batch_size` has more"
+        )
+    return lines

@@ -1,0 +1,238 @@
+"""From the settings of a run to what learns: devices, data, network, trainer, and what was learned before.
+
+Here settings end: data sets, networks, layers and trainers take named arguments.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data import DATASETS
+from data.base import TaskDataset, digest
+from models import MODELS, Builder, get_model, multitask
+from models.builder import product_sizes
+from trainers import TRAINERS
+from trainers.checks import check_same
+from trainers.default import DefaultTrainer
+from trainers.export import load_export
+from trainers.merge import SLICE, Part, join_parts
+from trainers.options import DataOptions, InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
+from trainers.original import ORIGINAL
+from trainers.record import RunRecord
+from trainers.run import Plan, follow
+from trainers.several import SeveralTrainer
+from trainers.tables import RecordOptions, mean
+from utils.checkpoint import Record
+from utils.cores import WORTH_THREADS, available_cores, choose_threads, wanted_threads
+from utils.errors import UserError, no_memory
+from utils.parallel import Group, gpu_fault
+from utils.paths import PROJECT
+from utils.seeding import exact_on_gpus, generator, seed_everything
+from utils.settings import NEITHER
+from utils.slices import named
+
+MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
+
+
+def set_up(s: Settings) -> list[torch.device]:
+    """Seeds, how GPUs compute, and the devices of the run, each the device of one process.
+
+    Raises:
+        UserError: a device that the settings name is not there.
+    """
+    seed_everything(s.seed)
+    exact_on_gpus(s.tf32, s.fast)
+    gpus = 0 if s.multigpu is not None and set(s.multigpu.split(",")) == {"cpu"} else torch.cuda.device_count()
+    if gpus and (reason := gpu_fault()):
+        if s.multigpu is not None:
+            raise UserError(f"`multigpu` {s.multigpu}: this machine's GPU cannot be used: {reason}; say cpu")
+        print(f"note: this machine's GPU cannot be used: {reason}; the run goes on with the processor", flush=True)
+        gpus = 0
+    if s.multigpu is None:
+        s.multigpu = "0" if gpus else "cpu"
+    names = s.multigpu.split(",")
+    for name in names:
+        if name != "cpu" and int(name) >= gpus:
+            there = (
+                f"this machine has GPUs 0 ... {gpus - 1}; or say cpu" if gpus else "this machine has no GPU; say cpu"
+            )
+            raise UserError(f"`multigpu` {s.multigpu}: {there}")
+    return [torch.device("cpu") if name == "cpu" else torch.device("cuda", int(name)) for name in names]
+
+
+def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
+    """The data, the network and the trainer of a process; what the data settle is put into the settings.
+
+    Raises:
+        UserError: the data or a network from outside are not what they should be, or there is no room for it.
+    """
+    data = make_data(pick(DataOptions, s), device, group)
+    s.num_tasks = s.num_tasks or data.num_tasks
+    vars(s).update(data.settled())
+    rng = partial(generator, s.seed)
+    trainer = SeveralTrainer if s.tasks_in_parallel > 1 and s.trainer == "default" else TRAINERS[s.trainer]
+    builder = Builder(rng, max(s.num_tasks, trainer.room), **pick(NetworkOptions, s).layers)
+    try:
+        model = get_model(s.model, builder, data.input_shape, s.output_size).to(device)
+    except ValueError as error:
+        if ":" not in s.model:
+            raise
+        raise UserError(f"`model` {s.model}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+        raise UserError(f"`num_tasks` {s.num_tasks}: memory has no room for a network with so many tasks") from None
+    return data, model, trainer(model, pick(TrainingOptions, s), rng)
+
+
+def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset:
+    """The data of a process of a group.
+
+    Raises:
+        UserError: as ``TaskDataset``.
+    """
+    own = {name: getattr(o, name) for name in ("tasks_by", "image_size", "mean", "std", "augment")}
+    return DATASETS[o.set](
+        o.data,
+        **(own if ":" in o.set else {}),
+        num_tasks=o.stream_tasks or o.num_tasks,
+        classes_per_task=o.classes_per_task,
+        seed=o.seed,
+        batch_size=o.batch_size,
+        test_batch_size=o.test_batch_size,
+        device=device,
+        workers=o.workers,
+        share=(group.rank, group.size),
+    )
+
+
+def settle_threads(
+    s: Settings, input_shape: Sequence[int], devices: Sequence[torch.device], began: int | None
+) -> str:
+    """Settle the processor threads of the run, and compute with this process's part of them from now on.
+
+    Args:
+        input_shape: of an image (channels, height, width).
+        began: the threads that a run that goes on began with.
+
+    Returns:
+        What to tell of it.
+    """
+
+    def product_size() -> float:
+        images = min(s.tasks_in_parallel, len(s.tasks_to_learn)) * s.batch_size // len(devices)
+        try:
+            return mean(product_sizes(MODELS[s.model], (max(1, images), *input_shape), s.output_size, s.width_mult))
+        except Exception:  # whatever a user's own network raises that has no numbers to compute with
+            if ":" not in s.model:
+                raise
+            return WORTH_THREADS
+
+    on_processor = devices[0].type == "cpu"
+    s.threads, why = choose_threads(
+        s.threads, began, wanted_threads(), available_cores(), product_size if on_processor else None
+    )
+    share_threads(s, len(devices))
+    return f"threads: {s.threads} ({why})"
+
+
+def share_threads(s: Settings, processes: int) -> None:
+    """Compute with this process's part of the run's threads, one of so many processes."""
+    torch.set_num_threads(max(1, s.threads // processes))
+
+
+def recall(
+    s: Settings, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, exported: Sequence[Record], more: bool
+) -> RunRecord:
+    """The record of a run, with what it goes on from or imports.
+
+    Args:
+        fingerprint: of the data.
+        exported: the records of what is imported.
+        more: whether it may go on from a run of fewer tasks.
+
+    Raises:
+        UserError: what it goes on from is damaged beyond use, or of other settings.
+    """
+    lasting = lasting_settings(s, model)
+
+    def same(path: Path, theirs: Mapping[str, Any]) -> None:
+        ours, count = lasting, theirs.get("num_tasks")
+        if more and type(count) is int and 0 < count < s.num_tasks:
+            ours = lasting | {"num_tasks": count}
+        check_same(path, theirs, ours, theirs | lasting)
+
+    record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, PROJECT, fingerprint)
+    if exported:
+        path, about = f"`import_file` {s.import_file}", exported[0].values
+        check_same(path, about.get("settings", {}), lasting, {"weights"})
+        accuracies = load_export(Path(s.import_file), model, exported)
+        record.adopt(accuracies, about.get("data"), path, exported[0].kind == ORIGINAL)
+    if s.resume:  # a checkpoint goes on where it lies
+        folder = Path(os.path.abspath(s.resume)).parent
+        s.log_dir, s.name = str(folder.parent), folder.name
+    path = Path(s.resume or Path(s.log_dir, s.name, "checkpoint.pt"))
+    if s.resume or (s.resume is not None and path.exists()):
+        record.restore(path)
+    return record
+
+
+def lasting_settings(s: Settings, model: nn.Module) -> dict[str, object]:
+    """The settings that must stay the same when a run goes on."""
+    lasting = {name: value for name, value in vars(s).items() if name not in NEITHER} | {"model": s.model_name}
+    if s.weights is not None:  # what they are, wherever they are from
+        lasting["weights"] = digest(*(value for _, value in sorted(multitask.shared_state(model).items())))
+    return lasting
+
+
+def merge(
+    s: Settings, parts: Sequence[Part], fingerprint: str, model: nn.Module, notes: list[str]
+) -> dict[int, tuple[Path, Record]]:
+    """What other runs have learned of the tasks; where tasks may be missing, those that are there become the tasks.
+
+    Args:
+        notes: gets a line if some are missing.
+
+    Raises:
+        UserError: as ``join_parts``.
+    """
+    ours = {name: value for name, value in lasting_settings(s, model).items() if name not in SLICE}
+    found = join_parts(
+        parts,
+        s.tasks_to_learn,
+        fingerprint,
+        lambda path, theirs: check_same(path, theirs, ours, theirs | ours),
+        s.allow_missing,
+    )
+    if len(found) < len(s.tasks_to_learn):
+        s.tasks = named(found)
+        notes.append(f"`allow_missing`: of tasks {s.tasks} alone")
+    return found
+
+
+def plan_of(s: Settings) -> Plan:
+    """What the settings ask for."""
+    return Plan(
+        tasks=s.tasks_to_learn,
+        at_once=s.tasks_in_parallel,
+        skips=s.on_nan == "skip",
+        evaluated_after=s.eval_ckpts or (),
+        adaptor=s.adaptor,
+        inference=pick(InferenceOptions, s),
+        as_learned=s.score_when_learned,
+    )
+
+
+def join(group: Group, s: Settings, fingerprint: str, exported: Sequence[Record], more: bool) -> None:
+    """Be one of the processes of a group that train in step with the first one."""
+    data, model, trainer = build(s, set_up(s)[group.rank], group)
+    share_threads(s, group.size)
+    trainer.check(s.tasks_to_learn)
+    record = recall(s, model, trainer, fingerprint, exported, more)
+    trainer.join(group)
+    follow(plan_of(s), data, trainer, record)
