@@ -25,6 +25,7 @@ from experiments.options import WORK_REMAINS, parser_of
 from experiments.plan import ROOT, Plan, Run, experiment_name, found_in, runs_of
 from experiments.schedule import Ends, Schedule, counted
 from experiments.split import split_runs
+from trainers.options import Settings
 from utils.errors import UserError
 from utils.output import lasting_output
 from utils.paths import default_data
@@ -103,7 +104,7 @@ def _check_flags(plan: Plan, devices: str) -> None:
         _arguments(plan, devices, run)
 
 
-def _arguments(plan: Plan, devices: str, run: Run) -> argparse.Namespace:
+def _arguments(plan: Plan, devices: str, run: Run) -> Settings:
     """The settings that ``main.py`` reads from a run's command. Raises ``UserError`` as it does."""
     return parse_arguments(plan.command(run, devices)[2:])
 

@@ -109,7 +109,7 @@ def test_a_dry_run_prints_the_slices_and_the_merge(launch):
         (["3", "--train-weight-tasks", "1"], "--split-tasks 3: with --train-weight-tasks 1"),
         (["3", "--trainer", "reinit"], "--split-tasks 3: with --trainer reinit"),
         (["3", "--trainer", "nns", "--no-unshared-labels"], "--split-tasks 3: with --trainer nns"),
-        (["3", "--model", "BNNet", "--bn-type", "StandardBN"], "--split-tasks 3: with --bn-type StandardBN"),
+        (["3", "--model", "BNNet", "--bn-type", "StandardBN"], "--split-tasks 3: --bn-type StandardBN has statistics"),
         (["3", "--task-eval", "1"], "--split-tasks 3: each task is a run of its own here already"),
         (["3", "--merge", "elsewhere"], "--split-tasks 3: --merge learns nothing"),
         (["3", "--num-tasks", "-1"], "--split-tasks 3: nothing says how many tasks there are; say --num-tasks N"),

@@ -126,7 +126,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
     [
         (["--trainer", "nns"], "--trainer nns a task depends on those before it"),
         (["--trainer", "reinit"], "--trainer reinit a task depends on those before it"),
-        (["--train-weight-tasks", "1"], "--train-weight-tasks, depend on each other"),
+        (["--train-weight-tasks", "1"], "with --train-weight-tasks 1 tasks train weights that they share"),
         (["--model", "GEMResNet18", "--bn-type", "StandardBN"], "StandardBN has statistics that all tasks share"),
         (["--multigpu", "cpu,cpu"], "needs one device"),
         (["--set", "SplitDigits"], "SplitDigits cannot serve several at once: the tasks have not equally many images"),

@@ -33,20 +33,34 @@ def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: Default
     check_adaptor(s.adaptor, model)
     if ADAPTORS[s.adaptor].superfluous and data.num_classes > s.real_neurons:
         raise UserError(f"`real_neurons` {s.real_neurons}: {s.set} has {data.num_classes} classes, all of them real")
-    depends = multitask.depends(model)
-    if depends and s.trainer in ("nns", "reinit"):
+    if multitask.depends(model) and s.trainer in ("nns", "reinit"):
         raise UserError(f"`trainer` {s.trainer}: goes with no `conv_type` that trains weights, as {s.conv_type}")
     if siblings.has_halves(model) and s.trainer != "halves":
         raise UserError(f"`conv_type` {s.conv_type}: tasks have two halves; say `trainer` halves")
-    depends = depends or s.train_weight_tasks or (s.trainer == "reinit" and s.reinit_adapt != "n-1-imagenet")
-    if (s.task_eval or s.tasks) and (depends or _shares_statistics(model)):
-        raise UserError(
-            f"{slice_of(s)}: with trained weights, transfer or statistics that tasks share a task depends on those "
-            "before it, so it cannot be learned alone"
-        )
+    if (s.task_eval or s.tasks) and (why := why_in_order(s, model)):
+        raise UserError(f"{slice_of(s)}: {why}, so it cannot be learned alone")
     trainer.check(s.tasks_to_learn)
     if s.tasks_in_parallel > 1:
         _check_at_once(s, data, model, trainer)
+
+
+def why_in_order(s: Settings, model: nn.Module) -> str | None:
+    """What makes a task depend on those before it; None if nothing does, so that it can be learned alone.
+
+    Args:
+        model: the network, whose tensors may be on the device ``meta``.
+    """
+    if s.trainer == "nns":
+        return "with `trainer` nns the stream is learned as a whole"
+    if s.trainer == "reinit" and s.reinit_adapt != "n-1-imagenet":
+        return f"with `trainer` reinit, `reinit_adapt` {s.reinit_adapt}, a task starts from those before it"
+    if multitask.depends(model):
+        return f"with `conv_type` {s.conv_type} a task builds on those before it"
+    if s.train_weight_tasks:
+        return f"with `train_weight_tasks` {s.train_weight_tasks} tasks train weights that they share"
+    if any(map(is_statistic, multitask.shared_state(model))):
+        return f"`bn_type` {s.bn_type} has statistics that all tasks share"
+    return None
 
 
 def check_room(s: Settings, known: int) -> None:
@@ -92,12 +106,8 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
     setting = f"`tasks_in_parallel` {s.tasks_in_parallel}"
     if not trainer.parallel:
         raise UserError(f"{setting}: with `trainer` {s.trainer} a task depends on those before it")
-    if multitask.depends(model):
-        raise UserError(f"{setting}: with `conv_type` {s.conv_type} a task builds on those before it")
-    if s.train_weight_tasks:
-        raise UserError(f"{setting}: tasks that train the shared weights, `train_weight_tasks`, depend on each other")
-    if _shares_statistics(model):
-        raise UserError(f"{setting}: `bn_type` {s.bn_type} has statistics that all tasks share")
+    if why := why_in_order(s, model):
+        raise UserError(f"{setting}: {why}")
     if "," in s.multigpu:
         raise UserError(f"{setting}: needs one device, not `multigpu` {s.multigpu}")
     if ":" in s.model:
@@ -120,10 +130,6 @@ def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: Defa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is computed one task after the other
         multitask.call_tasks(model.train(), state, images)
-
-
-def _shares_statistics(model: nn.Module) -> bool:
-    return any(map(is_statistic, multitask.shared_state(model)))
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:
