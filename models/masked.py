@@ -15,7 +15,8 @@ from models.superposition import SuperposedModule
 
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
-BAGS = 16384  # masks whose bytes are looked up together
+BAGS = 16384  # masks that are summed together, so that each is read from its place but once
+BYTES = 3000  # masks from which on tables of bytes take less time than those of half bytes, which are made sooner
 
 
 class Masked(SuperposedModule):
@@ -208,8 +209,8 @@ class Masked(SuperposedModule):
     ) -> None:
         """Add to ``result`` (b, k) what some units add to ``coefficient_gradients``.
 
-        For a unit at a time, the losses that chose it have a table of sums for each byte of a mask: a mask is a sum of
-        its bytes' rows, an eighth of the additions and nothing to unpack.
+        For a unit at a time, the losses that chose it have a table of sums for each few bits of a mask: a mask is a
+        sum of rows, an eighth or a quarter of the additions and nothing to unpack.
 
         Args:
             inputs, output_gradients: as in ``coefficient_gradients``.
@@ -218,22 +219,21 @@ class Masked(SuperposedModule):
         rows, weight = self._rows(tasks), self.weight.flatten(1)
         all_rows = len(rows) == len(self.packed) and bool((rows.diff() == 1).all())
         packed = self.packed if all_rows else self.packed[rows]
-        size = weight.shape[1]
-        for unit in chosen.any(0).nonzero().flatten().tolist():
-            begin, lead = divmod(unit * size, 8)
-            end = math.ceil((unit * size + size) / 8)
-            places = 256 * torch.arange(end - begin, dtype=torch.int32, device=packed.device)
-            losses = chosen[:, unit].nonzero().flatten()
-            for masks_here in masks.tiles(len(rows), BAGS):
-                bits = packed[masks_here, begin:end].int() + places
-                for some in losses.split(TABLES):
+        size, wide = weight.shape[1], len(rows) >= BYTES
+        losses = {unit: chosen[:, unit].nonzero().flatten() for unit in chosen.any(0).nonzero().flatten().tolist()}
+        for masks_here in masks.tiles(len(rows), BAGS):
+            for unit in losses:
+                begin, lead = divmod(unit * size, 8)
+                end = math.ceil((unit * size + size) / 8)
+                places = masks.table_places(packed[masks_here, begin:end], wide)
+                for some in losses[unit].split(TABLES):
                     if inputs.shape[1] == 1:
                         products = output_gradients[some, :, unit] * inputs[some, 0]
                     else:
                         products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
                     products = F.pad(products * weight[unit], (lead, 8 * (end - begin) - lead - size))
-                    sums = F.embedding_bag(bits, masks.byte_sums(products), mode="sum")  # (masks, losses)
-                    result[some, masks_here] += sums.T
+                    sums = F.embedding_bag(places, masks.table_sums(products, wide), mode="sum")  # (masks, losses)
+                    result[:, masks_here].index_add_(0, some, sums.T)
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:
         """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,).

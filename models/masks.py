@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,23 +153,36 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     """
     if packed.shape[-1] != math.ceil(n / 8):
         raise ValueError(f"{packed.shape[-1]} bytes do not hold {n} weights")
+    if packed.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=n)).to(dtype)
     # Each byte picks its row of eight values from a table: one pass, and straight into the wanted type.
     bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
     return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
 
 
-def byte_sums(values: Tensor) -> Tensor:
+def table_sums(values: Tensor, wide: bool) -> Tensor:
     """For each eight of the values (q, 8 * bytes) and each byte of a mask, the sum of those that it keeps.
 
+    Args:
+        wide: a table for each byte; else one for the first four bits of each, and after those one for the last four.
+
     Returns:
-        (bytes * 256, q): the sums of place ``p`` for the byte ``v`` at ``256 p + v``, as ``pack`` orders bits.
+        A row of ``q`` sums for each place and each value of its bits, in the order of ``table_places``.
     """
-    eights = values.T.contiguous().unflatten(0, (-1, 8))  # (bytes, 8, q)
-    sums = values.new_zeros(len(eights), 256, len(values))
-    for bit in range(8):
+    bits = 8 if wide else 4
+    parts = values.T.unflatten(0, (-1, 8 // bits, bits)).transpose(0, 1).flatten(0, 1)  # (places, bits, q)
+    sums = values.new_zeros(len(parts), 1 << bits, len(values))
+    for bit in range(bits):
         known = 1 << bit
-        torch.add(sums[:, :known], eights[:, 7 - bit, None], out=sums[:, known : 2 * known])
+        torch.add(sums[:, :known], parts[:, bits - 1 - bit, None], out=sums[:, known : 2 * known])
     return sums.flatten(0, 1)
+
+
+def table_places(packed: Tensor, wide: bool) -> Tensor:
+    """Which rows of ``table_sums`` make up the sums of masks, packed as uint8 (..., bytes): int32 (..., places)."""
+    packed = packed.contiguous()  # a part of each mask until now
+    packed = packed.int() if wide else torch.cat([packed >> 4, packed & 15], dim=-1).int()
+    return packed.add_((256 if wide else 16) * torch.arange(packed.shape[-1], dtype=torch.int32, device=packed.device))
 
 
 def coarse_products_pay(device: torch.device) -> bool:
