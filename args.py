@@ -495,8 +495,8 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--infer",
         choices=("exact", "screened", "auto"),
-        help="one-shot inference: exact; screened by a few units of each layer first, which is faster among many masks "
-        "and may choose another task where two are close; auto: screened from 500 masks on (default: %(default)s)",
+        help="one-shot inference: exact; screened by a few units first, which is faster among many masks "
+        "and may choose another task where two are close; auto: screened from 100 masks on (default: %(default)s)",
     )
     add(
         "--infer-layers",
