@@ -102,9 +102,9 @@ def test_a_run_that_is_killed_after_a_checkpoint_inside_a_task_goes_on_from_it(n
 
 def test_two_processes_go_on_together_in_the_middle_of_a_task(tmp_path, at_batch):
     # The other process is a fresh one, which has never heard of the small networks above.
-    words = [*RUNS["trained weights"].split(), *"--model LeNet --num-tasks 2 --multigpu cpu,cpu".split()]
+    words = [*RUNS["trained weights"].split(), *"--model LeNet --num-tasks 2 --iter-lim 5 --multigpu cpu,cpu".split()]
     assert call_main(tmp_path / "whole", *words) == 0
-    at_batch(27, lambda: signal.raise_signal(signal.SIGTERM))
+    at_batch(7, lambda: signal.raise_signal(signal.SIGTERM))
     assert call_main(tmp_path / "cut", *words) == 143
     at_batch(1000, lambda: None)
     assert call_main(tmp_path / "cut", *words, "--resume") == 0

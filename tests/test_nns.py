@@ -20,7 +20,7 @@ from trainers.inference import entropy
 from utils.seeding import generator
 
 # 8 epochs of 12 batches a task; decisions fall on the first batch of each.
-STREAM = "--trainer nns --epochs 8 --nns-every 12 --output-size 500 --threads 1 --log-dir runs --name nns"
+STREAM = "--trainer nns --epochs 8 --nns-every 12 --output-size 500 --threads 1 --multigpu cpu --name nns --lr 1e-3"
 SHAPE, OUTPUTS = (1, 6, 6), 20
 
 
@@ -187,15 +187,19 @@ def through_record(trainer, task):
     return record | {f"scores.0.{name}": value for name, value in trainer._scores[0].items()}
 
 
+def stream(folder, *words):
+    """The words of a run of hidden tasks in ``folder``."""
+    return [*STREAM.split(), "--log-dir", str(folder / "runs"), *map(str, words)]
+
+
 def rows(path):
     with open(path) as file:
         return list(csv.DictReader(file))
 
 
-def test_a_run_allocates_a_mask_for_each_hidden_task_and_infers_them(call, tmp_path):
-    result = call("main.py", *STREAM.split(), "--num-tasks", 3, "--lr", "1e-3")
-    assert result.returncode == 0, result.stderr
-    assert "24 of 24 decisions right (100.0%)" in result.stdout
+def test_a_run_allocates_a_mask_for_each_hidden_task_and_infers_them(tmp_path, capsys):
+    assert main.main(stream(tmp_path, "--num-tasks", 3)) == 0
+    assert "24 of 24 decisions right (100.0%)" in capsys.readouterr().out
     table = rows(tmp_path / "runs" / "nns" / "nns.csv")
     assert [row["mask"] for row in table if row["decision"] == "allocate"] == ["0", "1", "2"]
     scores = rows(tmp_path / "runs" / "nns" / "adapt_results.csv")
@@ -203,26 +207,23 @@ def test_a_run_allocates_a_mask_for_each_hidden_task_and_infers_them(call, tmp_p
     assert rows(tmp_path / "runs" / "results.csv")[-1]["Scenario"] == "NNs"
 
 
-def test_a_budget_of_masks_is_kept_and_the_learned_ones_are_unharmed(call, tmp_path):
-    words = [*STREAM.split(), "--num-tasks", 2, "--stream-tasks", 4, "--eval-ckpts", 2, "--lr", "1e-3"]
-    result = call("main.py", *words)
-    assert result.returncode == 0, result.stderr
-    assert "96 batches skipped, for they asked for more than the 2 masks of --num-tasks" in result.stdout
+def test_a_budget_of_masks_is_kept_and_the_learned_ones_are_unharmed(tmp_path, capsys):
+    assert main.main(stream(tmp_path, "--num-tasks", 2, "--stream-tasks", 4, "--eval-ckpts", 2)) == 0
+    assert "96 batches skipped, for they asked for more than the 2 masks of --num-tasks" in capsys.readouterr().out
     scores = rows(tmp_path / "runs" / "nns" / "adapt_results.csv")
     two, four = scores[:2], scores[2:]
     assert [row["given"] for row in two] == [row["given"] for row in four[:2]]
     assert [row["given"] for row in four[2:]] == ["", ""] and all(row["adapted"] for row in four)
 
 
-def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(call, tmp_path):
-    words = [*STREAM.split(), "--num-tasks", 4, "--lr", "1e-3", "--resume"]
-    assert call("main.py", *words).returncode == 0
+def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(tmp_path):
+    words = stream(tmp_path, "--num-tasks", 4, "--resume")
+    assert main.main(words) == 0
     whole = tmp_path / "runs"
     whole.rename(tmp_path / "whole")
     checkpoint = tmp_path / "runs" / "nns" / "checkpoint.pt"
     process = subprocess.Popen(
-        [sys.executable, main.__file__, *map(str, words)],
-        cwd=tmp_path,
+        [sys.executable, main.__file__, *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -233,7 +234,7 @@ def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(call, tmp_pat
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "runs" / "nns" / "finished").exists(), "killed too late for this test to say anything"
-    assert call("main.py", *words).returncode == 0
+    assert main.main(words) == 0
     for name in ("nns.csv", "adapt_results.csv"):
         assert (tmp_path / "runs" / "nns" / name).read_text() == (tmp_path / "whole" / "nns" / name).read_text()
     names = [row["Name"] for row in rows(tmp_path / "runs" / "results.csv")]
