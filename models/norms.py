@@ -130,10 +130,11 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.num_tasks = options.num_tasks
         self.register_buffer("means", torch.zeros(self.num_tasks, planes), persistent=False)
         self.register_buffer("variances", torch.ones(self.num_tasks, planes), persistent=False)
-        # Of the task in use, each (planes,): in training its own, else a view into those above.
+        # Of the task in use, each (planes,): in training its own, else a view into those above; None: superposed. That
+        # is asked of them and not of the task's number, for which a compiler would make new code with each task.
         self.register_buffer("mean", None, persistent=False)
         self.register_buffer("variance", None, persistent=False)
-        self.task: int | None = None  # None: superposed
+        self.task: int | None = None
         self.learning = False
         self.in_stack = False  # one of several tasks that are trained at once
 
@@ -141,7 +142,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         """x (batch, planes, height, width), normalised."""
         if self.in_stack:
             x = x.float()  # vmap's batch norm knows one type for values and statistics
-        if self.task is None:
+        if self.mean is None:
             return normalise(x, self.eps)
         if self.training and self.learning:
             return normalise(x, self.eps, self.mean, self.variance, self.momentum, total=self.total)
@@ -149,7 +150,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
 
     @property
     def mixes_images(self) -> bool:
-        return self.task is None
+        return self.mean is None
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.learning, self.in_stack = self.check_task(task), True, False
@@ -168,7 +169,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         return state
 
     def superpose(self, tasks, alphas: Tensor) -> None:
-        self.task, self.learning = None, False
+        self.task, self.mean, self.variance, self.learning = None, None, None, False
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         return {}

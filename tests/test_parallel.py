@@ -243,6 +243,19 @@ def plain(tmp_path_factory):
     return learned(tmp_path_factory.mktemp("plain"), "plain", *MASKS.split(), "--multigpu", "cpu", "--epochs", "4")
 
 
+@pytest.fixture
+def compilations(monkeypatch):
+    """What is compiled: by the compiler's own view of the gradients, without the C++ that it makes of them."""
+    found = []
+
+    def compiled(graph, inputs):
+        found.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiled))
+    return found
+
+
 @pytest.mark.parametrize("norm", ["MultitaskNonAffineBN", "FastHopMaskBN"])
 @pytest.mark.parametrize(
     "conv, weights",
@@ -251,24 +264,32 @@ def plain(tmp_path_factory):
         *(("VectorizedBatchEnsembles", -1), ("PSPRotation", -1), ("StandardConv", -1)),
     ],
 )
-def test_every_layer_learns_when_compiled_as_it_does_otherwise(conv, norm, weights, monkeypatch):
-    # The compiler's own view of the gradients, without the C++ that it makes of them.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-
-    def step(compiled):
+def test_every_layer_learns_when_compiled_as_it_does_otherwise(conv, norm, weights, compilations):
+    def steps(compiled):
         rng = partial(generator, 3)
-        builder = Builder(rng, 1, conv, norm, "kaiming_normal")
+        builder = Builder(rng, 3, conv, norm, "kaiming_normal")
         model = nn.Sequential(builder.conv3x3(2, 4), builder.batchnorm(4), nn.ReLU(), builder.conv3x3(4, 5, stride=2))
         model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
         trainer = DefaultTrainer(model, TrainingOptions(train_weight_tasks=weights, compile=compiled), rng)
-        trainer.begin_task(0)
-        loss = trainer.step(torch.randn(9, 2, 6, 6, generator=rng("x")), torch.arange(9) % 5)
-        own = {name: value.detach() for name, value in multitask.training_state(model).items()}
-        return [loss, *own.values(), *(p.grad for p in trainer.parameters)]
+        for task in range(3):
+            trainer.begin_task(task)
+            model.train()
+            loss = trainer.step(torch.randn(9, 2, 6, 6, generator=rng("x", task)), torch.arange(9) % 5)
+            own = {name: value.detach() for name, value in multitask.training_state(model).items()}
+            yield from (loss, *own.values(), *(p.grad for p in trainer.parameters))
+            trainer.end_task()
 
-    for plain, compiled in zip(step(False), step(True), strict=True):
+    for plain, compiled in zip(steps(False), steps(True), strict=True):
         assert plain.count_nonzero()
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
+    assert len(compilations) == 1, "later tasks are other inputs of the same code"
+
+
+@pytest.mark.parametrize("more", ["--trainer nns --nns-every 3 --iter-lim 6", "--tasks-in-parallel 2 --iter-lim 3"])
+def test_neither_decisions_nor_tasks_at_once_are_compiled_again(more, tmp_path, compilations):
+    words = "--compile --num-tasks 4 --epochs 1 --threads 1 --multigpu cpu --eval-ckpts 1,2,3"
+    assert main.main([*words.split(), *more.split(), "--log-dir", str(tmp_path)]) == 0
+    assert len(compilations) == 1
 
 
 @pytest.mark.parametrize("option", ["--amp=bf16", "--channels-last", "--compile"])

@@ -76,6 +76,8 @@ class DefaultTrainer:
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         self.model, self.options, self.rng = model, options, rng
         torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
+        if options.compile:
+            torch.compiler.reset()  # what was compiled for other networks counts against this one's
         self.group = Group()
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
@@ -165,8 +167,7 @@ class DefaultTrainer:
 
     def _compile(self, network: Network) -> None:
         self.network = network
-        if self.options.compile:
-            torch.compiler.reset()  # what was compiled for the last task holds its scores
+        if self.options.compile:  # once: the scores of each later task are other inputs of the same code
             self.network = torch.compile(network)
 
     def end_task(self) -> Learned:
