@@ -147,6 +147,13 @@ class StackedLoader(Loader):
             loader.set_epoch(epoch, start)
 
     def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
+        first = self.loaders[0]
+        if isinstance(first, BatchLoader) and first.augment is None:  # all at once, from the images that they share
+            labels = None if first.new_labels is None else torch.stack([loader.new_labels for loader in self.loaders])
+            places = torch.stack([loader.places() for loader in self.loaders])
+            for batch in first.batches():
+                yield first.take(places[:, batch], labels)
+            return
         for batches in zip(*(loader.unprepared() for loader in self.loaders), strict=True):
             x, y = zip(*batches, strict=True)
             yield torch.stack(x), torch.stack(y)
@@ -199,14 +206,30 @@ class BatchLoader(Loader):
         self.new_labels = None if view.new_labels is None else view.new_labels.to(device)
         self.set_epoch(0)
 
+    def places(self) -> Tensor:
+        """The rows of ``images`` in the order of this epoch: int64 [num_images]."""
+        order = self.order().to(self.images.device)
+        return order if self.rows is None else self.rows[order]
+
+    def batches(self) -> Iterator[slice]:
+        """Where in that order each batch lies, from the first one that is not skipped."""
+        size = self.batch_size
+        return (slice(index * size, (index + 1) * size) for index in range(self.start, len(self)))
+
+    def take(self, places: Tensor, new_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The images uint8 [..., B, C, H, W] at ``places`` [..., B], and their labels int64 [..., B].
+
+        Args:
+            new_labels: what the labels become, int64 [..., base classes]; None to leave them as they are.
+        """
+        x = self.images.index_select(0, places.flatten()).unflatten(0, places.shape)
+        y = self.labels.index_select(0, places.flatten()).view_as(places)
+        return x, y if new_labels is None else new_labels.gather(-1, y)
+
     def unprepared(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, order = self.epoch, self.order().to(self.images.device)
-        order = order if self.rows is None else self.rows[order]  # rows of the base set
-        for index in range(self.start, len(self)):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            x = self.images.index_select(0, rows)  # [B, C, H, W] uint8
+        epoch, places = self.epoch, self.places()
+        for index, batch in enumerate(self.batches(), start=self.start):
+            x, y = self.take(places[batch], self.new_labels)
             if self.augment is not None:
                 x = self.augment(x, generator(self.seed, "augment", self.task, epoch, index))
-            x, rows = x[self.share], rows[self.share]  # after augmentation, so that it is that of the whole batch
-            y = self.labels.index_select(0, rows)
-            yield x, y if self.new_labels is None else self.new_labels[y]
+            yield x[self.share], y[self.share]  # after augmentation, so that it is that of the whole batch

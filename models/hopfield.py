@@ -1,5 +1,7 @@
 """HopSupSup: masks on the outputs of batch norm, stored in a Hopfield network (paper, section 3.6)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -49,13 +51,10 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
         self.task, self.mask = self.check_task(task), None
         self.scores = nn.Parameter(torch.zeros(self.planes, device=self.psi.device))
 
-    @torch.no_grad()
-    def end_task(self) -> None:
-        mask = self.mask_in_use()
-        self.scores = None
-        self.packed[self.task] = masks.pack(mask)
-        self._store(self.task)
-        self.select_task(self.task)
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        self.packed[list(tasks)] = masks.pack(masks.threshold(state["scores"]))
+        for task in tasks:
+            self._store(task)
 
     @torch.no_grad()
     def _store(self, task: int) -> None:

@@ -1,6 +1,7 @@
 """What the files of layers share: the options every layer is told, the convolution, float state for each task."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +105,9 @@ class FloatStateModule(MultitaskModule):
         for name in self.names:
             setattr(self, name, nn.Parameter(self.fresh(name, generator).to(self.kept(name).device)))
 
-    @torch.no_grad()
-    def end_task(self) -> None:
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         for name in self.names:
-            self.kept(name)[self.task] = getattr(self, name)
-            setattr(self, name, None)
-        self.select_task(self.task)
+            self.kept(name)[list(tasks)] = state[name]
 
     def select_task(self, task: int) -> None:
         self.selected = self.check_task(task)

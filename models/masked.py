@@ -92,12 +92,10 @@ class Masked(SuperposedModule):
         scores = masks.initial_scores(self.weight.shape, generator)
         self.scores = nn.Parameter(scores.to(self.weight.device))
 
-    @torch.no_grad()
-    def end_task(self) -> None:
-        self.packed[self.row(self.task)] = masks.pack(self.binarise(self.magnitude(self.scores)).flatten())
-        self.learned.add(self.task)
-        self.scores = None
-        self.select_task(self.task)
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        kept = self.binarise(self.magnitude(state["scores"])).flatten(1)
+        self.packed[[self.row(task) for task in tasks]] = masks.pack(kept)
+        self.learned.update(tasks)
 
     def select_task(self, task: int) -> None:
         self.effective = self.superposition([task], torch.ones(1, device=self.weight.device))

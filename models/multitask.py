@@ -29,6 +29,7 @@ class MultitaskModule(nn.Module, ABC):
     """
 
     num_tasks: int
+    task: int | None  # in training, or trained last
     trains = True  # whether a task has parameters of its own here
     depends = False  # whether a task builds on what earlier ones have left here
     takes_stacks = False  # whether it computes (tasks, batch, ...) at once with what ``stacked`` gives
@@ -39,8 +40,21 @@ class MultitaskModule(nn.Module, ABC):
         """Start to train ``task`` from a fresh state drawn from ``generator``."""
 
     @abstractmethod
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        """Keep what ``tasks`` have learned; ``state`` is what they have in training, stacked: (tasks, *shape)."""
+
+    @torch.no_grad()
+    def end_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        """``keep_tasks``, free what only training needs, and select the last of them."""
+        self.keep_tasks(tasks, state)
+        for name in self.task_parameters():
+            setattr(self, name, None)
+        self.select_task(tasks[-1])
+
     def end_task(self) -> None:
         """Keep what the task in training has learned, free what only training needs, and select the task."""
+        state = self.task_parameters() | self.task_buffers()
+        self.end_tasks([self.task], {name: value[None] for name, value in state.items()})
 
     @abstractmethod
     def select_task(self, task: int) -> None:
@@ -158,9 +172,24 @@ def begin_task(model: nn.Module, task: int, rng: Rng) -> None:
 
 
 def end_task(model: nn.Module) -> None:
-    """Keep the task in training as learned, in every layer."""
+    """Keep the task in training as learned, in every layer, and select it."""
     for _, module in named(model, MultitaskModule):
         module.end_task()
+
+
+def end_tasks(model: nn.Module, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+    """Keep ``tasks`` with their stacked ``state`` as learned, in every layer, and select the last of them.
+
+    Args:
+        state: as ``begin_tasks`` gives it; a task of the model is in training.
+    """
+    for name, module in named(model, MultitaskModule):
+        module.end_tasks(tasks, _part(state, name, module))
+
+
+def _part(state: dict[str, Tensor], name: str, module: MultitaskModule) -> dict[str, Tensor]:
+    """What a layer has of a ``state`` of training, by the layer's own names."""
+    return {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
 
 
 def training_state(model: nn.Module) -> dict[str, Tensor]:
@@ -226,8 +255,7 @@ def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the layers compute with for a stacked ``state``, (tasks, ...), by the names of the model's tensors."""
     used = {}
     for name, module in named(model, MultitaskModule):
-        own = {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
-        used |= {f"{name}.{key}": value for key, value in module.stacked(own).items()}
+        used |= {f"{name}.{key}": value for key, value in module.stacked(_part(state, name, module)).items()}
     return used
 
 
@@ -249,13 +277,6 @@ def tasks_to_test(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tenso
         return torch.stack([functional_call(model, own, (images.clone(),)) for own, images in parts])
 
     return call
-
-
-def end_one_of_tasks(model: nn.Module, task: int, rng: Rng, state: dict[str, Tensor], place: int) -> None:
-    """Keep ``task``, the one at ``place`` of a stacked ``state``, as learned, in every layer."""
-    begin_task(model, task, rng)
-    load_training_state(model, {name: value[place] for name, value in state.items()})
-    end_task(model)
 
 
 def select_task(model: nn.Module, task: int) -> None:

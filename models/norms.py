@@ -1,6 +1,6 @@
 """Batch norms. Those without affine parameters have nothing to train: their statistics are all they keep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -156,9 +156,8 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.task, self.learning, self.in_stack = self.check_task(task), True, False
         self.mean, self.variance = torch.zeros_like(self.means[task]), torch.ones_like(self.variances[task])
 
-    def end_task(self) -> None:
-        self.means[self.task], self.variances[self.task] = self.mean, self.variance
-        self.select_task(self.task)
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        self.means[list(tasks)], self.variances[list(tasks)] = state["mean"], state["variance"]
 
     def select_task(self, task: int) -> None:
         self.task, self.learning = self.check_task(task), False

@@ -1,5 +1,6 @@
 """PSP: one weight for all tasks, each of which rotates what goes into the layer (Cheung et al., 2019)."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -42,11 +43,12 @@ class PSPRotation(MultitaskModule):
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.select_task(task)
 
-    def end_task(self) -> None:
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         """Nothing is kept: the task's rotation is known, and the weight is everyone's."""
 
     def select_task(self, task: int) -> None:
-        self.rotation = self._rotation_of(self.check_task(task))[:, :, None, None].to(self.weight.device)
+        self.task = self.check_task(task)
+        self.rotation = self._rotation_of(task)[:, :, None, None].to(self.weight.device)
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         return {}

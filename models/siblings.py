@@ -6,6 +6,7 @@ stays as it is, to the bit, whatever the optimiser does.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +72,13 @@ class TrainedMaskConv(MaskedConv):
         """Keep to the mask as it is now, and train the weights in it."""
         self.chosen, self.settled = self.choose(), True
 
-    @torch.no_grad()
-    def end_task(self) -> None:
+    def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
+        (task,) = tasks  # each depends on those before it
         mask = self.chosen if self.settled else self.choose()
         self.weight.copy_(torch.where(mask, self.current(), self.weight))
-        self.packed[self.row(self.task)] = masks.pack(mask.flatten().float())
-        self.learned.add(self.task)
-        self.scores = self.values = self.free = self.chosen = None
-        self.select_task(self.task)
+        self.packed[self.row(task)] = masks.pack(mask.flatten().float())
+        self.learned.add(task)
+        self.free = self.chosen = None
 
     def task_parameters(self) -> dict[str, nn.Parameter]:
         parameters = {"scores": self.scores, "values": self.values}

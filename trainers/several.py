@@ -41,10 +41,14 @@ class SeveralTrainer(DefaultTrainer):
             return
         state, self.state = self.state, None
         self._forget()
-        for place, task in enumerate(self.tasks):
-            if task not in self.failed:
-                multitask.end_one_of_tasks(self.model, task, self.rng, state, place)
-                yield Learned(task, task, [task])
+        places = [place for place, task in enumerate(self.tasks) if task not in self.failed]
+        if self.failed:
+            state = {name: value[places] for name, value in state.items()}
+        tasks = [self.tasks[place] for place in places]
+        if tasks:
+            multitask.end_tasks(self.model, tasks, state)
+        for task in tasks:
+            yield Learned(task, task, [task])
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of each task (tasks,); x (tasks, batch, channels, height, width), y (tasks, batch)."""

@@ -1,0 +1,72 @@
+"""How many kernels a GPU would be given, and how often the host would wait for it: counted on the processor."""
+
+from functools import partial
+
+import pytest
+import torch
+from tiny import RUNS, Tiny, TinyBN, call_main
+
+from data import DATASETS
+from models import MODELS, Builder, get_model
+from tests.batches import BatchList
+from tests.calls import Calls
+from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions
+from utils.seeding import generator
+
+
+def test_what_is_counted():
+    x = torch.randn(4, 4)
+    with Calls() as calls:
+        torch.relu(x.T.flatten(0, 0).add(1)).sum().item()
+    assert calls.kernels == {"add": 1, "relu": 1, "sum": 1, "_local_scalar_dense": 1}
+    assert calls.waits == {"_local_scalar_dense": 1}
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    """LeNet on 64 permutations of digits, and their data."""
+    data = DATASETS["DigitsPerm"](num_tasks=64)
+    rng = partial(generator, 0)
+    model = get_model("LeNet", Builder(rng, 64), data.input_shape, 100)
+    return data, model, rng
+
+
+@pytest.mark.parametrize("at_once", [1, 8, 64])
+def test_a_step_of_lenet_and_its_end_cost_the_same_for_any_number_of_tasks(at_once, lenet):
+    data, model, rng = lenet
+    tasks = range(at_once)
+    kind = DefaultTrainer if at_once == 1 else SeveralTrainer
+    trainer = kind(model, TrainingOptions(epochs=1), rng)
+    batches, _ = data.loaders(tasks)
+    trainer.begin_tasks(tasks)
+    trainer.train(BatchList([next(iter(batches))]), 0)
+    batches.set_epoch(0)
+    served = iter(batches)
+    next(served)  # what an epoch costs once: its order
+    with Calls() as step:
+        trainer.step(*next(served))
+    assert step.kernels.total() <= 50 and not step.waits
+    with Calls() as end:
+        assert len(list(trainer.end_tasks())) == at_once
+    assert end.kernels.total() <= 70 and not end.waits
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_no_step_waits_for_the_device(name, tmp_path, monkeypatch):
+    """But for the decision of an NNs learner, on which all that follows depends."""
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
+    kind = NNsTrainer if name.startswith("nns") else DefaultTrainer
+    step, waits = kind.step, []
+
+    def counted(trainer, x, y):
+        decides = kind is NNsTrainer and trainer._batches_seen % trainer.options.nns_every == 0
+        with Calls() as calls:
+            losses = step(trainer, x, y)
+        if not decides:
+            waits.append(calls.waits.total() + calls.transfers)
+        return losses
+
+    monkeypatch.setattr(kind, "step", counted)
+    assert call_main(tmp_path, *RUNS[name].split()) == 0
+    assert len(waits) >= 40 and not any(waits)
