@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 from args import parse_arguments
-from experiments import gpus
+from experiments import gpus, slurm
 from experiments.backends import Backend
 from experiments.backends.local import Local
 from experiments.options import WORK_REMAINS, parser_of
 from experiments.plan import ROOT, Plan, Run, experiment_name, found_in, runs_of
 from experiments.schedule import Ends, Schedule, counted
+from experiments.slurm import SlurmOptions
 from experiments.split import split_runs
 from trainers.options import Settings
 from utils.errors import UserError
@@ -66,7 +68,8 @@ def launch(
         default = default_data()
         if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
             gpus.check_sets(options.gpu_sets)
-        sets = options.gpu_sets or gpus.default_sets(to_print=options.dry_run)
+        on_slurm = _slurm_options(options)
+        sets = [on_slurm.devices] if on_slurm else options.gpu_sets or gpus.default_sets(to_print=options.dry_run)
         plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
         if main == ROOT / "main.py":
             _check_flags(plan, sets[0])
@@ -88,14 +91,34 @@ def launch(
         sys.exit(0)
     if plan.data is None:
         print("data: {} ({}; --data names another)".format(*default), flush=True)
-    with closing(backend_of(plan, sets)) as backend:
+    with closing(backend_of(plan, sets, on_slurm)) as backend:
         ends = Schedule(plan, backend, 60 * options.hung_after, 60 * options.stop_after).run()
     sys.exit(_conclude(plan, ends, options.stop_after))
 
 
-def backend_of(plan: Plan, sets: Sequence[str]) -> Backend:
+def backend_of(plan: Plan, sets: Sequence[str], on_slurm: SlurmOptions | None) -> Backend:
     """Where the runs of a call run, by its options."""
+    if on_slurm:
+        from experiments.backends.slurm import Slurm  # needs what requirements-slurm.txt names
+
+        return Slurm(plan, on_slurm)
     return Local(plan, sets)
+
+
+def _slurm_options(options: argparse.Namespace) -> SlurmOptions | None:
+    """What ``--slurm`` says, if it was given. Raises ``ValueError`` if it cannot be."""
+    if options.slurm is None:
+        return None
+    if options.gpu_sets:
+        raise ValueError(
+            "--gpu-sets: is of runs on this machine; with --slurm say gpus-per-node=N, or nothing for none"
+        )
+    if find_spec("submitit") is None:
+        raise ValueError("--slurm: submitit is missing; pip install -r requirements-slurm.txt")
+    on_slurm = slurm.parse(options.slurm)
+    if not options.dry_run:
+        slurm.check(on_slurm)
+    return on_slurm
 
 
 def _check_flags(plan: Plan, devices: str) -> None:

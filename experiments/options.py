@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments import gpus
+from experiments.backends import GRACE_SECONDS
 from experiments.plan import ROOT
 from utils.paths import user_path
 from utils.slices import MOST_TASKS
@@ -89,6 +90,15 @@ def parser_of(script: Path) -> Parser:
         metavar="N",
         help="cut each run into slices of N tasks, runs of their own in the folder slices, and merge them into the run "
         "when all are finished: the same results, on as many machines as there are slices (default: as they are)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="run on a SLURM cluster, each run a job that goes on by itself after its time limit: time=MINUTES or "
+        "time=H:M:S, at-once=N runs at a time, signal-delay=SECONDS before the limit to keep what is learned (default: "
+        f"{GRACE_SECONDS}), and options of sbatch such as partition=gpu gpus-per-node=1 cpus-per-task=8; cluster=local "
+        "tries the same on this machine",
     )
     parser.add_argument(
         "--dry-run",

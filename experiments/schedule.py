@@ -128,8 +128,6 @@ class Schedule:
             self._give_up(run, self.ends.failed[failed[0]][0], f"not merged, for slices have failed: {names}")
             return False
         try:
-            if is_under_way(self.plan.log(run)):
-                raise BlockingIOError
             job = self.backend.start(run, place)
         except BlockingIOError:
             self.held.setdefault(run, time.monotonic())

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from experiments.attempts import end_line, head_line, is_finished
+from experiments.attempts import end_line, head_line, is_finished, is_under_way
 from experiments.backends import Job
 from experiments.plan import Plan, Run
 from utils.cores import RUNS_AT_ONCE
@@ -106,8 +106,10 @@ class Local:
 
     def start(self, run: Run, place: str) -> Process:
         """Start a run with its output in its log. Raises ``OSError`` as ``Child``."""
-        command = self._plan.command(run, place)
-        return Process(run, place, Child(command, self._plan.log(run), {**os.environ, **self._env}))
+        command, log = self._plan.command(run, place), self._plan.log(run)
+        if is_under_way(log):
+            raise BlockingIOError
+        return Process(run, place, Child(command, log, {**os.environ, **self._env}))
 
     def close(self) -> None:
         pass

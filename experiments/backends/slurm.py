@@ -1,0 +1,148 @@
+"""Runs as jobs of a SLURM cluster, through submitit: an array, whose jobs go on by themselves after their time limit.
+
+A while before the limit a job has its run keep the middle of its task, and goes back into the queue. Which job has
+which run is kept in the experiment's folder, so that a later call finds them.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from experiments.attempts import is_under_way
+from experiments.backends import Job
+from experiments.backends.attempt import HELD, Attempt
+from experiments.backends.queues import queue_of
+from experiments.plan import Plan, Run
+from experiments.slurm import SlurmOptions
+from utils.files import write_whole
+
+PLACE = "SLURM"
+
+
+class Queued(Job):
+    """A run that is a job of the cluster, or will be when its array is submitted.
+
+    Attributes:
+        id: the cluster's; None before it is submitted.
+        state: what the cluster calls its state.
+        ended: its exit status, once it has ended.
+        refused: what the cluster said when it would not take it.
+        absences: how many times in a row the cluster did not know it.
+    """
+
+    def __init__(self, run: Run, log: Path, of: "Slurm"):
+        super().__init__(run, PLACE, log, log.stat().st_size if log.exists() else 0)
+        self.id: str | None = None
+        self.state, self.refused, self.absences = "", "", 0
+        self.ended: int | None = None
+        self._of, self._killed = of, False
+
+    def status(self) -> int | None:
+        self._of.look()
+        return self.ended
+
+    def is_silent(self, seconds: float) -> bool:
+        return self.state == "RUNNING" and super().is_silent(seconds)
+
+    def last_line(self) -> str:
+        return self.refused or super().last_line()
+
+    def found_it_held(self) -> bool:
+        return self.ended == HELD
+
+    def ask_to_end(self) -> None:
+        self._cancel(kill=False)
+
+    def kill(self) -> None:
+        if self.ended is None and not self._killed:
+            self._killed = True
+            self._cancel(kill=True)
+
+    def _cancel(self, kill: bool) -> None:
+        if self.id is None:
+            self.ended = -signal.SIGTERM
+        else:
+            self._of.queue.cancel(self.id, kill)
+
+
+class Slurm:
+    """The backend of a SLURM cluster, whose queue has room for every run."""
+
+    def __init__(self, plan: Plan, options: SlurmOptions):
+        self._plan, self._devices, self._folder = plan, options.devices, plan.folder / "slurm"
+        self._folder.mkdir(exist_ok=True)
+        self.queue = queue_of(self._folder, options)
+        self.places = [PLACE] * min(len(plan.runs), self.queue.room)
+        self._jobs: list[Queued] = []  # of which nobody knows yet how they end
+        self._next_look = 0.0
+
+    def close(self) -> None:
+        pass  # what is left in the queue is for the next call
+
+    def start(self, run: Run, place: str) -> Queued:
+        """Put a run into the queue, with all that are started before the next look, or take up the job that has it."""
+        job = Queued(run, self._plan.log(run), self)
+        if is_under_way(job.log) and not self.queue.states(self._known().get(run.name, "").split()):
+            raise BlockingIOError
+        self._jobs.append(job)
+        self._next_look = 0.0
+        return job
+
+    def look(self) -> None:
+        """Submit what is new, and see which jobs have ended; every few seconds."""
+        if time.monotonic() < self._next_look:
+            return
+        with FileLock(self._folder / "jobs.lock"):  # two calls submit no run twice
+            known = self._known()
+            states = self.queue.states(known.values())
+            if states is not None:
+                self._submit(known, states)
+                for job in self._jobs:
+                    self._see(job, states)
+        self._jobs = [job for job in self._jobs if job.ended is None]
+        self._next_look = time.monotonic() + self.queue.look_seconds
+
+    def _submit(self, known: dict[str, str], states: dict[str, str]) -> None:
+        """Submit as an array what is not in the queue yet, and note what is now."""
+        new = [job for job in self._jobs if job.id is None and job.ended is None]
+        for job in new:
+            job.id = found if (found := known.get(job.run.name)) in states else None
+        if not (new := [job for job in new if job.id is None]):
+            return
+        try:
+            with self.queue.executor.batch():
+                what = [Attempt(self._plan.command(job.run, self._devices), job.log, self.queue.env) for job in new]
+                submitted = list(map(self.queue.executor.submit, what))
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            for job in new:
+                job.refused, job.ended = str(error).strip().splitlines()[-1], 2
+            return
+        for job, of in zip(new, submitted, strict=True):
+            job.id = known[job.run.name] = of.job_id
+            states[of.job_id] = "PENDING"
+        write_whole(self._folder / "jobs.json", json.dumps(known))
+
+    def _known(self) -> dict[str, str]:
+        """The id of the last job of each run."""
+        with suppress(FileNotFoundError):
+            return json.loads((self._folder / "jobs.json").read_text(encoding="utf-8"))
+        return {}
+
+    def _see(self, job: Queued, states: Mapping[str, str]) -> None:
+        """Note the state of a job; one that the queue has not known twice has ended."""
+        job.state = states.get(job.id or "", "")
+        job.absences = 0 if job.state else job.absences + 1
+        if job.id is None or job.absences < 2:
+            return
+        of = self.queue.executor.job_class(self._folder, job.id)
+        if of.paths.result_pickle.exists():
+            job.ended = of.result() if of.exception() is None else 1
+        else:  # it was killed with all that it had started, or cancelled while it waited
+            begun = job.log.exists() and job.log.stat().st_size > job.begins
+            job.ended = -(signal.SIGKILL if begun else signal.SIGTERM)

@@ -1,0 +1,189 @@
+"""Runs as jobs of SLURM: through submitit's local executor, and with commands in the place of SLURM's.
+
+``slurm_on_this_machine.py`` beside this file does the same on a cluster of one node that it starts itself.
+"""
+
+import os
+import re
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from tiny import outcome
+
+import main
+from experiments import launcher, slurm
+from experiments.attempts import last_attempt
+from experiments.backends import slurm as backend
+from experiments.plan import Plan, Run
+
+pytest.importorskip("submitit", reason="requirements-slurm.txt is not installed")
+
+SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
+FOLDER = "MNISTPerm-LeNet-250-tasks-supsup_h"
+SMALL = "--set DigitsPerm --num-tasks 3 --epochs 3 --threads 1 --checkpoint-minutes 0".split()
+RUN = "seed=0,epochs=3,num-tasks=3,set=DigitsPerm"
+
+
+def launch(folder, *words):
+    with pytest.raises(SystemExit) as ended:
+        launcher.launch(SCRIPT, "configs/supsup_h.yaml", argv=["--log-dir", str(folder), *words])
+    return ended.value.code
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def test_jobs_whose_time_limit_is_near_go_on_and_end_with_the_same_bits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "write_report", lambda folder: None)
+    cut = tmp_path / "jobs" / FOLDER / "slices" / f"{RUN},tasks=1"
+
+    def near_the_limit():
+        wait_for(lambda: (cut / "training.pt").exists())  # it is in the middle of its task
+        job = last_attempt(cut.with_name(f"{cut.name}.log")).starter
+        os.kill(int(job.split()[1]), signal.SIGUSR2)
+
+    thread = threading.Thread(target=near_the_limit)
+    thread.start()
+    status = launch(tmp_path / "jobs", *SMALL, "--split-tasks", "1", "--slurm", "cluster=local", "time=10", "at-once=3")
+    thread.join()
+    assert status == 0, capsys.readouterr().err
+    log = cut.with_name(f"{cut.name}.log").read_text()
+    assert re.search(r"stopped: by SIG.* batches of task 1 are saved", log) and log.count("ended with status") == 2
+    words = ["--config", str(SCRIPT.parent / "configs/supsup_h.yaml"), *SMALL, "--multigpu", "cpu", "--name", RUN]
+    assert main.main([*words, "--log-dir", str(tmp_path / "sequence")]) == 0
+    (tensors, *values), (others, *other_values) = (
+        outcome(tmp_path / "jobs" / FOLDER, RUN),
+        outcome(tmp_path / "sequence", RUN),
+    )
+    assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+    assert values == other_values
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Two runs of a program that waits."""
+    program = tmp_path / "program.py"
+    program.write_text("import time; print('waiting', flush=True); time.sleep(60)")
+    (tmp_path / "runs").mkdir()
+    return Plan([Run("a", 0), Run("b", 1)], tmp_path / "runs", program, tmp_path / "config.yaml", None)
+
+
+def test_a_call_finds_the_jobs_of_one_that_was_lost_and_ends_them(plan):
+    options = slurm.parse(["cluster=local", "time=10", "at-once=2"])
+    lost, found = backend.Slurm(plan, options), backend.Slurm(plan, options)
+    jobs = [lost.start(run, lost.places[0]) for run in plan.runs]
+    assert [job.status() for job in jobs] == [None, None]
+    ids = [job.id for job in jobs]
+    wait_for(lambda: all(plan.log(run).exists() and "waiting" in plan.log(run).read_text() for run in plan.runs))
+    jobs = [found.start(run, found.places[0]) for run in plan.runs]
+    assert [job.status() for job in jobs] == [None, None] and [job.id for job in jobs] == ids
+    for job in jobs:
+        job.tell_to_end()
+    assert [wait_for(job.status) for job in jobs] == [-signal.SIGTERM] * 2
+    assert [last_attempt(plan.log(run)).status for run in plan.runs] == [-signal.SIGTERM] * 2
+    assert found.start(plan.runs[0], found.places[0]).id is None, "what has ended is submitted anew"
+
+
+# With commands in the place of SLURM's
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Commands in the place of SLURM's, which keep what they were told in ``told``; the folder of both."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {
+        "srun": "",
+        "scancel": "",
+        "sbatch": 'case "$*" in *partition=none*) echo "sbatch: error: invalid partition: none" >&2; exit 1;; '
+        '*--test-only*) exit 0;; esac; cat "$1" > "$0.script"; echo Submitted batch job 7',
+        "squeue": 'cat "$0.says"',
+    }
+    for name, does in scripts.items():
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {folder}/told\n{does}\n')
+        (folder / name).chmod(0o755)
+    (folder / "squeue.says").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_runs_are_an_array_that_is_asked_after_and_cancelled(plan, cluster, monkeypatch):
+    options = slurm.parse(["time=1:30:00", "at-once=1", "partition=gpu", "gpus-per-node=a100:2", "signal_delay=90"])
+    queue = backend.Slurm(plan, options)
+    monkeypatch.setattr(queue.queue, "look_seconds", 0.0)
+    jobs = [queue.start(run, place) for run, place in zip(plan.runs, queue.places, strict=True)]
+    assert [job.status() for job in jobs] == [None, None] and [job.id for job in jobs] == ["7_0", "7_1"]
+    script = (cluster / "sbatch.script").read_text().splitlines()
+    for line in ("array=0-1%1", "time=90", "partition=gpu", "gpus-per-node=a100:2", "signal=USR2@90", "requeue"):
+        assert f"#SBATCH --{line}" in script
+    attempt = plan.command(plan.runs[0], options.devices)
+    assert attempt[attempt.index("--multigpu") + 1] == "0,1"
+    (cluster / "squeue.says").write_text("7_0 RUNNING\n7_1 PENDING\n8 RUNNING\n")
+    assert [job.status() for job in jobs] == [None, None] and [job.state for job in jobs] == ["RUNNING", "PENDING"]
+    assert not jobs[1].is_silent(0)
+    jobs[0].ask_to_end()
+    (cluster / "squeue.says").write_text("7_0 RUNNING\n")
+    assert [jobs[1].status() for _ in range(3)][-1] == -signal.SIGTERM, "somebody took it out of the queue"
+    told = (cluster / "told").read_text()
+    assert "scancel --state=PENDING 7_0\nscancel --signal=TERM 7_0\n" in told
+    (cluster / "squeue").write_text("#!/bin/sh\nexit 1")
+    assert [jobs[0].status() for _ in range(4)] == [None] * 4, "a cluster that does not answer has lost nothing"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["partition"], "--slurm partition: is not KEY=VALUE"),
+        (["partition=gpu"], "--slurm: time=MINUTES"),
+        (["time=soon"], "--slurm time=soon: is not a time such as"),
+        (["time=0"], "--slurm time=0: is not a time such as"),
+        (["time=1-2-3"], "--slurm time=1-2-3: is not a time such as"),
+        (["time=2"], "--slurm signal-delay=120: the seconds before the limit"),
+        (["time=60", "time=70"], "--slurm time=70: time is said twice"),
+        (["time=60", "at-once=0"], "--slurm at-once=0: is not a whole number"),
+        (["time=60", "array=0-3"], "--slurm array=0-3: is set by this script; say at-once=N"),
+        (["time=60", "cluster=mine"], "--slurm cluster=mine: is neither"),
+        (["time=60", "partition=none"], "no job can be submitted so: sbatch: error: invalid partition: none"),
+        (["time=60", "--gpu-sets", "cpu"], "with --slurm say gpus-per-node=N"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused_in_one_line_before_anything_starts(words, said, tmp_path, cluster, capsys):
+    assert launch(tmp_path / "runs", "--slurm", *words) == 2
+    out, err = capsys.readouterr()
+    assert said in err and len(err.splitlines()) == 1 and out == "" and not (tmp_path / "runs").exists()
+
+
+def test_without_a_cluster_it_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert launch(tmp_path / "runs", "--slurm", "time=60") == 2
+    assert "--slurm: there is no sbatch here" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text, minutes",
+    [("90", 90), ("1:30", 1.5), ("1:30:00", 90), ("2-12", 3600), ("1-0:30", 1470), ("0-0:0:30", 0.5)],
+)
+def test_times_are_those_of_sbatch(text, minutes):
+    assert slurm.parse([f"time={text}", "signal-delay=1"]).minutes == minutes
+
+
+@pytest.mark.parametrize(
+    "word, devices",
+    [
+        ("gpus-per-node=2", "0,1"),
+        ("gres=gpu", "0"),
+        ("gres=gpu:a100:4", "0,1,2,3"),
+        ("gres=disk:3", "cpu"),
+        ("mem=4G", "cpu"),
+    ],
+)
+def test_a_run_uses_the_gpus_that_its_job_asks_for(word, devices):
+    assert slurm.parse(["time=60", word]).devices == devices
