@@ -83,7 +83,7 @@ class TaskNorm(MultitaskNonAffineBN):
         if self.statistics:
             y = super().forward(planes).view_as(x)
         else:
-            y = normalise(planes, self.eps, total=self.total if self.training else None).view_as(x)
+            y = normalise(planes, self.eps, gather=self.gather if self.training else None).view_as(x)
         if self.given_weight is not None:
             shape = (-1, *[1] * (x.ndim - 2))
             y = y * self.given_weight.view(shape) + self.given_bias.view(shape)

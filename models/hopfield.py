@@ -37,7 +37,7 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised and masked."""
-        return normalise(x, self.eps, total=self.total if self.training else None) * self.mask_in_use()[:, None, None]
+        return normalise(x, self.eps, gather=self.gather if self.training else None) * self.mask_in_use()[:, None, None]
 
     def mask_in_use(self) -> Tensor:
         """The mask (planes,) of the selected task, or of the scores in training or recovery."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.layers import LayerOptions, load_into
 from models.multitask import BatchModule, MultitaskModule
 
-Total = Callable[[Tensor], Tensor]  # the sum of a tensor over the processes that train together, with its gradient
+Gather = Callable[[Tensor], Tensor]  # the tensors of all processes that train together, stacked, with their gradients
 
 
 def is_statistic(name: str) -> bool:
@@ -21,17 +21,17 @@ class BatchNorm(BatchModule):
     """What batch norms have in common: whose images their statistics are of.
 
     Attributes:
-        total: sums over the processes that train together; None in a process alone.
+        gather: stacks what the processes that train together have; None in a process alone.
     """
 
-    total: Total | None = None
+    gather: Gather | None = None
 
 
-def share_statistics(model: nn.Module, total: Total) -> None:
+def share_statistics(model: nn.Module, gather: Gather) -> None:
     """From now on the batch that a batch norm of ``model`` trains on is that of all processes together."""
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            module.total = total
+            module.gather = gather
 
 
 def normalise(
@@ -42,7 +42,7 @@ def normalise(
     momentum: float = 0.0,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    total: Total | None = None,
+    gather: Gather | None = None,
 ) -> Tensor:
     """Batch norm of x (batch, planes, height, width) by the statistics of x itself.
 
@@ -52,22 +52,29 @@ def normalise(
     Args:
         mean, variance: running statistics (planes,), which go towards those of x by ``momentum``; None for none.
         weight, bias: affine parameters (planes,).
-        total: if given, x is this process's part of the batch, which may be nothing.
+        gather: if given, x is this process's part of the batch, which may be nothing.
     """
-    if total is None and x.numel() > x.shape[1]:
+    if gather is None and x.numel() > x.shape[1]:
         return F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=momentum, eps=eps)
-    y = x - x if total is None else _normalise_together(x, eps, mean, variance, momentum, total)
+    y = x - x if gather is None else _normalise_together(x, eps, mean, variance, momentum, gather)
     return y if weight is None else y * weight[:, None, None] + bias[:, None, None]
 
 
-def _normalise_together(x: Tensor, eps: float, mean, variance, momentum: float, total: Total) -> Tensor:
-    """``normalise`` by the statistics of all processes' parts; the gradient goes through them to each part."""
-    values = x.float()
-    sums = total(torch.cat([values.sum((0, 2, 3)), values.new_tensor([values.numel() // values.shape[1]])]))
-    count = sums[-1].detach()
-    own_mean = sums[:-1] / count
+def _normalise_together(x: Tensor, eps: float, mean, variance, momentum: float, gather: Gather) -> Tensor:
+    """``normalise`` by the statistics of all processes' parts; the gradient goes through them to each part.
+
+    One message: each part's mean, its sum of squares about that, and its number of values (Chan et al., 1979).
+    """
+    values, size = x.float(), x.numel() // x.shape[1]
+    part_mean = values.sum((0, 2, 3)) / max(1, size)
+    squares = (values - part_mean[:, None, None]).square().sum((0, 2, 3))
+    parts = gather(torch.cat([part_mean, squares, values.new_full((1,), size)]))
+    counts = parts[:, -1:].detach()
+    means, sums = parts[:, :-1].tensor_split(2, dim=1)  # of each process, (processes, planes)
+    count = counts.sum()
+    own_mean = (counts * means).sum(0) / count
+    own_variance = (sums + counts * (means - own_mean).square()).sum(0) / count
     values = values - own_mean[:, None, None]
-    own_variance = total(values.square().sum((0, 2, 3))) / count
     if mean is not None:
         with torch.no_grad():
             momentum = momentum * (count > 1)
@@ -90,7 +97,7 @@ class StandardBN(BatchNorm, nn.BatchNorm2d):
             return super().forward(x)
         self.num_batches_tracked.add_(1)
         return normalise(
-            x, self.eps, self.running_mean, self.running_var, self.momentum, self.weight, self.bias, self.total
+            x, self.eps, self.running_mean, self.running_var, self.momentum, self.weight, self.bias, self.gather
         )
 
 
@@ -111,7 +118,7 @@ class NonAffineNoStatsBN(BatchNorm, nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
-        return normalise(x, self.eps, total=self.total if self.training else None)
+        return normalise(x, self.eps, gather=self.gather if self.training else None)
 
 
 class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
@@ -145,7 +152,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         if self.mean is None:
             return normalise(x, self.eps)
         if self.training and self.learning:
-            return normalise(x, self.eps, self.mean, self.variance, self.momentum, total=self.total)
+            return normalise(x, self.eps, self.mean, self.variance, self.momentum, gather=self.gather)
         return F.batch_norm(x, self.mean, self.variance, eps=self.eps)
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import main
@@ -98,10 +99,14 @@ def trained(group):
     return state
 
 
-def test_batch_norm_sees_the_whole_batch():
+def test_batch_norm_sees_the_whole_batch(monkeypatch):
+    all_reduce, messages = dist.all_reduce, []
+    monkeypatch.setattr(dist, "all_reduce", lambda value: [messages.append(value), all_reduce(value)])
     # Shares of 5 and 4 images, of 2 and 2, of 1 and none.
     with group_of([torch.device("cpu")] * 2, trained) as group:
         two = trained(group)
+    steps = 3 * len(NORMS)
+    assert len(messages) == steps * (2 * 2 + 1), "a norm sends one forward and one backward, and a step its gradients"
     one = trained(Group())
     assert one.keys() == two.keys()
     for name, value in one.items():

@@ -85,7 +85,7 @@ class DefaultTrainer:
         """Train together with the other processes of ``group``, as one process with all their images would."""
         self.group = group
         if group.size > 1:
-            share_statistics(self.model, group.total)
+            share_statistics(self.model, group.gather)
 
     def trains_weights(self, task: int) -> bool:
         """Whether ``task`` trains the weights that all tasks share."""

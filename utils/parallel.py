@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import Stopped, stopping
@@ -58,6 +59,10 @@ class Group:
         """The sum of ``value`` over the processes, all of which must ask for it; its gradient is that of all."""
         total: Tensor = _Total.apply(value) if self.size > 1 else value
         return total
+
+    def gather(self, value: Tensor) -> Tensor:
+        """What each process has for ``value``, of one shape, stacked: (processes, *shape); with their gradients."""
+        return self.total(F.pad(value[None], [0, 0] * value.ndim + [self.rank, self.size - 1 - self.rank]))
 
     def backward(self, loss: Tensor, parameters: Iterable[nn.Parameter], images: int) -> None:
         """Give ``parameters`` the gradient of the mean loss over all images of all processes.
