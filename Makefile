@@ -47,12 +47,12 @@ $(NOTEBOOK): requirements-notebook.txt $(RUN)
 	.venv/bin/pip install -r requirements-notebook.txt
 	@touch $@
 
-$(DEV): requirements-dev.txt requirements-slurm.txt $(NOTEBOOK)
+$(DEV): requirements-dev.txt requirements-ray.txt requirements-slurm.txt $(NOTEBOOK)
 	.venv/bin/pip install -r requirements-dev.txt
 	@touch $@
 
 # What has a lower bound gets it, with the bug fixes of that version: torch>=2.11 is torch==2.11.*
-$(OLDEST): requirements.txt requirements-notebook.txt requirements-slurm.txt requirements-dev.txt
+$(OLDEST): requirements.txt requirements-notebook.txt requirements-ray.txt requirements-slurm.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-oldest
 	sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2.*/p' requirements.txt > .venv-oldest/oldest.txt
 	.venv-oldest/bin/pip install -r requirements-dev.txt -c .venv-oldest/oldest.txt

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -27,6 +28,27 @@ def parse_sets(text: str) -> list[str]:
                 raise argparse.ArgumentTypeError(f"{text!r}: the set {gpu_set!r} names a GPU twice")
         sets.append(",".join(ids))
     return sets
+
+
+def renumbered(sets: Sequence[str]) -> list[str]:
+    """What a run calls its GPUs that was given as many as a set has: they are numbered anew, from 0 on."""
+    return [gpu_set if gpu_set == "cpu" else ",".join(map(str, range(gpu_set.count(",") + 1))) for gpu_set in sets]
+
+
+def asked_for(sets: Sequence[str]) -> float:
+    """How many GPUs each run asks of a cluster, by sets that are all alike; a part of one where several sets share it.
+
+    Raises:
+        ValueError: the sets are not alike, or share GPUs otherwise.
+    """
+    if len(set(renumbered(sets))) > 1:
+        raise ValueError(f"--gpu-sets {'|'.join(sets)}: on a cluster every run asks for as many GPUs, as 0,1|2,3 do")
+    if sets[0] == "cpu":
+        return 0
+    most = max(Counter(gpu for gpu_set in sets for gpu in gpu_set.split(",")).values())
+    if most > 1 and "," in sets[0]:
+        raise ValueError(f"--gpu-sets {'|'.join(sets)}: on a cluster only runs on one GPU can share it, as 0|0 do")
+    return (sets[0].count(",") + 1) / most
 
 
 def default_sets(to_print: bool) -> list[str]:

@@ -66,16 +66,12 @@ def launch(
     try:
         runs = found_in(folder, runs_of(options.seeds, variants, words, tasks))
         default = default_data()
-        if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
-            gpus.check_sets(options.gpu_sets)
         on_slurm = _slurm_options(options)
-        sets = [on_slurm.devices] if on_slurm else options.gpu_sets or gpus.default_sets(to_print=options.dry_run)
+        sets = [on_slurm.devices] if on_slurm else sets_of(options)
         plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
-        if main == ROOT / "main.py":
-            _check_flags(plan, sets[0])
-        if options.split_tasks:
-            plan = replace(plan, runs=split_runs(plan.runs, options.split_tasks, partial(_arguments, plan, sets[0])))
+        plan = _checked(plan, options, sets[0])
         if not options.dry_run:
+            backend = backend_of(plan, options, sets, on_slurm)
             _make(plan)
     except (UserError, ValueError) as error:
         parser.error(str(error))
@@ -91,13 +87,32 @@ def launch(
         sys.exit(0)
     if plan.data is None:
         print("data: {} ({}; --data names another)".format(*default), flush=True)
-    with closing(backend_of(plan, sets, on_slurm)) as backend:
+    with closing(backend):
         ends = Schedule(plan, backend, 60 * options.hung_after, 60 * options.stop_after).run()
     sys.exit(_conclude(plan, ends, options.stop_after))
 
 
-def backend_of(plan: Plan, sets: Sequence[str], on_slurm: SlurmOptions | None) -> Backend:
-    """Where the runs of a call run, by its options."""
+def sets_of(options: argparse.Namespace) -> Sequence[str]:
+    """What ``--multigpu`` says in the runs, place by place, as far as that is known before they are placed.
+
+    Raises:
+        ValueError: ``--gpu-sets`` names a GPU that is not there, or what cannot be asked of a cluster.
+    """
+    if options.ray:
+        sets: Sequence[str] = options.gpu_sets or ["cpu"]
+        gpus.asked_for(sets)
+        return gpus.renumbered(sets)
+    if options.gpu_sets and not options.dry_run:  # commands for another machine may be printed anywhere
+        gpus.check_sets(options.gpu_sets)
+    return options.gpu_sets or gpus.default_sets(to_print=options.dry_run)
+
+
+def backend_of(plan: Plan, options: argparse.Namespace, sets: Sequence[str], on_slurm: SlurmOptions | None) -> Backend:
+    """Where the runs of a call run, by its options. Raises ``UserError`` if nothing can run there."""
+    if options.ray:
+        from experiments.backends.ray import Ray  # needs what requirements-ray.txt names, slowly
+
+        return Ray(plan, options.gpu_sets, options.ray)
     if on_slurm:
         from experiments.backends.slurm import Slurm  # needs what requirements-slurm.txt names
 
@@ -109,6 +124,8 @@ def _slurm_options(options: argparse.Namespace) -> SlurmOptions | None:
     """What ``--slurm`` says, if it was given. Raises ``ValueError`` if it cannot be."""
     if options.slurm is None:
         return None
+    if options.ray:
+        raise ValueError("--ray: is a cluster of another kind than --slurm; say one of them")
     if options.gpu_sets:
         raise ValueError(
             "--gpu-sets: is of runs on this machine; with --slurm say gpus-per-node=N, or nothing for none"
@@ -121,10 +138,22 @@ def _slurm_options(options: argparse.Namespace) -> SlurmOptions | None:
     return on_slurm
 
 
-def _check_flags(plan: Plan, devices: str) -> None:
-    """See that ``main.py`` takes the flags of every run. Raises ``UserError`` if it does not."""
-    for run in {run.flags: run for run in plan.runs}.values():  # seeds make no difference
-        _arguments(plan, devices, run)
+def _checked(plan: Plan, options: argparse.Namespace, devices: str) -> Plan:
+    """The plan with its runs split, and of them this call's share.
+
+    Raises:
+        UserError: ``main.py`` does not take the flags of a run, or its tasks cannot be split.
+    """
+    if plan.program == ROOT / "main.py":
+        for run in {run.flags: run for run in plan.runs}.values():  # seeds make no difference
+            _arguments(plan, devices, run)
+    runs = plan.runs
+    if options.split_tasks:
+        runs = split_runs(runs, options.split_tasks, partial(_arguments, plan, devices))
+    if options.shard:  # what merges slices of several shards is left to a call without
+        one, of = options.shard
+        runs = [run for run in runs if not run.parts][one - 1 :: of]
+    return replace(plan, runs=runs)
 
 
 def _arguments(plan: Plan, devices: str, run: Run) -> Settings:
@@ -163,7 +192,7 @@ def _conclude(plan: Plan, ends: Ends, stop_after: float) -> int:
         print(f"{counted(ends.elsewhere)} under way in another process, not waited for any longer", file=sys.stderr)
     if ends.left or ends.elsewhere:
         return WORK_REMAINS
-    refused = len(ends.failed) == len(plan.runs) and all(status == 2 for status, _ in ends.failed.values())
+    refused = len(plan.runs) == sum(status == 2 for status, _ in ends.failed.values()) > 0
     return 2 if refused else 1 if ends.failed else 0
 
 

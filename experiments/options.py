@@ -49,6 +49,22 @@ def parser_of(script: Path) -> Parser:
         "(default: each GPU a set, or cpu if there is none)",
     )
     parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="run on a cluster of Ray, whose machines see the same files: auto for the one that this machine is part "
+        "of, or host:port of its head; without ADDRESS one of this machine alone is started, and stopped. A set of "
+        "--gpu-sets then says what each run asks for (default: a GPU if the cluster has any, else cpu, which is as "
+        "many cores as --threads says, or one)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=parse_shard,
+        metavar="I/N",
+        help="take every N-th run alone, from the I-th on, I from 1 to N: N such calls, on as many machines, take all",
+    )
+    parser.add_argument(
         "--seeds",
         type=parse_seeds,
         default="1",
@@ -131,6 +147,16 @@ def parse_seeds(text: str) -> list[int]:
             f"{text!r} is not the number of seeds to run, 1 to {MOST_SEEDS}; for seed {seeds[0]} alone say {seeds[0]},"
         )
     return list(range(seeds[0]))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``"2/3"`` is (2, 3). Raises ``argparse.ArgumentTypeError`` unless it is two whole numbers I/N, I from 1 to N."""
+    words = [word.strip() for word in text.split("/")]
+    if len(words) == 2 and all(word.isascii() and word.isdigit() and len(word) < 9 for word in words):
+        one, of = map(int, words)
+        if 1 <= one <= of:
+            return one, of
+    raise argparse.ArgumentTypeError(f"{text!r} is no share I/N of the runs, such as 2/3, with I from 1 to N")
 
 
 def parse_path(text: str) -> Path:

@@ -23,6 +23,7 @@ from utils.signals import NUMBERS as STOP_SIGNALS
 
 POLL_SECONDS = 0.1
 HELD_SECONDS = 1  # between two looks at the runs that another process is at
+MOST_LOST = 10  # times that a run may lose its machine, since it may be the run that takes the machine down
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
 STOPPED = {status for number in STOP_SIGNALS for status in (-number, 128 + number)}
 
@@ -62,6 +63,7 @@ class Schedule:
         self.jobs: list[Job] = []
         self.ends = Ends()
         self.tried: set[Run] = set()
+        self.lost: Counter[Run] = Counter()
         self.held: dict[Run, float] = {}  # waiting runs that another process is at, and since when
         self.look_again = 0.0  # when to look at these
         self.said = False  # that there is nothing to do but to wait for them
@@ -186,8 +188,9 @@ class Schedule:
             if (job.deadline or (self.caught and status in STOPPED)) and not job.hung:
                 outcome = "stopped"
                 self.ends.left.append(run)
-            elif job.is_lost():
+            elif job.is_lost() and self.lost[run] < MOST_LOST:
                 outcome += "; starting it elsewhere"
+                self.lost[run] += 1
                 self.waiting.insert(0, run)
             elif job.found_it_held() and (is_under_way(job.log) or run not in self.tried):
                 outcome = "under way in another process"

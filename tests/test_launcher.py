@@ -150,6 +150,9 @@ def test_malformed_seeds(call, tmp_path, text):
         (["--data=~nobody-of-this-name"], "--data"),
         (["--gpu_sets=5"], "GPU 5"),
         (["--gpu-sets", "0,2"], "GPU 2"),
+        (["--ray", "--gpu-sets", "0|cpu"], "--gpu-sets"),
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1"),
+        (["--shard", "0/3"], "--shard"),
     ],
 )
 def test_bad_input_gets_one_line_and_starts_nothing(call, tmp_path, monkeypatch, words, said):
@@ -221,6 +224,20 @@ def test_runs_share_the_processor_and_go_side_by_side(call, records):
     for record in (first, second):  # of three sets two are used
         assert record["at_once"] == "2" and "--threads" not in record["argv"]
         assert str(Path("some/where").absolute()) in record["argv"] and record["resume"] is True
+
+
+def test_shards_take_every_run_once(call):
+    words = ["--gpu-sets", "cpu", "--seeds", "5", "--dry-run"]
+    shards = [call(*words, "--shard", f"{one}/3")[1].splitlines() for one in (1, 2, 3)]
+    assert [len(shard) for shard in shards] == [2, 2, 1] and sorted(sum(shards, [])) == sorted(
+        call(*words)[1].splitlines()
+    )
+    assert call(*words[:4], "--shard", "6/6")[0] == 0, "one of more shards than runs has nothing to do"
+
+
+def test_a_cluster_s_runs_call_their_gpus_by_new_numbers(call):
+    status, out, _ = call("--ray", "--gpu-sets", "2,3|4,5", "--seeds", "2", "--dry-run")
+    assert status == 0 and [line.split("--multigpu ")[1].split()[0] for line in out.splitlines()] == ["0,1"] * 2
 
 
 def test_one_set_runs_one_at_a_time_and_threads_can_be_set(call, records):

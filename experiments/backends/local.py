@@ -36,12 +36,13 @@ class Child:
         command: its words.
         log: where its output goes, behind what is there.
         env: its environment.
+        folder: where it works; None for where this process does.
 
     Raises:
         OSError: as ``open_log``; it is ``BlockingIOError`` too if the run was finished just now.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]):
+    def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str], folder: str | None = None):
         self.log = log
         with open_log(log) as file:
             if is_finished(log):  # by the process that held the lock a moment ago
@@ -55,6 +56,7 @@ class Child:
                 stdout=file,
                 stderr=file,
                 env=env,
+                cwd=folder,
                 start_new_session=True,
             )
         self._noted = False

@@ -76,7 +76,7 @@ class Slurm:
 
     def __init__(self, plan: Plan, options: SlurmOptions):
         self._plan, self._devices, self._folder = plan, options.devices, plan.folder / "slurm"
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.queue = queue_of(self._folder, options)
         self.places = [PLACE] * min(len(plan.runs), self.queue.room)
         self._jobs: list[Queued] = []  # of which nobody knows yet how they end
