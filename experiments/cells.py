@@ -69,6 +69,12 @@ def run_time(setting: Setting) -> float | None:
     return sum(by_seed.values()) / len(by_seed)
 
 
+def time_a_task(setting: Setting) -> str:
+    """Seconds of a run, with its tests, for each of its tasks."""
+    seconds = run_time(setting)
+    return "–" if seconds is None else f"{seconds / setting.final['Tasks Learned'].iloc[0]:,.3g} s"
+
+
 def machine(run: Run) -> str:
     """What a run computed on, without the name of the system."""
     threads = run.settings.get("threads")

@@ -73,7 +73,7 @@ def page(experiments: Sequence[Experiment], paper: dict) -> tuple[list[Block], l
 
 def _overview(figure: str, experiments: Sequence[Experiment], paper: dict) -> Block:
     header = ["method", "tasks", "given", "inferred", "batches inferred right"]
-    header += ["MB kept: bit-packed / CSC-16 / entropy-coded", "seeds", "published"]
+    header += ["MB kept: bit-packed / CSC-16 / entropy-coded", "run time a task", "seeds", "published"]
     rows = []
     for experiment in experiments:
         for setting in experiment.settings:
@@ -81,13 +81,14 @@ def _overview(figure: str, experiments: Sequence[Experiment], paper: dict) -> Bl
             accuracies = [cells.spread(final[column]) for column in MEASURED]
             rows.append(
                 [published.name_of(experiment, setting, paper), str(final["Tasks Learned"].iloc[0]), *accuracies]
-                + [cells.megabytes(final), str(len(final)), published.printed(setting, paper)]
+                + [cells.megabytes(final), cells.time_a_task(setting), str(len(final))]
+                + [published.printed(setting, paper)]
             )
     for number in paper["numbers"]:  # of methods that are not run here
         if number["figure"] == figure and "label" in number:
             size = f"– / {number['bytes'] / records.MEGABYTE:,.3f} / –" if "bytes" in number else "–"
             given = f"{number['accuracy']:.4f} ({number['source']})"
-            rows.append([number["label"], str(number["tasks"]), "–", "–", "–", size, "–", given])
+            rows.append([number["label"], str(number["tasks"]), "–", "–", "–", size, "–", "–", given])
     return ("table", header, rows)
 
 

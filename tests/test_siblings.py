@@ -153,6 +153,18 @@ def test_a_run_that_was_stopped_inside_a_task_comes_to_the_same_bits(kind, batch
     assert all(torch.equal(value, cut[0][name]) for name, value in whole[0].items())
 
 
+@pytest.mark.parametrize("kind", SIBLINGS)
+def test_masks_and_weights_come_through_an_export(kind, monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    words = f"--conv-type {kind} --conv-init kaiming_normal --sparsity 0.3 --num-tasks 3 --iter-lim 10".split()
+    words += ["--trainer", "halves" if kind in HALVES else "default"]
+    file = tmp_path / "learned"
+    assert call_main(tmp_path / "one", *words, "--export", file) == 0
+    assert call_main(tmp_path / "other", *words, "--import", file) == 0
+    scores = [(tmp_path / name / "run" / "adapt_results.csv").read_text() for name in ("one", "other")]
+    assert scores[0] == scores[1] and len(scores[0].splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     "words, why",
     [
