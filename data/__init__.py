@@ -2,7 +2,7 @@
 
 from utils.registry import Registry, of
 
-# What --set can name: subclasses of TaskDataset.
+# What ``set`` can name: subclasses of TaskDataset.
 DATASETS = Registry(
     {
         **of("data.digits", "DigitsPerm", "RotatingDigits", "SplitDigits"),
@@ -15,7 +15,7 @@ DATASETS = Registry(
         "npz:FILE": "data.folder:npz",
     }
 )
-# What --tasks-by can name, for sets of the user's own.
+# What ``tasks_by`` can name, for sets of the user's own.
 TASKS_BY = Registry(
     {
         "classes": "data.folder:OwnClasses",

@@ -121,7 +121,7 @@ class TaskDataset:
         if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
             limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
             of = "" if classes_per_task is None else f" of {classes_per_task} classes"
-            raise UserError(f"--num-tasks {num_tasks}: {self.name} can have {limit}{of}")
+            raise UserError(f"`num_tasks` {num_tasks}: {self.name} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
         self.device, self.workers, self.share = torch.device(device), workers, share
         self.open(root)
@@ -138,7 +138,7 @@ class TaskDataset:
             UserError: the set's tasks are not made of so many classes.
         """
         if classes_per_task is not None:
-            raise UserError(f"--classes-per-task {classes_per_task}: {self.name} is not split by class")
+            raise UserError(f"`classes_per_task` {classes_per_task}: {self.name} is not split by class")
 
     def open(self, root: str | Path | None) -> None:
         """Make the images ready, and say what shape they have: ``input_shape`` (C, H, W)."""
@@ -149,7 +149,7 @@ class TaskDataset:
 
     def _check(self, base: BaseSet, root: str | Path | None) -> None:
         """See that every task has images of each of its classes to learn from and to be tested on."""
-        where = self.name if root is None else f"--data {root}: {self.name}"
+        where = self.name if root is None else f"`data` {root}: {self.name}"
         last = getattr(self, "base_classes", self.num_classes) - 1
         for said, labels in (("training", base.train_labels), ("test", base.test_labels)):
             there = labels.unique().tolist()
@@ -275,7 +275,7 @@ class SplitByClass(TaskDataset):
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         if classes_per_task is not None:
             if not 1 <= classes_per_task <= self.base_classes:
-                raise UserError(f"--classes-per-task {classes_per_task}: there are {self.base_classes} classes")
+                raise UserError(f"`classes_per_task` {classes_per_task}: there are {self.base_classes} classes")
             self.num_classes = classes_per_task
         self.default_tasks = self.max_tasks = self.base_classes // self.num_classes
 

@@ -48,10 +48,10 @@ def read_arrays(root: str | Path | None, source: str, *, image_shape: tuple[int,
     """
     name = source.lower()
     if root is None:
-        raise UserError(f"--data is needed for {source}: the parent folder of {name}/")
+        raise UserError(f"`data` is needed for {source}: the parent folder of {name}/")
     root = Path(root).expanduser()
     if os.path.exists(root) and not os.path.isdir(root):
-        raise UserError(f"--data {root}: is a file, should be the parent folder of {name}/")
+        raise UserError(f"`data` {root}: is a file, should be the parent folder of {name}/")
     folder = root / name
     cache = folder / f"{name}.npz"
 
@@ -101,7 +101,7 @@ def _see_inside(folder: Path) -> None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:  # a null character is the latter
-        raise UserError(f"--data: {folder}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"`data`: {folder}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _read_npz(path: Path) -> Arrays:

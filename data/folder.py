@@ -33,7 +33,7 @@ MEASURED = 1000  # training images that sizes, and of sets that do not lie in me
 def folder(
     name: str, root: str | Path | None = None, *, seed: int = 0, tasks_by: str | None = None, **more
 ) -> TaskDataset:
-    """The set in the folder ``<root>/<name>``: ``--set folder:PATH``.
+    """The set in the folder ``<root>/<name>``: ``folder:PATH``.
 
     The folder holds ``train/<class>/<image>`` and the same in ``val`` or ``test``; or ``<class>/<image>``, of which
     the seed chooses a fifth of each class as test images; or a folder of either kind for each task.
@@ -66,7 +66,7 @@ def folder(
 
 
 def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = None, **more) -> TaskDataset:
-    """The set in the file ``<root>/<name>``, of the keys that ``data.files`` names: ``--set npz:FILE``.
+    """The set in the file ``<root>/<name>``, of the keys that ``data.files`` names: ``npz:FILE``.
 
     Images may have any size, and one, three or no channels at their end; labels may be any numbers.
 
@@ -75,11 +75,11 @@ def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = Non
     """
     path = Path(root or ".", name)
     if tasks_by == "folders":
-        raise UserError("--tasks-by folders: an npz has none; say classes, permutation or rotation")
+        raise UserError("`tasks_by` folders: an npz has none; say classes, permutation or rotation")
     arrays = read_npz(path)
     size, own = more.get("image_size"), arrays["train_images"].shape[1:3]
     if size is not None and tuple(size) != own:
-        raise UserError(f"--image-size {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")
+        raise UserError(f"`image_size` {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")
     there = np.unique(arrays["train_labels"])
     unknown = np.setdiff1d(arrays["test_labels"], there)
     if len(unknown):
@@ -223,7 +223,7 @@ class Own(TaskDataset):
             arrays |= {f"{split}_images": images[:count], f"{split}_labels": labels[:count]}
         for split in ("train", "test"):
             if not len(arrays[f"{split}_images"]):
-                raise UserError(f"--set {self.name}: none of its {split} images can be read: {some(broken)}")
+                raise UserError(f"`set` {self.name}: none of its {split} images can be read: {some(broken)}")
         if broken:
             self.notes.append(f"{self.name}: cannot be read, so left out: {some(broken)}")
         return arrays
@@ -247,9 +247,9 @@ class Own(TaskDataset):
         """Settle mean and deviation: those that were given, or those of ``images``."""
         given, measured = self._given, _measure(images)
         self.mean, self.std = (tuple(measured[place] if given[place] is None else given[place]) for place in (0, 1))
-        for flag, values in (("mean", self.mean), ("std", self.std)):
+        for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels := len(measured[0])):
-                raise UserError(f"--{flag} {_said(values)}: the images have {channels} channels; say 1 or {channels}")
+                raise UserError(f"`{name}` {_said(values)}: the images have {channels} channels; say 1 or {channels}")
 
     def settled(self) -> dict[str, object]:
         return {"image_size": list(self.image_size), "mean": list(self.mean), "std": list(self.std)}
@@ -290,7 +290,7 @@ def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], T
         elif os.path.exists(path):
             files.append(path)
         else:
-            raise UserError(f"--predict {path}: no such file or folder")
+            raise UserError(f"`predict` {path}: no such file or folder")
     read, images, broken = [], [], []
     for path in files:
         try:
@@ -302,7 +302,7 @@ def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], T
         images.append(torch.from_numpy(np.array(image.convert("L")))[None] if grey else to_tensor(image))
         read.append(path)
     if not images:
-        raise UserError(f"--predict {paths[0]}: there is no image that can be read")
+        raise UserError(f"`predict` {paths[0]}: there is no image that can be read")
     return read, torch.stack(images), broken
 
 
@@ -315,14 +315,14 @@ class OwnClasses(SplitByClass, Own):
     def choose_classes(self, classes_per_task: int | None, num_tasks: int | None) -> None:
         count = len(self.source.classes)
         if not count:
-            raise UserError(f"--set: {self.name} has no folder of images")
+            raise UserError(f"`set`: {self.name} has no folder of images")
         if self.source.tasks:
             if classes_per_task is not None:
-                raise UserError(f"--classes-per-task {classes_per_task}: the folders of the tasks say so")
+                raise UserError(f"`classes_per_task` {classes_per_task}: the folders of the tasks say so")
             self.sizes = [len(classes) for classes in self.source.tasks.values()]
         elif classes_per_task is not None:
             if classes_per_task > count:
-                raise UserError(f"--classes-per-task {classes_per_task}: {self.name} has {count} classes")
+                raise UserError(f"`classes_per_task` {classes_per_task}: {self.name} has {count} classes")
             whole, rest = divmod(count, classes_per_task)
             self.sizes = [classes_per_task] * whole + [rest] * (rest > 0)
         else:

@@ -39,14 +39,14 @@ class SplitImageNet(SplitByClass):
             classes_per_task, rest = divmod(self.base_classes, num_tasks)
             if rest:
                 raise UserError(
-                    f"--num-tasks {num_tasks}: the {self.base_classes} classes cannot be shared out evenly to so many "
-                    "tasks; say how many each has with --classes-per-task"
+                    f"`num_tasks` {num_tasks}: the {self.base_classes} classes cannot be shared out evenly to so many "
+                    "tasks; say how many each has with `classes_per_task`"
                 )
         super().choose_classes(classes_per_task, num_tasks)
 
     def open(self, root: str | Path | None) -> None:
         if root is None:
-            raise UserError("--data is needed for SplitImageNet: the parent folder of imagenet/")
+            raise UserError("`data` is needed for SplitImageNet: the parent folder of imagenet/")
         self.folder = Path(root).expanduser() / "imagenet"
         self.class_names, others = self._names("train"), self._names("val")
         for split, names, rest in (("train", self.class_names, others), ("val", others, self.class_names)):

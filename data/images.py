@@ -135,7 +135,7 @@ def _collate(size: tuple[int, int], items: list[tuple[Tensor, int]]) -> tuple[Te
         reason = str(error).splitlines()[0]
         raise UserError(
             f"shared memory (/dev/shm) has no room for a batch of images ({reason}); "
-            "make it larger or the batch smaller, or do without: --workers 0"
+            "make it larger or the batch smaller, or do without: `workers` 0"
         ) from None
     return x, y
 
@@ -232,7 +232,7 @@ class FolderLoader(Loader):
             how = f"status {ends[0]}" if ends[0] >= 0 else signal.Signals(-ends[0]).name
             raise Stopped(
                 f"a process that decodes images has ended by {how}: memory, or shared memory (/dev/shm), may be short; "
-                f"--workers {len(self._workers) // 2} needs less of it"
+                f"`workers` {len(self._workers) // 2} needs less of it"
             ) from error
 
     def _start(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -45,7 +45,7 @@ def folders(path: Path) -> list[str]:
         with os.scandir(path) as entries:
             return sorted(entry.name for entry in entries if is_folder(entry))
     except OSError as error:
-        raise UserError(f"--set folder: {error.filename or path}: {error.strerror}") from None
+        raise UserError(f"`set` folder: {error.filename or path}: {error.strerror}") from None
 
 
 def read_tree(path: Path, seed: int) -> Source:
@@ -69,7 +69,7 @@ def read_tree(path: Path, seed: int) -> Source:
             empty.append(name)
     if not named:
         raise UserError(
-            f"--set folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
+            f"`set` folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
             f"should have one a class, such as {train / 'cats'}/1.jpg"
         )
     source = Source(list(named))
@@ -81,7 +81,7 @@ def read_tree(path: Path, seed: int) -> Source:
         test = path / tests[0]
         unknown = [name for name in folders(test) if name not in named and name not in empty]
         if unknown:
-            raise UserError(f"--set folder: {test}: has classes that {train} has not: {some(unknown)}")
+            raise UserError(f"`set` folder: {test}: has classes that {train} has not: {some(unknown)}")
     for label, (name, files) in enumerate(named.items()):
         if tests:
             chosen = (
@@ -96,7 +96,7 @@ def read_tree(path: Path, seed: int) -> Source:
             files = [files[place] for place in sorted(order[count:])]
         if not chosen:
             where = f"{test / name}: has no images" if tests else f"{train / name}: has one image"
-            raise UserError(f"--set folder: {where}; a class needs some to learn from and some to test with")
+            raise UserError(f"`set` folder: {where}; a class needs some to learn from and some to test with")
         source.train += [(file, label) for file in files]
         source.test += [(file, label) for file in chosen]
     return source

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from models.builder import Builder
 
-# What --model can name.
+# What ``model`` can name.
 MODELS = Registry(
     {
         **of("models.small", "LeNet", "FC1024", "BNNet"),
@@ -23,7 +23,7 @@ MODELS = Registry(
 )
 # Layers whose tasks train weights that later tasks build on.
 SIBLINGS = of("models.siblings", "PiggybackConv", "WSNConv", "PackNetConv", "ExSSNeTConv")
-# What --conv-type can name.
+# What ``conv_type`` can name.
 CONV_TYPES = Registry(
     {
         **of("models.modules", "FastMultitaskMaskConv"),
@@ -34,7 +34,7 @@ CONV_TYPES = Registry(
         **SIBLINGS,
     }
 )
-# What --bn-type can name.
+# What ``bn_type`` can name.
 BN_TYPES = Registry(
     {
         **of("models.norms", "StandardBN", "NonAffineBN", "NonAffineNoStatsBN", "MultitaskNonAffineBN"),
@@ -48,7 +48,7 @@ MASKS_OF = {
     "MultitaskMaskConv": "top-k",
 }
 STATISTICS_OF = {"MultitaskNonAffineBN": "task", "NonAffineNoStatsBN": "batch"}
-# What --conv-init can name.
+# What ``conv_init`` can name.
 INITIALISERS = Registry(
     of(
         "models.init",

@@ -19,7 +19,7 @@ class StandardConv(nn.Conv2d):
 
 
 class IndividualHeads(FloatStateModule):
-    """A convolution with a weight of its own for each task: the last layer of a network with ``--individual-heads``.
+    """A convolution with a weight of its own for each task: the last layer of a network with ``individual_heads``.
 
     A fresh head starts as ``nn.Conv2d`` does, uniform in ``±1/√fan_in``.
     """

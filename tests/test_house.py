@@ -1,10 +1,15 @@
 """How the code is cut: what one reads at once stays short."""
 
 import ast
+import re
 
+import pytest
+
+from args import make_parser, with_flags
 from tests.conftest import PROJECT
 
-FOLDERS = ("data", "experiments", "models", "trainers", "utils")
+BELOW = ("data", "models", "trainers", "utils")
+FOLDERS = (*BELOW, "experiments")
 PARSERS = {"make_parser", "parser_of"}  # a long list of flags is no long thought
 
 
@@ -18,3 +23,27 @@ def test_no_function_is_longer_than_a_screen_and_no_class_has_more_than_twenty_p
         if isinstance(node, ast.ClassDef):
             public = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name[0] != "_"]
             assert len(public) <= 20, (name, node.name)
+
+
+def test_flags_are_known_to_the_command_line_alone():
+    """Below ``main.py`` and ``args.py`` settings go by their names, which Python's face has too."""
+    flags = [flag for action in make_parser()._actions for flag in action.option_strings if flag.startswith("--")]
+    below = [PROJECT / "supsup.py", *(path for folder in BELOW for path in (PROJECT / folder).rglob("*.py"))]
+    named = re.compile(rf"(?<![\w-])(?:{'|'.join(flags)})(?![\w-])|--\{{")
+    assert len(below) > 60
+    for path in below:
+        assert not (found := named.findall(path.read_text(encoding="utf-8"))), (path.name, found)
+
+
+@pytest.mark.parametrize(
+    "said, printed",
+    [
+        ("`task_eval` 5: tasks are 0 ... 4 (`num_tasks`)", "--task-eval 5: tasks are 0 ... 4 (--num-tasks)"),
+        ("`import_file` a.sup: was not written by `export`", "--import a.sup: was not written by --export"),
+        ("say `unshared_labels=False`; `tf32=True`, `fast`.", "say --no-unshared-labels; --tf32, --fast."),
+        ("likely `lr` 0.1 is too large\n`set`: none", "likely --lr 0.1 is too large\n--set: none"),
+        ("`--lr`, `learning rate`, a`lr`, x/`lr`/y, ``lr``", "`--lr`, `learning rate`, a`lr`, x/`lr`/y, ``lr``"),
+    ],
+)
+def test_settings_that_a_message_names_are_flags_on_the_command_line(said, printed):
+    assert with_flags(said) == printed

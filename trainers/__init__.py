@@ -51,7 +51,7 @@ class Adaptor:
         return resolve_name(f"trainers.adaptors:{self.function}")
 
 
-# What --trainer can name.
+# What ``trainer`` can name.
 TRAINERS = Registry(
     {
         "default": "trainers.default:DefaultTrainer",
@@ -60,7 +60,7 @@ TRAINERS = Registry(
         "reinit": "trainers.reinit:ReinitTrainer",
     }
 )
-# What --adaptor can name.
+# What ``adaptor`` can name.
 ADAPTORS = {
     "gt": Adaptor(Needs.NOTHING),
     "se_oneshot_entropy_minimization": Adaptor(Needs.SUPERPOSITION, "se_oneshot_entropy_minimization"),
@@ -72,7 +72,7 @@ ADAPTORS = {
     "se_be_max_adapt": Adaptor(Needs.PARAMETERS, "se_be_max_adapt"),
     "hopfield_recovery": Adaptor(Needs.RECOVERY, "hopfield_recovery"),
 }
-# What --reinit-adapt can name; see ReinitTrainer.
+# What ``reinit_adapt`` can name; see ReinitTrainer.
 ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", "n-1-imagenet")
 
 # What else the package offers, of modules that load torch.

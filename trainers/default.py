@@ -106,8 +106,8 @@ class DefaultTrainer:
         idle = [task for task in tasks if not self.trains_weights(task)]
         if idle and not multitask.has_tasks(self.model):
             raise UserError(
-                f"--train-weight-tasks {self.options.train_weight_tasks}: task {idle[0]} has nothing to train, since "
-                "--conv-type has no parameters of a task's own; say -1 to train the weights in every task"
+                f"`train_weight_tasks` {self.options.train_weight_tasks}: task {idle[0]} has nothing to train, since "
+                "`conv_type` has no parameters of a task's own; say -1 to train the weights in every task"
             )
 
     def begin_tasks(self, tasks: Sequence[int]) -> None:
@@ -133,7 +133,7 @@ class DefaultTrainer:
         self.tasks = list(tasks)
         o = self.options
         both = any(map(self.trains_weights, tasks))
-        rate = f"--train-weight-lr {o.train_weight_lr}" if both else f"--lr {o.lr}"
+        rate = f"`train_weight_lr` {o.train_weight_lr}" if both else f"`lr` {o.lr}"
         self.position, self.watch = Position(), Watch(tasks, rate, self.group.mean)
         self.failed = self.watch.failed
 

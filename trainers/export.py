@@ -116,13 +116,13 @@ def check_export(path: Path, run: Path) -> None:
     try:
         check_kind(path)
     except OSError as error:
-        raise UserError(f"--export {path}: {error.strerror}") from None
+        raise UserError(f"`export` {path}: {error.strerror}") from None
     place = path.absolute()
     if not os.access(place.parent, os.W_OK):
-        raise UserError(f"--export {path}: its folder cannot be written")
+        raise UserError(f"`export` {path}: its folder cannot be written")
     taken = {run.resolve(): FILES, run.resolve().parent: TAKEN}.get(place.parent.resolve(), ())
     if path.name.casefold() in taken or (os.path.exists(path) and not _is_export(path)):
-        raise UserError(f"--export {path}: that is the name of a file that is no export; choose another")
+        raise UserError(f"`export` {path}: that is the name of a file that is no export; choose another")
 
 
 def _is_export(path: Path) -> bool:
@@ -158,7 +158,7 @@ def write_export(
     try:
         write_records(path, records())
     except OSError as error:
-        raise UserError(f"--export {path}: {error.strerror}") from None
+        raise UserError(f"`export` {path}: {error.strerror}") from None
 
 
 def read_export(path: Path) -> tuple[dict, list[Record]]:
@@ -169,25 +169,25 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     """
     records, damaged = Checkpoint(path).read()
     if damaged:
-        raise UserError(f"--import {path}: its last {damaged} bytes are damaged")
+        raise UserError(f"`import_file` {path}: its last {damaged} bytes are damaged")
     settings = records[0].values.get("settings") if records and records[0].kind == "export" else None
     if not isinstance(settings, dict):
-        raise UserError(f"--import {path}: was not written by --export")
+        raise UserError(f"`import_file` {path}: was not written by `export`")
     if any(record.kind != "exported task" for record in records[1:]):
-        raise UserError(f"--import {path}: holds something that --export does not write")
+        raise UserError(f"`import_file` {path}: holds something that `export` does not write")
     # A file that was cut between two records has none that is damaged.
     if [record.values.get("task") for record in records[1:]] != records[0].values.get("tasks"):
-        raise UserError(f"--import {path}: lacks tasks that were written into it")
+        raise UserError(f"`import_file` {path}: lacks tasks that were written into it")
     return settings, records
 
 
 def load_export(
-    path: Path, model: nn.Module, records: Sequence[Record], flag: str = "--import"
+    path: Path, model: nn.Module, records: Sequence[Record], name: str = "`import_file`"
 ) -> dict[int, float]:
     """Load the tasks of an exported file, or of the original code's; the accuracy of each when it was just learned.
 
     Args:
-        flag: that names the file, for messages.
+        name: of the setting that names the file, for messages.
 
     Raises:
         UserError: they do not fit the network.
@@ -212,5 +212,5 @@ def load_export(
             multitask.load_task_state(model, task, state)
             accuracies[task] = fraction(record.values["accuracy"])
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{flag} {path} does not fit this network: {error}") from None
+        raise UserError(f"{name} {path} does not fit this network: {error}") from None
     return accuracies

@@ -15,7 +15,7 @@ class HalvesTrainer(DefaultTrainer):
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
         if not siblings.has_halves(self.model):
-            raise UserError("--trainer halves: is for --conv-type PackNetConv and ExSSNeTConv; say default")
+            raise UserError("`trainer` halves: is for `conv_type` PackNetConv and ExSSNeTConv; say default")
 
     def train(self, loader, epoch: int, *how) -> list[float]:
         batches = self.options.epochs * len(loader)

@@ -31,7 +31,7 @@ class Part:
 
 
 def read_part(path: Path) -> Part:
-    """Read what ``--merge`` names: a run's folder, its checkpoint, or what ``--export`` wrote.
+    """Read what ``merge`` names: a run's folder, its checkpoint, or what ``export`` wrote.
 
     Raises:
         UserError: it cannot be read, is damaged, or has weights that its tasks share.
@@ -39,11 +39,11 @@ def read_part(path: Path) -> Part:
     path = path / "checkpoint.pt" if path.is_dir() else path
     records, damaged = Checkpoint(path).read()
     if damaged:
-        raise UserError(f"--merge {path}: its last {damaged} bytes are damaged; let its own run go on first")
+        raise UserError(f"`merge` {path}: its last {damaged} bytes are damaged; let its own run go on first")
     first = records[0] if records else Record("", {})
     settings, data = first.values.get("settings"), first.values.get("data")
     if first.kind not in ("run", "export") or not isinstance(settings, dict):
-        raise UserError(f"--merge {path}: was written by no run and no --export")
+        raise UserError(f"`merge` {path}: was written by no run and no `export`")
     with making_sense(path):
         mark = mark_of(settings, data)
         if any(record.values.get("run", mark) != mark for record in records):
@@ -61,7 +61,7 @@ def read_part(path: Path) -> Part:
                 fraction(record.values.get("accuracy", 0.0))
     shared = first.tensors or any(name.startswith("shared.") for record in of_tasks for name in record.tensors)
     if shared or first.values.get(ORIGINAL):
-        raise UserError(f"--merge {path}: has weights that its tasks share, so that they cannot be learned apart")
+        raise UserError(f"`merge` {path}: has weights that its tasks share, so that they cannot be learned apart")
     return Part(path, {name: value for name, value in settings.items() if name not in SLICE}, data, of_tasks)
 
 
@@ -84,17 +84,17 @@ def join_parts(
     """
     found: dict[int, tuple[Path, Record]] = {}
     for part in parts:
-        check_same(f"--merge {part.path}", part.settings)
+        check_same(f"`merge` {part.path}", part.settings)
         if part.data not in (None, data):
-            raise UserError(f"--merge {part.path}: was learned from other data: images, labels or classes differ")
+            raise UserError(f"`merge` {part.path}: was learned from other data: images, labels or classes differ")
         has = {record.values["task"]: (part.path, record) for record in part.records}
         if both := has.keys() & found.keys():
             others = ", ".join(sorted({str(found[task][0]) for task in both}))
-            raise UserError(f"--merge {part.path}: has tasks that are in {others} too: {named(both)}")
+            raise UserError(f"`merge` {part.path}: has tasks that are in {others} too: {named(both)}")
         found |= has
     found = {task: found[task] for task in tasks if task in found}
     missing = [task for task in tasks if task not in found]
     if not found or (missing and not allow_missing):
-        hint = "; --allow-missing joins those that are there" if found else ""
-        raise UserError(f"--merge: tasks that no run there has: {named(missing)}{hint}")
+        hint = "; `allow_missing` joins those that are there" if found else ""
+        raise UserError(f"`merge`: tasks that no run there has: {named(missing)}{hint}")
     return found

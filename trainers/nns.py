@@ -81,20 +81,20 @@ class NNsTrainer(DefaultTrainer):
         o = self.options
         if not superposition.can_superpose(self.model):
             raise UserError(
-                "--conv-type: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
+                "`conv_type`: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
             )
         if not masked.only_masks(self.model):
             raise UserError(
-                "--conv-type, --bn-type: trainer nns keeps masks alone, so no other state may belong to a task"
+                "`conv_type`, `bn_type`: trainer nns keeps masks alone, so no other state may belong to a task"
             )
         if o.train_weight_tasks:
             raise UserError(
-                f"--train-weight-tasks {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
+                f"`train_weight_tasks` {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
             )
         if o.lr_policy != "constant_lr" or o.warmup_length:
-            flag, value = ("lr-policy", o.lr_policy) if not o.warmup_length else ("warmup-length", o.warmup_length)
+            name, value = ("lr_policy", o.lr_policy) if not o.warmup_length else ("warmup_length", o.warmup_length)
             raise UserError(
-                f"--{flag} {value}: trainer nns does not know where a task begins, so its rate must be constant_lr "
+                f"`{name}` {value}: trainer nns does not know where a task begins, so its rate must be constant_lr "
                 "without warm-up"
             )
 
@@ -274,7 +274,7 @@ class NNsTrainer(DefaultTrainer):
         text = ", ".join(f"{count} batches trained mask {mask}" for mask, count in trained.most_common())
         if skipped := self.batches_done - trained.total():
             text += f"{', ' if text else ''}{skipped} batches skipped, for they asked for more than the "
-            text += f"{self.options.num_tasks} masks of --num-tasks"
+            text += f"{self.options.num_tasks} masks of `num_tasks`"
         right = sum(decision.right for decision in self.decisions)
         return (
             f"hidden task {self.task}: {text}; {self._allocated} masks allocated; "

@@ -139,9 +139,9 @@ class RunRecord:
         self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
         if path.name != "checkpoint.pt":  # a run goes on in the file of that name
-            raise UserError(f"--resume {path}: the file of a run to go on from is called checkpoint.pt")
+            raise UserError(f"`resume` {path}: the file of a run to go on from is called checkpoint.pt")
         if not os.access(path, os.W_OK):
-            raise UserError(f"--resume {path}: cannot be written, and what is learned next goes there")
+            raise UserError(f"`resume` {path}: cannot be written, and what is learned next goes there")
         if records:
             self._recall_beginning(records, path)
         for record in records[1:]:
@@ -218,7 +218,7 @@ class RunRecord:
             return
         accuracy = best = record.values["accuracy"]
         if record.kind == "exported task":
-            load_export(path, self.model, [record], "--merge")
+            load_export(path, self.model, [record], "`merge`")
         else:
             with making_sense(path):
                 multitask.load_task_state(self.model, task, named_part(record.tensors, "own"))
@@ -393,7 +393,7 @@ class RunRecord:
             return "nothing is saved; call again"
         more = f" and {self.unfinished.saved}" if self.unfinished.saved else ""
         return (
-            f"{self._saved} learned tasks{more} are saved; to go on, call again with --resume {self._checkpoint.path}"
+            f"{self._saved} learned tasks{more} are saved; to go on, call again with `resume` {self._checkpoint.path}"
         )
 
     def _note_shared(self) -> None:
@@ -421,7 +421,7 @@ class RunRecord:
         return sum([tensor_storage(self._shared())] * copies, self._masks_storage)
 
     def export(self, path: Path) -> None:
-        """Write the file that ``--export`` names."""
+        """Write the file that ``export`` names."""
         write_export(path, self.lasting, self.data, self.model, self.accuracies, self._shared())
 
     def _shared(self) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ FROM_RUN = "n-1-imagenet"
 class ReinitTrainer(DefaultTrainer):
     """Trains as ``DefaultTrainer``, from other scores than fresh ones once there are earlier tasks.
 
-    The adaptations (``--reinit-adapt``), among the ``--reinit-most-recent-k`` earlier tasks or all of them:
+    The adaptations (``reinit_adapt``), among the ``reinit_most_recent_k`` earlier tasks or all of them:
 
     - ``running_mean``: the mean of the earlier tasks' scores;
     - ``gradient``, ``binary``: the scores of the earlier task that one-shot or binary inference finds in the new
@@ -32,7 +32,7 @@ class ReinitTrainer(DefaultTrainer):
     - ``random``: those of one at random;
     - ``n-1``: those of the task before;
     - ``starting_from_task_0``: those of the first task, always;
-    - ``n-1-imagenet``: those of the last task of another run, whose checkpoint is ``--reinit-from``; of a run that
+    - ``n-1-imagenet``: those of the last task of another run, whose checkpoint is ``reinit_from``; of a run that
       kept no scores, fresh ones that make its mask.
 
     Final scores are kept in host memory and go into the checkpoint with their task.
@@ -47,9 +47,9 @@ class ReinitTrainer(DefaultTrainer):
         super().check(tasks)
         o = self.options
         if o.reinit_adapt in SIMILAR and not superposition.can_superpose(self.model):
-            raise UserError(f"--reinit-adapt {o.reinit_adapt}: --conv-type has no masks to choose among")
+            raise UserError(f"`reinit_adapt` {o.reinit_adapt}: `conv_type` has no masks to choose among")
         if (o.reinit_adapt == FROM_RUN) != (o.reinit_from is not None):
-            raise UserError(f"--reinit-from {o.reinit_from}: goes with --reinit-adapt {FROM_RUN}, and only with it")
+            raise UserError(f"`reinit_from` {o.reinit_from}: goes with `reinit_adapt` {FROM_RUN}, and only with it")
         if o.reinit_from is not None:
             self.foreign = _last_task(Path(o.reinit_from))
             shapes = masked.mask_shapes(self.model)
@@ -58,7 +58,7 @@ class ReinitTrainer(DefaultTrainer):
                 if not (scores is not None and scores.shape == shape) and not (
                     mask is not None and mask.numel() == -(-shape.numel() // 8)
                 ):
-                    raise UserError(f"--reinit-from {o.reinit_from}: has no mask for the layer {name} of this network")
+                    raise UserError(f"`reinit_from` {o.reinit_from}: has no mask for the layer {name} of this network")
 
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
@@ -148,5 +148,5 @@ def _last_task(path: Path) -> dict[str, Tensor]:
     """
     tasks = [record for record in Checkpoint(path).read()[0] if record.kind == "task"]
     if not tasks:
-        raise UserError(f"--reinit-from {path}: no task was learned there")
+        raise UserError(f"`reinit_from` {path}: no task was learned there")
     return tasks[-1].tensors

@@ -17,7 +17,7 @@ class Watch:
 
     Args:
         tasks: those in training.
-        rate: what says how fast they learn, such as ``--lr 0.1``, for messages.
+        rate: what says how fast they learn, such as "`lr` 0.1", for messages.
         mean: the mean of a tensor over the processes that train together.
 
     Attributes:
