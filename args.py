@@ -1,15 +1,13 @@
 """Every flag of a run, with its default, its group and what it must satisfy."""
 
 import argparse
-import difflib
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from argparse import BooleanOptionalAction as Switch
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
-
-import yaml
 
 from data import DATASETS, TASKS_BY
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
@@ -17,38 +15,16 @@ from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from trainers.checks import check_settings
 from trainers.options import Settings
 from utils import LR_POLICIES, OPTIMIZERS
+from utils.configs import checked, read_config
 from utils.cores import MOST_THREADS
 from utils.errors import UserError
-from utils.paths import PROJECT, read_small, user_path
+from utils.paths import PROJECT, user_path
+from utils.registry import nearest
 from utils.slices import named, tasks_of
-
-CONFIG_BYTES = 2**16  # of a config at the most; ours have less than 1,000
-SCALARS = {"str", "int", "float", "bool", "null", "timestamp", "value"}  # YAML's own types, for their text alone counts
 
 # What settings are called on the command line, and where a message names one.
 _FLAGS = {name: {"import_file": "import"}.get(name, name.replace("_", "-")) for name in vars(Settings())}
 _NAMED = re.compile(rf"(?<![^\s(])`({'|'.join(_FLAGS)})(=True|=False)?`(?![^\s:;,.)])")
-
-# Files of the original code, recognised by a key that only they have, or by a value REPLACE.
-ORIGINAL_KEYS = {"--adapt", "--adapt-lrs", "--hard-alphas"}  # without effect
-ORIGINAL_MARKS = ORIGINAL_KEYS | {"--save", "--log-interval"}
-# What such a file means by what it leaves out, where that is not what it means here.
-ORIGINAL_DEFAULTS = {
-    "seed": 1,
-    "output_size": 10,
-    "conv_type": "StandardConv",
-    "bn_type": "StandardBN",
-    "conv_init": "default",
-    "epochs": 100,
-    "optimizer": "sgd",
-    "lr": 0.1,
-    "train_weight_lr": 0.1,
-    "weight_decay": 1e-4,
-    "lr_policy": "cosine_lr",
-    "reinit_adapt": "binary",
-    "adaptor": "gt",
-    "gamma": 0.0,
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             choices = ", ".join(action.choices)
-            reason = f"invalid choice: {value!r} (choose from {choices}){_nearest(str(value), action.choices)}"
+            reason = f"invalid choice: {value!r} (choose from {choices}){nearest(str(value), action.choices)}"
             raise argparse.ArgumentError(action, reason)
 
 
@@ -233,11 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="learn nothing, but join what these runs' folders or exports have learned by --tasks or --task-eval, as "
         "if one run had learned all of it; their settings need not be given again",
     )
-    add(
-        "--allow-missing",
-        action=argparse.BooleanOptionalAction,
-        help="tasks that no run of --merge has are left out",
-    )
+    add("--allow-missing", action=Switch, help="tasks that no run of --merge has are left out")
     add(
         "--checkpoint-minutes",
         type=_number(float, 0, 1e9),
@@ -250,24 +222,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="what to do with a task whose loss is no number or does not fall: stop the run, or leave the task out",
     )
     add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
-    add(
-        "--tf32",
-        action=argparse.BooleanOptionalAction,
-        help="GPUs may multiply in TF32, in tests too: faster, with 10 binary places",
-    )
-    add(
-        "--fast",
-        action=argparse.BooleanOptionalAction,
-        help="on GPUs, cuDNN may take its fastest algorithms, which give other bits each time",
-    )
-    add(
-        "--channels-last",
-        action=argparse.BooleanOptionalAction,
-        help="lay images out pixel by pixel",
-    )
-    add(
-        "--compile", action=argparse.BooleanOptionalAction, help="train through torch.compile"
-    )
+    add("--tf32", action=Switch, help="GPUs may multiply in TF32, in tests too: faster, with 10 binary places")
+    add("--fast", action=Switch, help="on GPUs, cuDNN may take its fastest algorithms, which give other bits each time")
+    add("--channels-last", action=Switch, help="lay images out pixel by pixel")
+    add("--compile", action=Switch, help="train through torch.compile")
 
     add(
         "--predict",
@@ -340,7 +298,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
     add(
         "--augment",
-        action=argparse.BooleanOptionalAction,
+        action=Switch,
         help="shift and flip your own training images at random; crop and flip those that workers decode",
     )
     add("--workers", type=_number(int, 0, 1024), help="processes that decode images (ImageNet)")
@@ -385,16 +343,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="K",
         help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
     )
-    add(
-        "--er-sparsity",
-        action=argparse.BooleanOptionalAction,
-        help="each layer keeps the fraction min(0.5, K * (out + in) / weights)",
-    )
-    add(
-        "--individual-heads",
-        action=argparse.BooleanOptionalAction,
-        help="the last layer has trained weights of its own for each task",
-    )
+    add("--er-sparsity", action=Switch, help="each layer keeps the fraction min(0.5, K * (out + in) / weights)")
+    add("--individual-heads", action=Switch, help="the last layer has trained weights of its own for each task")
 
     group = parser.add_argument_group("training")
     add = group.add_argument
@@ -434,11 +384,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--warmup-length", type=_number(int, 0), help="epochs of linear warm-up")
 
-    add(
-        "--reinit-adapt",
-        choices=ADAPTATIONS,
-        help="what scores start from with the trainer reinit",
-    )
+    add("--reinit-adapt", choices=ADAPTATIONS, help="what scores start from with the trainer reinit")
     add(
         "--reinit-most-recent-k",
         type=_or_none(_number(int, 1)),
@@ -449,11 +395,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("learning without task identity")
     add = group.add_argument
-    add(
-        "--nns-every",
-        type=_number(int, 1),
-        help="batches from one decision to the next (trainer nns)",
-    )
+    add("--nns-every", type=_number(int, 1), help="batches from one decision to the next (trainer nns)")
     add(
         "--nns-epsilon",
         type=_number(float, 0, 1e30),
@@ -462,27 +404,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
-    add(
-        "--adaptor",
-        choices=ADAPTORS,
-        help="how the task is inferred; gt: it is given",
-    )
-    add(
-        "--eval-ckpts",
-        type=_task_counts,
-        metavar="N,N,...",
-        help="evaluate after so many tasks, and at the end",
-    )
+    add("--adaptor", choices=ADAPTORS, help="how the task is inferred; gt: it is given")
+    add("--eval-ckpts", type=_task_counts, metavar="N,N,...", help="evaluate after so many tasks, and at the end")
     add(
         "--score-when-learned",
-        action=argparse.BooleanOptionalAction,
+        action=Switch,
         help="a task's score is the one from when it was just learned (upper bound), instead of its score now",
     )
-    add(
-        "--data-to-repeat",
-        type=_number(int, 1),
-        help="images that the task of a batch is inferred from",
-    )
+    add("--data-to-repeat", type=_number(int, 1), help="images that the task of a batch is inferred from")
     add("--real-neurons", type=_number(int, 1), help="outputs that are classes (objective G)")
     add("--log-base", type=_number(float, 1, low_allowed=False), help="of binary inference")
     add(
@@ -505,11 +434,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of one-shot and binary inference: derivatives through the masks of the first N layers (default: all)",
     )
     add("--gamma", type=_number(float, 0), help="weight of the energy in hopfield_recovery")
-    add(
-        "--unshared-labels",
-        action=argparse.BooleanOptionalAction,
-        help="a batch whose task is inferred wrong is wrong as a whole (GNu)",
-    )
+    add("--unshared-labels", action=Switch, help="a batch whose task is inferred wrong is wrong as a whole (GNu)")
     for flags in (("--save",), ("--log-interval",), ("--ortho-group",), ("--hop-weight",), ("-f", "--dummy")):
         parser.add_argument(*flags, action=_WithoutEffect, help=argparse.SUPPRESS)
     return parser
@@ -533,10 +458,14 @@ def parse_arguments(
     Raises:
         UserError: an unknown flag, key or name, a value out of range, or a config that cannot be read.
     """
+    told: list[str] = []
     try:
-        return _parse(argv, defaults or {}, [] if notes is None else notes, source)
+        settings = _parse(argv, defaults or {}, told, source)
     except UserError as error:
         raise UserError(with_flags(str(error))) from None
+    if notes is not None:
+        notes += map(with_flags, told)
+    return settings
 
 
 def settings_from(values: Mapping[str, object], source: str) -> Settings:
@@ -558,7 +487,7 @@ def with_flags(text: str) -> str:
 
 def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: list[str], source: str) -> Settings:
     parser = make_parser()
-    parser.set_defaults(**_checked(parser, defaults, source))
+    parser.set_defaults(**checked(parser, defaults, source))
     if argv is None:
         import sys
 
@@ -567,14 +496,14 @@ def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: li
     unknown = parser.parse_known_args(argv)[1]
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"{unknown[0]}: there is no such flag{_nearest(unknown[0].split('=')[0], flags)}")
+        raise UserError(f"{unknown[0]}: there is no such flag{nearest(unknown[0].split('=')[0], flags)}")
     if (model := str(defaults.get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
         raise UserError(
             f"{source}: is of the network {model}, and only you may say that its file is run: --model {model}"
         )
     config = parser.parse_args(argv).config
     if config is not None:
-        parser.set_defaults(**_read_config(parser, Path(config), _given(argv), notes))
+        parser.set_defaults(**read_config(parser, Path(config), _given(argv), notes))
     settings = Settings(**vars(parser.parse_args(argv)))
     if parser.without_effect:
         notes.append(f"{', '.join(parser.without_effect)}: without effect here")
@@ -589,14 +518,6 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """What was meant by a name that is not there, to go on a message; or nothing."""
-    small, name = {other.lower(): other for other in names}, name.lower()
-    longer = [other for other in small if len(name) > 2 and name in other]
-    close = [name] if name in small else longer or difflib.get_close_matches(name, small, n=1)
-    return f"; did you mean {small[close[0]]}?" if close else ""
-
-
 def _given(argv: Sequence[str]) -> set[str]:
     """The settings that the command line itself names."""
     parser = make_parser()
@@ -604,174 +525,6 @@ def _given(argv: Sequence[str]) -> set[str]:
         action.default = argparse.SUPPRESS
     parser._defaults.clear()
     return set(vars(parser.parse_args(argv)))
-
-
-def _read_config(parser: _Parser, path: Path, given: set[str], notes: list[str]) -> dict[str, object]:
-    """Defaults from a YAML file and those it is based on, each checked as if its text stood on the command line.
-
-    Args:
-        given: settings that the command line names, which wins.
-        notes: gets lines on what a user should know of it.
-    """
-    actions = {
-        flag: action
-        for action in parser._actions
-        for flag in action.option_strings
-        if flag.startswith("--") and not (isinstance(action, argparse.BooleanOptionalAction) and flag[:5] == "--no-")
-    }
-    del actions["--config"], actions["--help"]
-    values, idle, replaced, original = {}, [], {}, False
-    for where, entries in reversed(_files_of_config(path)):
-        seen = set()
-        for name, value in entries:
-            flag = f"--{name}".replace("_", "-")
-            action = actions.get(flag)
-            if action is None and flag not in ORIGINAL_KEYS:
-                raise UserError(f"{where}: there is no flag {name!r}{_nearest(flag, actions)}")
-            setting = flag if action is None or action.dest == argparse.SUPPRESS else action.dest
-            if setting in seen:
-                raise UserError(f"{where}: {name}: is given twice")
-            seen.add(setting)
-            replaced.pop(setting, None)
-            original |= flag in ORIGINAL_MARKS
-            if setting == flag:
-                idle.append(name)
-            elif isinstance(value, yaml.ScalarNode) and value.value == "REPLACE":
-                replaced[setting] = f"{where}: {name}: REPLACE stands for what the command line must say; give {flag}"
-            else:
-                try:
-                    values |= _convert(parser, action, value)
-                except argparse.ArgumentError as error:
-                    raise UserError(f"{where}: {name}: {error.message}") from None
-    if missing := [said for setting, said in replaced.items() if setting not in given]:
-        raise UserError(missing[0])
-    original |= bool(replaced)
-    if original:
-        notes.append(f"--config {path}: is a file of the original code, so what it leaves out is as there")
-    if idle:
-        notes.append(f"--config {path}: without effect here: {', '.join(idle)}")
-    return {**(ORIGINAL_DEFAULTS if original else {}), **values}
-
-
-def named_in(path: Path) -> set[str]:
-    """The names that a YAML file and those it is based on give values to, with ``_`` between words.
-
-    Raises:
-        UserError: one of them cannot be read.
-    """
-    return {name.replace("-", "_") for _, entries in _files_of_config(path) for name, _ in entries}
-
-
-def _files_of_config(path: Path) -> list[tuple[str, list[tuple[str, yaml.Node]]]]:
-    """A YAML file, then the one that its ``base`` names, and so on: how messages name each, and its other entries."""
-    where, files, paths = f"--config {path}", [], []
-    while True:
-        paths.append(os.path.realpath(path))
-        entries = _entries(path, where)
-        bases = [value for name, value in entries if name == "base"]
-        files.append((where, [(name, value) for name, value in entries if name != "base"]))
-        if not bases:
-            return files
-        if len(bases) > 1:
-            raise UserError(f"{where}: base: is given twice")
-        if not (isinstance(bases[0], yaml.ScalarNode) and bases[0].tag == "tag:yaml.org,2002:str"):
-            raise UserError(f"{where}: base: the name of one file is needed, relative to this one")
-        try:
-            path = path.parent / user_path(bases[0].value)
-        except ArgumentTypeError as error:
-            raise UserError(f"{where}: base: {error}") from None
-        where = f"{where}: base {bases[0].value}"
-        if os.path.realpath(path) in paths:
-            raise UserError(f"{where}: is based on this file itself")
-
-
-def _entries(path: Path, where: str) -> list[tuple[str, yaml.Node]]:
-    """The keys of a YAML file, with what each is given."""
-    try:
-        # Nodes, not values: their text is what was written, 1.10 and 010, and an alias is never multiplied.
-        root = yaml.compose(read_small(path, CONFIG_BYTES), Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise UserError(f"{where}: is nested too deep for a mapping of flags to values") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"{where}: {reason}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{where}: a mapping of flags to values is needed, one 'flag: value' a line")
-    return [(key.value if isinstance(key, yaml.ScalarNode) else "[...]", value) for key, value in root.value]
-
-
-def original_settings(args: Mapping[str, object], names: Collection[str], source: str) -> dict[str, object]:
-    """What the ``args`` in a checkpoint of the original code mean here, unchecked; what they lack is as there.
-
-    Args:
-        names: of the settings that are wanted.
-        source: where they come from, for messages.
-
-    Raises:
-        UserError: they name a network or data of somebody's own, which may be code; only a user may name that.
-    """
-    for name, table in (("model", MODELS), ("set", DATASETS)):  # whose own names only are listed
-        if name in names and name in args and not (isinstance(args[name], str) and args[name] in [*table]):
-            shown = repr(args[name])[:80] if isinstance(args[name], str) else "a value that is no text"
-            raise UserError(f"{source}: {name}: {shown} is none of {', '.join(table)}")
-    settings = {**ORIGINAL_DEFAULTS, **args}
-    if "wd" in args:
-        settings["weight_decay"] = args["wd"]
-    if args.get("no_scheduler") is True:
-        settings["lr_policy"] = "constant_lr"
-    return {name: value for name, value in settings.items() if name in names}
-
-
-def _checked(parser: _Parser, settings: Mapping[str, object], source: str) -> dict[str, object]:
-    """Settings by name, each converted and checked as if it stood on the command line; others than flags' left out."""
-    checked = {}
-    for action in parser._actions:
-        if action.dest in settings and action.dest not in checked:
-            value = settings[action.dest]
-            try:
-                checked |= _convert(parser, action, yaml.compose(yaml.safe_dump(value), Loader=yaml.SafeLoader))
-            except argparse.ArgumentError as error:
-                raise UserError(f"{source}: {action.dest}: {error.message}") from None
-            except (RecursionError, ValueError, yaml.YAMLError):  # of values that are none of YAML's
-                raise UserError(f"{source}: {action.dest}: is no number and no text") from None
-    return checked
-
-
-def _convert(parser: _Parser, action: argparse.Action, node: yaml.Node) -> dict[str, object]:
-    """The setting that a value of a config makes; nothing if it leaves the setting as it is."""
-
-    def refuse(reason: str) -> NoReturn:
-        raise argparse.ArgumentError(action, reason)
-
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if isinstance(node, yaml.SequenceNode) and "," in (action.metavar or ""):
-        if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
-            refuse("a list of numbers is needed")
-        if not node.value:
-            return {action.dest: None}
-        text = ",".join(item.value for item in node.value)
-    elif not isinstance(node, yaml.ScalarNode):
-        refuse(f"a {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'} is not a value of this flag")
-    elif kind not in SCALARS:
-        refuse(f"a value of the type {node.tag!r} is not a value of this flag")
-    else:
-        text = node.value
-    if kind == "null" and action.default is None:
-        return {action.dest: None}
-    if kind == "null":
-        refuse(f"a value is needed, such as {action.default}")
-    if action.nargs == 0:  # a switch
-        if kind != "bool":
-            refuse(f"{text!r} is neither true nor false")
-        on = yaml.SafeLoader.bool_values.get(text.lower())
-        if on is None:
-            refuse(f"{text!r} is neither true nor false")
-        if isinstance(action, argparse.BooleanOptionalAction):
-            return {action.dest: on}
-        return {action.dest: action.const} if on else {}
-    value = parser._get_value(action, text)
-    parser._check_value(action, value)
-    return {action.dest: value}
 
 
 def _settle(s: Settings) -> None:

@@ -5,7 +5,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
-from args import original_settings, parse_arguments, with_flags
+from args import parse_arguments, with_flags
 from trainers.checks import check_same
 from trainers.options import Settings
 from utils.cores import sleep_while_waiting
@@ -27,7 +27,7 @@ from trainers.entries import settings_beside, settings_of_run
 from trainers.export import check_export, read_export
 from trainers.fit import check_fit, check_room, without_effect
 from trainers.merge import Part, read_part
-from trainers.original import as_import
+from trainers.original import as_import, settings_told
 from trainers.record import RunRecord
 from trainers.run import Run, summary
 from trainers.setup import build, join, merge, plan_of, recall, set_up, settle_threads
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             settings, exported, parts = bring(argv, settings)
             for note in notes:
-                say(f"note: {note}")
+                print(f"note: {note}", flush=True)
             run(settings, signals, exported, parts)
         except (UserError, Stopped) as error:
             return complain(error, with_flags)
@@ -88,7 +88,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     path = next((path for path in (settings.resume, settings.import_file) if path), None)
     if path is not None and is_original(Path(path)):
         original = read_original(Path(path))
-        told = original_settings(original.settings, (NETWORK | OUTCOME) - {"reinit_from"}, path)
+        told = settings_told(original, (NETWORK | OUTCOME) - {"reinit_from"}, path)
         settings, theirs = (parse_arguments(words, told, source=path) for words in (argv, []))
         check_same(path, vars(theirs), vars(settings), NETWORK)
         exported = [as_import(original, settings, path)]

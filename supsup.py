@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from args import original_settings, settings_from
+from args import settings_from
 from data.own import OwnLoader, numbers_of, tensor_of
 from models import Builder, get_model, multitask
 from models.convert import convert
@@ -32,7 +32,7 @@ from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
 from trainers.inference import alpha_gradients, entropy, of_first, superfluous, uniform
 from trainers.options import InferenceOptions, TrainingOptions
-from trainers.original import learned_tasks
+from trainers.original import learned_tasks, settings_told
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.errors import no_memory
 from utils.original import is_original, read_original
@@ -368,7 +368,7 @@ class SupSup:
     @classmethod
     def _load_original(cls, path: Path, device: str | torch.device) -> "SupSup":
         original = read_original(path)
-        args = settings_from(original_settings(original.settings, ORIGINAL_SETTINGS, str(path)), str(path))
+        args = settings_from(settings_told(original, ORIGINAL_SETTINGS, str(path)), str(path))
         try:
             check_weights(original.tensors, args.model, args.output_size, args.width_mult)
             learned = learned_tasks(original, args.conv_type, args.task_eval)

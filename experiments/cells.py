@@ -6,11 +6,11 @@ from collections.abc import Iterable
 
 import pandas
 
-from args import named_in
 from experiments import metrics, records
 from experiments.records import MEGABYTE, ROOT, Run, Setting
 from experiments.tables import SIZES
 from models import SIBLINGS
+from utils.configs import named_in
 from utils.settings import SHOWN
 
 

@@ -124,7 +124,7 @@ def test_shares_of_two_processes_are_the_batch_of_one(root):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (dict(num_tasks=21), "--num-tasks 21: SplitCIFAR100 can have 1 to 20"),
+        (dict(num_tasks=21), "`num_tasks` 21: SplitCIFAR100 can have 1 to 20"),
         (dict(num_tasks=7, classes_per_task=15), "1 to 6 of 15 classes"),
         (dict(classes_per_task=101), "there are 100 classes"),
     ],
@@ -244,7 +244,7 @@ def test_imagenet_that_is_missing_is_refused_with_where_it_was_looked_for(tmp_pa
     with pytest.raises(UserError) as error:
         open_imagenet(tmp_path)
     assert str(tmp_path / "imagenet" / "train") in message(error) and "not downloaded" in message(error)
-    with pytest.raises(UserError, match="--data is needed"):
+    with pytest.raises(UserError, match="`data` is needed"):
         open_imagenet(None)
 
 
@@ -266,7 +266,7 @@ def test_imagenet_tasks_share_all_classes_as_the_originals(num_tasks, classes, m
     data = DATASETS["SplitImageNet"](None, num_tasks=num_tasks)
     assert data.num_classes == classes and data.classes_of(0) == ORDER[:classes].tolist()
     assert DATASETS["SplitImageNet"](None, num_tasks=num_tasks, classes_per_task=1).num_classes == 1
-    with pytest.raises(UserError, match="--num-tasks 3: .* evenly .* --classes-per-task"):
+    with pytest.raises(UserError, match="`num_tasks` 3: .* evenly .* `classes_per_task`"):
         DATASETS["SplitImageNet"](None, num_tasks=3)
 
 
@@ -520,7 +520,7 @@ def test_shared_memory_without_room_is_said_and_not_waited_for(imagenet, monkeyp
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(UserError) as error:
         everything(open_imagenet(imagenet, workers=1).train_loader)
-    assert message(error).startswith("shared memory (/dev/shm) has no room") and "--workers 0" in message(error)
+    assert message(error).startswith("shared memory (/dev/shm) has no room") and "`workers` 0" in message(error)
     everything(open_imagenet(imagenet).train_loader)
 
 

@@ -303,7 +303,7 @@ def test_digits_are_split_once_for_all_seeds():
 def test_impossible_number_of_tasks(name, num_tasks, right):
     with pytest.raises(UserError) as error:
         DATASETS[name](None, num_tasks=num_tasks)
-    assert f"--num-tasks {num_tasks}" in message(error) and right in message(error)
+    assert f"`num_tasks` {num_tasks}" in message(error) and right in message(error)
 
 
 @pytest.mark.parametrize("task", [-1, 3])
@@ -347,14 +347,14 @@ def test_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
 def test_no_root():
     with pytest.raises(UserError) as error:
         DATASETS["MNISTPerm"](None)
-    assert "--data" in message(error) and "mnist/" in message(error)
+    assert "`data`" in message(error) and "mnist/" in message(error)
 
 
 def test_root_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         DATASETS["MNIST"](tmp_path / "file")
-    assert f"--data {tmp_path / 'file'}" in message(error)
+    assert f"`data` {tmp_path / 'file'}" in message(error)
 
 
 def test_no_data_and_no_network(tmp_path, capfd):
@@ -694,7 +694,7 @@ def test_a_task_without_images_is_named_with_its_classes(name, digits, split, sa
     with pytest.raises(UserError) as error:
         DATASETS[name](root)
     classes = "classes 6, 7" if len(digits) > 1 else "class 7"
-    assert message(error) == f"--data {root}: {name} has no {said} images of {classes}, which task 3 is made of"
+    assert message(error) == f"`data` {root}: {name} has no {said} images of {classes}, which task 3 is made of"
     DATASETS[name](root, num_tasks=3)  # of tasks that have all of theirs
 
 

@@ -135,7 +135,7 @@ def test_batches_that_ask_for_more_than_the_budget_are_skipped_and_harm_nothing(
     trainer.begin_task(1)
     assert math.isnan(trainer.train(Loader(1), 0)[0])
     second = trainer.end_task()
-    assert "8 batches skipped" in second.note and "--num-tasks" in second.note
+    assert "8 batches skipped" in second.note and "`num_tasks`" in second.note
     assert all(torch.equal(scores, before[name]) for name, scores in trainer._scores[0].items())
     assert (first.mask, second.mask) == (0, None)
     assert kinds(trainer)[1] == (8, 1, "skipped", 0, True)

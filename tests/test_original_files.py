@@ -13,10 +13,11 @@ import yaml
 from torch import nn
 
 import main
-from args import ORIGINAL_DEFAULTS, make_parser, parse_arguments
+from args import make_parser, parse_arguments
 from models import CONV_TYPES, MODELS, Builder, get_model, masked, multitask
 from models.modules import IndividualHeads
 from utils import paths
+from utils.configs import ORIGINAL_DEFAULTS
 from utils.errors import UserError
 from utils.paths import PROJECT
 from utils.seeding import generator

@@ -29,9 +29,7 @@ def check_settings(s: Settings) -> None:
     _check_model(s)
 
 
-def check_same(
-    path: Path | str, theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]
-) -> None:
+def check_same(path: Path | str, theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]) -> None:
     """See that a file was made with the settings of this run, of those that are named.
 
     Raises:
@@ -103,9 +101,7 @@ def _check_nns(s: Settings) -> None:
     if not ADAPTORS[s.adaptor].infers:
         raise UserError(f"`adaptor` {s.adaptor}: trainer nns infers tasks; say se_oneshot_entropy_minimization")
     if s.unshared_labels:
-        raise UserError(
-            "`unshared_labels`: trainer nns needs labels that tasks share; say `unshared_labels=False`"
-        )
+        raise UserError("`unshared_labels`: trainer nns needs labels that tasks share; say `unshared_labels=False`")
     for name in ("task_eval", "tasks"):
         if getattr(s, name) is not None:
             raise UserError(f"`{name}` {getattr(s, name)}: trainer nns learns the stream as a whole; leave it out")
@@ -148,6 +144,4 @@ def _check_model(s: Settings) -> None:
             )
     for name in ("width_mult", "individual_heads", "train_weight_tasks"):
         if getattr(s, name) != DEFAULTS[name]:
-            raise UserError(
-                f"`{name}`: {s.model} is taken as it is and trains nothing but masks; leave it out"
-            )
+            raise UserError(f"`{name}`: {s.model} is taken as it is and trains nothing but masks; leave it out")

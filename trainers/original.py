@@ -1,17 +1,43 @@
 """Runs of the original code, as far as its checkpoints tell of them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import nn
 
-from models import multitask
+from data import DATASETS
+from models import MODELS, multitask
 from models.original import check_weights, count_states, translate
 from trainers.options import Settings
 from utils.checkpoint import Record
+from utils.configs import ORIGINAL_DEFAULTS
 from utils.errors import UserError
 from utils.original import Original
 
 ORIGINAL = "original"  # kind of a record; and a mark of runs that began with one
+
+
+def settings_told(original: Original, names: Collection[str], path: str) -> dict[str, object]:
+    """What the ``args`` of a checkpoint of the original code mean here, unchecked; what they lack is as there.
+
+    Args:
+        names: of the settings that are wanted.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: they name a network or data of somebody's own, which may be code; only a user may name that.
+    """
+    args = original.settings
+    for name, table in (("model", MODELS), ("set", DATASETS)):  # whose own names only are listed
+        if name in names and name in args and not (isinstance(args[name], str) and args[name] in [*table]):
+            shown = repr(args[name])[:80] if isinstance(args[name], str) else "a value that is no text"
+            raise UserError(f"{path}: {name}: {shown} is none of {', '.join(table)}")
+    settings = {**ORIGINAL_DEFAULTS, **args}
+    if "wd" in args:
+        settings["weight_decay"] = args["wd"]
+    if args.get("no_scheduler") is True:
+        settings["lr_policy"] = "constant_lr"
+    return {name: value for name, value in settings.items() if name in names}
 
 
 def as_import(original: Original, s: Settings, path: str) -> Record:

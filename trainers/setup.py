@@ -111,9 +111,7 @@ def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset
     )
 
 
-def settle_threads(
-    s: Settings, input_shape: Sequence[int], devices: Sequence[torch.device], began: int | None
-) -> str:
+def settle_threads(s: Settings, input_shape: Sequence[int], devices: Sequence[torch.device], began: int | None) -> str:
     """Settle the processor threads of the run, and compute with this process's part of them from now on.
 
     Args:

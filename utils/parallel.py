@@ -165,9 +165,7 @@ def gpu_fault() -> str | None:
     return None
 
 
-def _end_if_one_dies(
-    others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]
-) -> None:
+def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]) -> None:
     """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
 
     Where torch does not say so by itself soon: without clean-up, for a message under way cannot be called back. What is

@@ -1,7 +1,9 @@
 """What flags choose among: names that are known at once, and what each names, loaded when it is asked for."""
 
+import difflib
 import re
 from collections import UserDict
+from collections.abc import Iterable
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -37,3 +39,11 @@ def _parts(form: str, name: str) -> tuple[str, ...] | None:
 def of(module: str, *names: str) -> dict[str, str]:
     """Entries of a ``Registry`` for attributes of one module that are called what they are there."""
     return {name: f"{module}:{name}" for name in names}
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What was meant by a name that is not there, to go on a message; or nothing."""
+    small, name = {other.lower(): other for other in names}, name.lower()
+    longer = [other for other in small if len(name) > 2 and name in other]
+    close = [name] if name in small else longer or difflib.get_close_matches(name, small, n=1)
+    return f"; did you mean {small[close[0]]}?" if close else ""
