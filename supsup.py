@@ -30,7 +30,7 @@ from models.outside import torchvision_network
 from trainers import ADAPTORS
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
-from trainers.inference import alpha_gradients, entropy, of_first, superfluous, uniform
+from trainers.inference import Objective, alpha_gradients, entropy, of_first, superfluous, uniform
 from trainers.options import InferenceOptions, TrainingOptions
 from trainers.original import learned_tasks, settings_told
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
@@ -112,16 +112,18 @@ class SupSup:
             "real_neurons": real_neurons,
             "seed": seed,
         }
-        self.outputs, self.device, self.tasks = outputs, torch.device(device), []
+        self.outputs, self.device = outputs, torch.device(device)
+        self.tasks: list[str] = []
         self._seed, self._rng = seed, partial(generator, seed)
         self.model = self._network(model).to(self.device).eval()
         # Of the networks that take images of one shape alone; of the user's own, that of the first task's.
         self._image_shape = tuple(input_shape) if self._fixed else None
-        self._adaptor, self._objective = (  # the same inference, for many tests and for one batch
-            ("se_oneshot_entropy_minimization", entropy)
-            if real_neurons is None
-            else ("se_oneshot_g_minimization", partial(superfluous, real_neurons=real_neurons))
-        )
+        # The same inference, for many tests and for one batch.
+        self._adaptor = "se_oneshot_entropy_minimization"
+        self._objective: Objective = entropy
+        if real_neurons is not None:
+            self._adaptor = "se_oneshot_g_minimization"
+            self._objective = partial(superfluous, real_neurons=real_neurons)
 
     @property
     def _fixed(self) -> bool:
@@ -265,7 +267,8 @@ class SupSup:
         x = self._batch(x)
         multitask.select_task(self.model, self._number(self.infer(x) if task is None else task))
         with _failing("x"):
-            return self.model.eval()(x)
+            logits: Tensor = self.model.eval()(x)
+        return logits
 
     def predict(self, x: Tensor, task: str | None = None) -> Tensor:
         """The labels of a batch, int64 (batch,), with the mask of ``task``; None infers it from x.
@@ -356,7 +359,8 @@ class SupSup:
                 if name is None
                 else f"{path}: is of the network {name}, so no model is needed"
             )
-        net = cls(name or model, outputs, **{**settings, "input_shape": tuple(settings["input_shape"])}, device=device)
+        network = model if model is not None else name
+        net = cls(network, outputs, **{**settings, "input_shape": tuple(settings["input_shape"])}, device=device)
         multitask.load_shared_state(net.model, first.tensors)
         if net._fingerprint() != first.values["frozen"]:
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")

@@ -75,7 +75,8 @@ def get_model(name: str, builder: Builder, input_shape: tuple[int, int, int], ou
     Raises:
         KeyError: there is no network of that name.
     """
-    return MODELS[name](builder, input_shape, output_size)
+    model: nn.Module = MODELS[name](builder, input_shape, output_size)
+    return model
 
 
 def __getattr__(name: str) -> object:

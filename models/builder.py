@@ -1,6 +1,7 @@
 """The one place that knows which layers a network is made of."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,29 +75,39 @@ class Builder:
         options = replace(self._options, number=self._convolutions, padded=padded)
         if last_layer and self._individual_heads:
             return IndividualHeads(in_planes, out_planes, kernel_size, stride, options)
-        layer = self._conv(in_planes, out_planes, kernel_size, stride, options)
+        layer: nn.Module = self._conv(in_planes, out_planes, kernel_size, stride, options)
         name, mode, nonlinearity = self._init
-        initialise(layer.weight, name, self._rng("weight", self._convolutions), mode, nonlinearity)
+        initialise(cast(Tensor, layer.weight), name, self._rng("weight", self._convolutions), mode, nonlinearity)
         self._convolutions += 1
         return layer
 
-    def conv1x1(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+    def conv1x1(
+        self, in_planes: int, out_planes: int, stride: int = 1, first_layer: bool = False, last_layer: bool = False
+    ) -> nn.Module:
         """A 1×1 convolution; on 1×1 images, a fully connected layer."""
         return self.conv(in_planes, out_planes, 1, stride, first_layer, last_layer)
 
-    def conv3x3(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+    def conv3x3(
+        self, in_planes: int, out_planes: int, stride: int = 1, first_layer: bool = False, last_layer: bool = False
+    ) -> nn.Module:
         """A 3×3 convolution."""
         return self.conv(in_planes, out_planes, 3, stride, first_layer, last_layer)
 
-    def conv5x5(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+    def conv5x5(
+        self, in_planes: int, out_planes: int, stride: int = 1, first_layer: bool = False, last_layer: bool = False
+    ) -> nn.Module:
         """A 5×5 convolution."""
         return self.conv(in_planes, out_planes, 5, stride, first_layer, last_layer)
 
-    def nopad_conv5x5(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+    def nopad_conv5x5(
+        self, in_planes: int, out_planes: int, stride: int = 1, first_layer: bool = False, last_layer: bool = False
+    ) -> nn.Module:
         """A 5×5 convolution that makes images smaller by 4 pixels either way, as LeNet's."""
         return self.conv(in_planes, out_planes, 5, stride, first_layer, last_layer, padded=False)
 
-    def conv7x7(self, in_planes: int, out_planes: int, stride: int = 1, first_layer=False, last_layer=False):
+    def conv7x7(
+        self, in_planes: int, out_planes: int, stride: int = 1, first_layer: bool = False, last_layer: bool = False
+    ) -> nn.Module:
         """A 7×7 convolution."""
         return self.conv(in_planes, out_planes, 7, stride, first_layer, last_layer)
 
@@ -106,7 +117,8 @@ class Builder:
 
     def batchnorm(self, planes: int) -> nn.Module:
         """Batch norm over ``planes`` channels."""
-        return self._bn(planes, self._options)
+        layer: nn.Module = self._bn(planes, self._options)
+        return layer
 
     def activation(self) -> nn.Module:
         """ReLU."""
@@ -189,7 +201,7 @@ class _ShapeBuilder(Builder):
         return model
 
 
-def _count(module: nn.Module, _: tuple, y: Tensor) -> None:
+def _count(module: Any, _: tuple[Any, ...], y: Tensor) -> None:
     """Note the multiplications of a layer from outside."""
     module.multiplications = y.numel() * module.weight[0].numel()
 
@@ -208,7 +220,8 @@ def product_sizes(
     with torch.device("meta"):
         model = network(_ShapeBuilder(width_mult), batch[1:], output_size).eval()
         model(torch.empty(batch))
-    return [module.multiplications for module in model.modules() if hasattr(module, "multiplications")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "multiplications")]
+    return [layer.multiplications for layer in layers]
 
 
 def weight_shapes(

@@ -6,6 +6,7 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 
 import copy
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,12 @@ from models.norms import MultitaskNonAffineBN, normalise
 
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose ``weight`` is masked
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+AnyNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 # Parameters of these stay as they are, frozen: they scale or look up, and have no weights to choose among.
-FROZEN = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU)
-FROZEN += (nn.Embedding, nn.EmbeddingBag)
+FROZEN = (
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *(nn.PReLU, nn.Embedding, nn.EmbeddingBag),
+)
 
 
 class MaskedParameter(Masked):
@@ -65,7 +69,12 @@ class TaskNorm(MultitaskNonAffineBN):
         statistics: whether tasks have running statistics; else the batch's are used, also in evaluation.
     """
 
-    def __init__(self, norm: nn.Module, options: LayerOptions, statistics: bool = True):
+    given_weight: Tensor | None
+    given_bias: Tensor | None
+    given_running_mean: Tensor | None
+    given_running_var: Tensor | None
+
+    def __init__(self, norm: AnyNorm, options: LayerOptions, statistics: bool = True):
         super().__init__(norm.num_features, options)
         self.eps, self.momentum = norm.eps, 0.1 if norm.momentum is None else norm.momentum
         self.statistics = statistics and norm.track_running_stats
@@ -84,14 +93,14 @@ class TaskNorm(MultitaskNonAffineBN):
             y = super().forward(planes).view_as(x)
         else:
             y = normalise(planes, self.eps, gather=self.gather if self.training else None).view_as(x)
-        if self.given_weight is not None:
+        if self.given_weight is not None and self.given_bias is not None:
             shape = (-1, *[1] * (x.ndim - 2))
             y = y * self.given_weight.view(shape) + self.given_bias.view(shape)
         return y
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         super().begin_task(task, generator)
-        if self.given_running_mean is not None:
+        if self.given_running_mean is not None and self.given_running_var is not None:
             self.mean.copy_(self.given_running_mean)
             self.variance.copy_(self.given_running_var)
 
@@ -141,7 +150,8 @@ def convert(
                 nn.init.zeros_(bias)
         parametrize.register_parametrization(module, name, masked, unsafe=True)
         # The layer's own copy is not needed any more.
-        module.parametrizations[name].original = nn.Parameter(weight.new_empty(0))
+        masks_of = cast(nn.ModuleDict, module.parametrizations)
+        masks_of[name].original = nn.Parameter(weight.new_empty(0))
         count += 1
     for parent in list(model.modules()):
         for key, norm in list(parent.named_children()):

@@ -35,4 +35,5 @@ class GEMResNet18(nn.Module):
         """Images (batch, channels, height, width) to logits (batch, output_size)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = F.avg_pool2d(self.stages(x), 4)  # (batch, 160, 1, 1) from images of 32×32
-        return self.head(x.flatten(1)[:, :, None, None]).flatten(1)
+        logits: Tensor = self.head(x.flatten(1)[:, :, None, None])
+        return logits.flatten(1)

@@ -23,6 +23,11 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
     eps = 1e-5  # as nn.BatchNorm2d
     mixes_images = True
     per_task = ("packed",)
+    packed: Tensor
+    psi: Tensor
+    mean: Tensor
+    mask: Tensor | None
+    scores: nn.Parameter | None
 
     def __init__(self, planes: int, options: LayerOptions):
         super().__init__()
@@ -45,7 +50,8 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
             return self.mask
         if self.scores is None:
             raise RuntimeError("a masked layer computes once a task is begun or selected")
-        return masks.StraightThrough.apply(self.scores, masks.threshold)
+        mask: Tensor = masks.StraightThrough.apply(self.scores, masks.threshold)
+        return mask
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.mask = self.check_task(task), None

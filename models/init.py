@@ -1,11 +1,16 @@
 """How the weights of a network start, by name."""
 
 import math
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from models import INITIALISERS
+
+# What torch's initialisers take, as their types have it; what the project takes is among it.
+Mode = Literal["fan_in", "fan_out"]
+Nonlinearity = Literal["relu", "linear", "tanh", "leaky_relu"]
 
 
 def _fans(shape: torch.Size) -> tuple[int, int]:
@@ -20,7 +25,7 @@ def _correct_fan(shape: torch.Size, mode: str) -> int:
 
 
 def _kaiming_std(shape: torch.Size, mode: str, nonlinearity: str) -> float:
-    return nn.init.calculate_gain(nonlinearity) / math.sqrt(_correct_fan(shape, mode))
+    return nn.init.calculate_gain(cast(Nonlinearity, nonlinearity)) / math.sqrt(_correct_fan(shape, mode))
 
 
 def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
@@ -28,43 +33,45 @@ def _signs(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, weight.shape, generator=generator, device=generator.device).to(weight) * 2 - 1
 
 
-def default(weight, generator, mode, nonlinearity):
+def default(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """What ``nn.Conv2d`` does: uniform in ±1/√fan_in."""
     bound = 1 / math.sqrt(_fans(weight.shape)[0])
     weight.uniform_(-bound, bound, generator=generator)
 
 
-def signed_constant(weight, generator, mode, nonlinearity):
+def signed_constant(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """``±c`` with equal probability, ``c`` the Kaiming standard deviation (paper, section 3.2)."""
     weight.copy_(_signs(weight, generator) * _kaiming_std(weight.shape, mode, nonlinearity))
 
 
-def unsigned_constant(weight, generator, mode, nonlinearity):
+def unsigned_constant(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """``c`` everywhere, ``c`` the Kaiming standard deviation."""
     weight.fill_(_kaiming_std(weight.shape, mode, nonlinearity))
 
 
-def kaiming_normal(weight, generator, mode, nonlinearity):
+def kaiming_normal(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """Normal with the Kaiming standard deviation."""
-    nn.init.kaiming_normal_(weight, mode=mode, nonlinearity=nonlinearity, generator=generator)
+    fan, nonlinear = cast(Mode, mode), cast(Nonlinearity, nonlinearity)
+    nn.init.kaiming_normal_(weight, mode=fan, nonlinearity=nonlinear, generator=generator)
 
 
-def kaiming_uniform(weight, generator, mode, nonlinearity):
+def kaiming_uniform(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """Uniform with the Kaiming standard deviation."""
-    nn.init.kaiming_uniform_(weight, mode=mode, nonlinearity=nonlinearity, generator=generator)
+    fan, nonlinear = cast(Mode, mode), cast(Nonlinearity, nonlinearity)
+    nn.init.kaiming_uniform_(weight, mode=fan, nonlinearity=nonlinear, generator=generator)
 
 
-def xavier_normal(weight, generator, mode, nonlinearity):
+def xavier_normal(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """Normal with the Xavier standard deviation ``sqrt(2 / (fan_in + fan_out))``."""
     nn.init.xavier_normal_(weight, generator=generator)
 
 
-def xavier_constant(weight, generator, mode, nonlinearity):
+def xavier_constant(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """``±c`` with equal probability, ``c = 1/√fan`` of the one fan that ``mode`` names, as in the original."""
     weight.copy_(_signs(weight, generator) / math.sqrt(_correct_fan(weight.shape, mode)))
 
 
-def glorot_uniform(weight, generator, mode, nonlinearity):
+def glorot_uniform(weight: Tensor, generator: torch.Generator, mode: str, nonlinearity: str) -> None:
     """Uniform with the Xavier standard deviation."""
     nn.init.xavier_uniform_(weight, generator=generator)
 

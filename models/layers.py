@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from models.multitask import MultitaskModule, Rng
 
+Step = int | tuple[int, ...]  # in height and width, or in both alike
+
 
 @dataclass(frozen=True)
 class LayerOptions:
@@ -38,7 +40,7 @@ class LayerOptions:
         return kernel_size // 2 if self.padded else 0
 
 
-def convolve(x: Tensor, weight: Tensor, stride, padding, turned: bool = False) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, stride: Step, padding: Step | str, turned: bool = False) -> Tensor:
     """``conv2d`` without bias; a fully connected layer, 1×1 on 1×1, is the one matrix product it is, or one for each
     task of stacked x and weight (tasks, ...). Such a product, or any that is ``turned``, is ``W xᵀ`` turned round: in
     training it takes four fifths of the time of ``x Wᵀ`` on processors, but for single images under vmap ten times.
@@ -94,11 +96,13 @@ class FloatStateModule(MultitaskModule):
             return self.kept(name)[self.selected].clone()
         if getattr(self, name) is None:
             raise RuntimeError("a layer with a state for each task computes once a task is begun or selected")
-        return getattr(self, name)
+        value: Tensor = getattr(self, name)
+        return value
 
     def kept(self, name: str) -> Tensor:
         """The tensors ``name`` of all tasks (num_tasks, *shape)."""
-        return getattr(self, f"kept_{name}")
+        kept: Tensor = getattr(self, f"kept_{name}")
+        return kept
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         self.task, self.selected = self.check_task(task), None

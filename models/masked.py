@@ -32,6 +32,8 @@ class Masked(SuperposedModule):
     """
 
     per_task = ("packed",)
+    packed: Tensor
+    scores: nn.Parameter | None
 
     def __init__(self, shape: Sequence[int], options: LayerOptions):
         super().__init__()
@@ -79,9 +81,11 @@ class Masked(SuperposedModule):
             raise RuntimeError("a masked layer computes once a task is begun, selected, or tasks are superposed")
         return self.masked_weight(self.scores)
 
-    def masked_weight(self, scores: Tensor) -> Tensor:
+    def masked_weight(self, scores: Tensor | None) -> Tensor:
         """The weight under the mask of ``scores``, (..., *weight shape)."""
-        return masks.MaskedWeight.apply(self.magnitude(scores), self.weight, self.binarise)
+        assert scores is not None
+        weight: Tensor = masks.MaskedWeight.apply(self.magnitude(scores), self.weight, self.binarise)
+        return weight
 
     def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"effective": self.masked_weight(state["scores"])}
@@ -118,7 +122,8 @@ class Masked(SuperposedModule):
         for part in masks.tiles(len(weight), max(1, masks.TILE_BYTES // (4 * 8 * len(tasks))) * 8):
             packed = self.packed[rows, part.start // 8 : math.ceil(part.stop / 8)]
             mixed[..., part] = alphas @ masks.unpack(packed, part.stop - part.start) * weight[part]
-        return mixed.unflatten(-1, self.weight.shape)
+        weights: Tensor = mixed.unflatten(-1, self.weight.shape)
+        return weights
 
     @torch.no_grad()
     def coefficient_gradients(
@@ -188,6 +193,7 @@ class Masked(SuperposedModule):
         Returns:
             Three of (b, out).
         """
+        assert self.effective is not None
         effective, weight = self.effective.flatten(1), self.weight.flatten(1)
         kept = effective * (weight - effective)  # W² p (1 - p), for a share p of the masks that keep the weight
         if inputs.shape[1] == 1:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,14 +47,14 @@ class StraightThrough(torch.autograd.Function):
         return binarise(size)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None: ...
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
     @staticmethod
-    def vmap(info, in_dims, size: Tensor, binarise: Binarise) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int, None], size: Tensor, binarise: Binarise) -> tuple[Tensor, int]:
         return StraightThrough.apply(size.movedim(in_dims[0], 0), binarise), 0
 
 
@@ -70,11 +71,11 @@ class MaskedWeight(torch.autograd.Function):
         return _times(binarise(size), weight)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return _times(gradient, weight), None, None
 
@@ -142,7 +143,8 @@ def pack(masks: Tensor) -> Tensor:
     n = masks.shape[-1]
     bits = torch.nn.functional.pad(masks.to(torch.uint8), (0, -n % 8))
     places = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
-    return (bits.unflatten(-1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
+    packed: Tensor = (bits.unflatten(-1, (-1, 8)) * places).sum(-1, dtype=torch.uint8)
+    return packed
 
 
 def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,7 +159,8 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
         return torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1, count=n)).to(dtype)
     # Each byte picks its row of eight values from a table: one pass, and straight into the wanted type.
     bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
-    return torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
+    masks: Tensor = torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
+    return masks
 
 
 def table_sums(values: Tensor, wide: bool) -> Tensor:
@@ -187,7 +190,7 @@ def table_places(packed: Tensor, wide: bool) -> Tensor:
 
 def coarse_products_pay(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices much faster than float32: a processor with AMX."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
     return device.type == "cpu" and capabilities.get("amx_bf16", False)
 
 
@@ -197,7 +200,8 @@ def coarse_products() -> Iterator[None]:
 
     A mask is exact in bf16; another factor ``x`` is off by ``2⁻⁸ |x|`` at the most.
     """
-    setting = torch.backends.mkldnn.matmul
+    mkldnn: Any = torch.backends.mkldnn  # torch's types leave out what it has
+    setting = mkldnn.matmul
     before, setting.fp32_precision = setting.fp32_precision, "bf16"
     try:
         yield

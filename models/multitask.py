@@ -14,11 +14,13 @@ a model for any of it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+Layer = TypeVar("Layer", bound=nn.Module)
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
 
 
@@ -153,7 +155,7 @@ class RecoveringModule(MultitaskModule):
         """In how many places the mask in use differs from that of ``task``."""
 
 
-def named(model: nn.Module, kind: type) -> Iterator[tuple[str, nn.Module]]:
+def named(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]]:
     """Every layer of a kind, with its name, in the order of the network."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
 
@@ -245,7 +247,8 @@ def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
     used = _stacked(model, state)
 
     def call(used: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(model, used, (x,))
+        logits: Tensor = functional_call(model, used, (x,))
+        return logits
 
     layers = [model, *(module for _, module in named(model, MultitaskModule))]
     return call(used, x) if all(getattr(layer, "takes_stacks", False) for layer in layers) else vmap(call)(used, x)
@@ -253,7 +256,7 @@ def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
 
 def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the layers compute with for a stacked ``state``, (tasks, ...), by the names of the model's tensors."""
-    used = {}
+    used: dict[str, Tensor] = {}
     for name, module in named(model, MultitaskModule):
         used |= {f"{name}.{key}": value for key, value in module.stacked(_part(state, name, module)).items()}
     return used
@@ -328,12 +331,13 @@ def end_recovery(model: nn.Module) -> None:
 
 def energy(model: nn.Module) -> Tensor:
     """The energy of the masks in use, summed over the layers (paper, section 3.6)."""
-    return sum(module.energy() for _, module in named(model, RecoveringModule))
+    return sum((module.energy() for _, module in named(model, RecoveringModule)), torch.zeros(()))
 
 
 def hamming_distance(model: nn.Module, task: int) -> int:
     """In how many places the masks in use differ from those of ``task``, all layers together."""
-    return sum(module.hamming_distance(task) for _, module in named(model, RecoveringModule))
+    layers = named(model, RecoveringModule)
+    return sum(module.hamming_distance(task) for _, module in layers)
 
 
 def can_recover(model: nn.Module) -> bool:
@@ -409,7 +413,7 @@ def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """
     for name, module in named(model, MultitaskModule):
         if f"{name}.weight" in state and "weight" in dict(module.named_buffers(recurse=False)):
-            module.register_buffer("weight", module.weight)
+            module.register_buffer("weight", module.get_buffer("weight"))
     places = shared_state(model)
     for name, value in state.items():
         if name not in places or value.shape != places[name].shape or value.dtype != places[name].dtype:

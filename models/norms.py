@@ -57,10 +57,12 @@ def normalise(
     if gather is None and x.numel() > x.shape[1]:
         return F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=momentum, eps=eps)
     y = x - x if gather is None else _normalise_together(x, eps, mean, variance, momentum, gather)
-    return y if weight is None else y * weight[:, None, None] + bias[:, None, None]
+    return y if weight is None or bias is None else y * weight[:, None, None] + bias[:, None, None]
 
 
-def _normalise_together(x: Tensor, eps: float, mean, variance, momentum: float, gather: Gather) -> Tensor:
+def _normalise_together(
+    x: Tensor, eps: float, mean: Tensor | None, variance: Tensor | None, momentum: float, gather: Gather
+) -> Tensor:
     """``normalise`` by the statistics of all processes' parts; the gradient goes through them to each part.
 
     One message: each part's mean, its sum of squares about that, and its number of values (Chan et al., 1979).
@@ -75,16 +77,19 @@ def _normalise_together(x: Tensor, eps: float, mean, variance, momentum: float, 
     own_mean = (counts * means).sum(0) / count
     own_variance = (sums + counts * (means - own_mean).square()).sum(0) / count
     values = values - own_mean[:, None, None]
-    if mean is not None:
+    if mean is not None and variance is not None:
         with torch.no_grad():
-            momentum = momentum * (count > 1)
-            mean.lerp_(own_mean, momentum)
-            variance.lerp_(own_variance * (count / (count - 1).clamp(min=1)), momentum)  # unbiased, as torch's
+            share = momentum * (count > 1)
+            mean.lerp_(own_mean, share)
+            variance.lerp_(own_variance * (count / (count - 1).clamp(min=1)), share)  # unbiased, as torch's
     return (values * (own_variance + eps).rsqrt()[:, None, None]).to(x.dtype)
 
 
 class StandardBN(BatchNorm, nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
+
+    momentum: float
+    num_batches_tracked: Tensor
 
     def __init__(self, planes: int, options: LayerOptions, affine: bool = True):
         super().__init__(planes, affine=affine)
@@ -129,6 +134,8 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
     """
 
     momentum, eps = 0.1, 1e-5  # as nn.BatchNorm2d
+    means: Tensor
+    variances: Tensor
     trains = False
     per_task = ("means", "variances")
 
@@ -174,7 +181,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.in_stack = True
         return state
 
-    def superpose(self, tasks, alphas: Tensor) -> None:
+    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
         self.task, self.mean, self.variance, self.learning = None, None, None, False
 
     def task_parameters(self) -> dict[str, nn.Parameter]:

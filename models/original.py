@@ -7,6 +7,7 @@ is the n-th, and all shapes must fit.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -205,8 +206,8 @@ def _shared(layer: nn.Module, part: _Part) -> dict[str, Tensor]:
         return {name: _norm(part, name, layer.num_features) for name in names}
     if isinstance(layer, (MultitaskNonAffineBN, IndividualHeads)):
         return {}
-    shape = getattr(layer, "bare", layer.weight.shape)
-    return {"weight": part.take("weight", shape).reshape(layer.weight.shape)}
+    weight = cast(Tensor, layer.weight)
+    return {"weight": part.take("weight", getattr(layer, "bare", weight.shape)).reshape(weight.shape)}
 
 
 def _state(layer: nn.Module, part: _Part, task: int, swapped: bool) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +74,8 @@ def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how weights are drawn there, which are drawn again
         torch.manual_seed(seed)
-        return models.get_model(name, weights=None, num_classes=outputs)
+        network: nn.Module = models.get_model(name, weights=None, num_classes=outputs)
+        return network
 
 
 def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
@@ -111,7 +114,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
@@ -120,7 +123,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"the weights {path} are no state_dict: names and tensors")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
     own = model.state_dict()
     if other := sorted(state.keys() ^ own.keys()):
         where = "has no" if other[0] in own else "has a"
@@ -135,7 +138,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     model.load_state_dict(state | {name: own[name] for name in differing})
 
 
-def _module(path: Path):
+def _module(path: Path) -> ModuleType:
     """The module that a file is, which may import what lies beside it.
 
     Raises:
@@ -145,6 +148,8 @@ def _module(path: Path):
         raise ValueError(f"{path}: no such file")
     name = f"network_in_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: is no file of Python, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[name] = module

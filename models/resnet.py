@@ -19,8 +19,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in_planes, height, width) to (batch, planes, height / stride, width / stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return y
 
 
 class Bottleneck(nn.Module):
@@ -39,9 +40,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, in_planes, height, width) to (batch, 4 * planes, height / stride, width / stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
+        y: Tensor = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+        y = self.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+        return y
 
 
 def make_shortcut(builder: Builder, in_planes: int, planes: int, stride: int) -> nn.Module:
@@ -109,7 +111,8 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, channels, height, width) to logits (batch, output_size)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # a quarter of height and width
-        return self.head(self.stages(x).mean((2, 3), keepdim=True)).flatten(1)
+        logits: Tensor = self.head(self.stages(x).mean((2, 3), keepdim=True))
+        return logits.flatten(1)
 
 
 class ResNet18(ResNet):

@@ -20,6 +20,7 @@ class PSPRotation(MultitaskModule):
     """
 
     trains = False
+    rotation: Tensor | None
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__()
@@ -28,9 +29,12 @@ class PSPRotation(MultitaskModule):
         self.weight = nn.Parameter(torch.empty(out_planes, in_planes, kernel_size, kernel_size))
         self.register_buffer("rotation", None, persistent=False)
 
+        rng = options.rng
+        assert rng is not None
+
         @lru_cache(CACHED_ROTATIONS)
         def rotation_of(task: int) -> Tensor:
-            return haar_rotation(in_planes, options.rng("rotation", options.number, task))
+            return haar_rotation(in_planes, rng("rotation", options.number, task))
 
         self._rotation_of = rotation_of
 
@@ -69,4 +73,5 @@ def haar_rotation(size: int, generator: torch.Generator) -> Tensor:
     """
     gaussian = torch.randn(size, size, generator=generator, device=generator.device)
     q, r = torch.linalg.qr(gaussian)
-    return q * r.diagonal().sign()
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation

@@ -32,6 +32,9 @@ class TrainedMaskConv(MaskedConv):
     takes_stacks = False
     depends = True
     halves = False
+    values: nn.Parameter | None
+    free: Tensor | None
+    chosen: Tensor | None
 
     def __init__(self, in_planes: int, out_planes: int, kernel_size: int, stride: int, options: LayerOptions):
         super().__init__(in_planes, out_planes, kernel_size, stride, options)
@@ -47,16 +50,23 @@ class TrainedMaskConv(MaskedConv):
 
     def choose(self) -> Tensor:
         """The mask of the task in training, bool of the weight's shape."""
+        assert self.scores is not None
         return self.binarise(self.magnitude(self.scores)).bool()
 
     def current(self) -> Tensor:
         """The weight with the changes of the task in training."""
-        return self.weight if self.values is None else torch.where(self.free, self.values, self.weight)
+        if self.values is None or self.free is None:
+            return self.weight
+        return torch.where(self.free, self.values, self.weight)
 
     def masked_weight(self, scores: Tensor | None) -> Tensor:
         if self.training and not self.settled:
             return self.trained_weight()
-        return (self.chosen if self.settled else self.choose()) * self.current()
+        return self._mask() * self.current()
+
+    def _mask(self) -> Tensor:
+        """The mask of the task in training: the one it has settled on, or as it is now."""
+        return self.chosen if self.settled and self.chosen is not None else self.choose()
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         super().begin_task(task, generator)
@@ -74,7 +84,7 @@ class TrainedMaskConv(MaskedConv):
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         (task,) = tasks  # each depends on those before it
-        mask = self.chosen if self.settled else self.choose()
+        mask = self._mask()
         self.weight.copy_(torch.where(mask, self.current(), self.weight))
         self.packed[self.row(task)] = masks.pack(mask.flatten().float())
         self.learned.add(task)
@@ -105,7 +115,7 @@ class PiggybackConv(TrainedMaskConv, Threshold):
         return self.current() if self.scores is None else Threshold.masked_weight(self, self.scores)
 
     def choose(self) -> Tensor:
-        return torch.ones_like(self.free) if self.scores is None else super().choose()
+        return torch.ones_like(self.weight, dtype=torch.bool) if self.scores is None else super().choose()
 
 
 class WSNConv(TrainedMaskConv, TopK):
@@ -115,7 +125,9 @@ class WSNConv(TrainedMaskConv, TopK):
     """
 
     def trained_weight(self) -> Tensor:
-        return masks.StraightThrough.apply(self.magnitude(self.scores), self.binarise) * self.current()
+        assert self.scores is not None
+        mask: Tensor = masks.StraightThrough.apply(self.magnitude(self.scores), self.binarise)
+        return mask * self.current()
 
 
 class PackNetConv(TrainedMaskConv, TopK):
@@ -135,6 +147,7 @@ class PackNetConv(TrainedMaskConv, TopK):
         return self.current()
 
     def choose(self) -> Tensor:
+        assert self.free is not None and self.values is not None
         free = int(self.free.sum())
         dropped = self.weight.numel() - free + free * self.dropped // self.weight.numel()
         sizes = torch.where(self.free, self.values.abs(), -1.0)  # those that are not free come last
@@ -163,7 +176,7 @@ def settle(model: nn.Module) -> None:
 def settled_again(model: nn.Module) -> None:
     """Take up the half that the task in training had come to, after its state was loaded."""
     for _, module in multitask.named(model, TrainedMaskConv):
-        module.settled = bool(module.chosen.any())
+        module.settled = module.chosen is not None and bool(module.chosen.any())
 
 
 def has_halves(model: nn.Module) -> bool:

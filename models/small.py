@@ -32,7 +32,8 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (..., batch, channels, height, width) to logits (..., batch, output_size)."""
-        return self.layers(x.flatten(-3)[..., None, None]).flatten(-3)
+        logits: Tensor = self.layers(x.flatten(-3)[..., None, None])
+        return logits.flatten(-3)
 
 
 class LeNet(FullyConnected):

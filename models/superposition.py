@@ -7,7 +7,7 @@ what a layer saw and of the gradient of what it gave, which probes on the layers
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -95,7 +95,8 @@ def is_factored(model: nn.Module) -> bool:
 
 def superposed_size(model: nn.Module) -> int:
     """The number of weights that take part in a superposition."""
-    return sum(module.weight.numel() for _, module in named(model, SuperposedModule))
+    layers = named(model, SuperposedModule)
+    return sum(module.weight.numel() for _, module in layers)
 
 
 def superposed_weights(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[str, Tensor]:
@@ -121,7 +122,8 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[st
     set_superposed(model, True)
     for _, module in named(model, MultitaskModule):
         module.superpose(tasks, alphas)
-    return {f"{name}.effective": module.effective for name, module in named(model, SuperposedModule)}
+    layers = named(model, SuperposedModule)
+    return {f"{name}.effective": module.effective for name, module in layers if module.effective is not None}
 
 
 @contextmanager
@@ -137,7 +139,7 @@ def probes(model: nn.Module, x: Tensor, first: int | None = None) -> Iterator[di
         ``torch.func.functional_call`` replaces.
     """
     layers = dict(islice(named(model, SuperposedModule), first))
-    shapes = {}
+    shapes: dict[str, torch.Size] = {}
     hooks = [
         layer.register_forward_hook(lambda _layer, _inputs, output, name=name: shapes.update({name: output.shape}))
         for name, layer in layers.items()
@@ -145,9 +147,10 @@ def probes(model: nn.Module, x: Tensor, first: int | None = None) -> Iterator[di
     try:
         with torch.no_grad():
             model(x)
+        zeros = {name: x.new_zeros(shapes[name]) for name in layers}
         for name, layer in layers.items():
-            layer.probe = x.new_zeros(shapes[name])
-        yield {f"{name}.probe": layer.probe for name, layer in layers.items()}
+            layer.probe = zeros[name]
+        yield {f"{name}.probe": zeros[name] for name in layers}
     finally:
         for hook in hooks:
             hook.remove()
@@ -169,7 +172,8 @@ def probed_size(model: nn.Module) -> int:
 def seen(model: nn.Module) -> dict[str, Tensor]:
     """The inputs of the layers with probes in the last forward pass, under the names of their probes."""
     layers = named(model, SuperposedModule)
-    return {f"{name}.probe": module.seen for name, module in layers if module.probe is not None}
+    probed = ((name, module.seen) for name, module in layers if module.probe is not None)
+    return {f"{name}.probe": x for name, x in probed if x is not None}
 
 
 def coefficient_gradients(
@@ -190,16 +194,21 @@ def coefficient_gradients(
         Derivatives (b, k): of each loss with respect to the coefficient of each of ``tasks``.
     """
     every = factors(model, inputs, output_gradients)
-    return sum(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in every)
+    return _total(layer.coefficient_gradients(tasks, x, gradient, coarse) for layer, x, gradient in every)
 
 
 def whole_coefficient_gradients(model: nn.Module, tasks: Sequence[int], gradients: dict[str, Tensor]) -> Tensor:
     """``∂L/∂alphas`` of ``b`` losses from ``∂L/∂W_eff`` of every layer, by the names of ``superpose``: (b, k)."""
     layers = dict(named(model, SuperposedModule))
-    return sum(
+    return _total(
         layers[name.removesuffix(".effective")].whole_coefficient_gradients(tasks, gradient)
         for name, gradient in gradients.items()
     )
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of what layers give."""
+    return sum(parts, torch.zeros(()))
 
 
 def smallest_derivatives(
@@ -229,16 +238,17 @@ def smallest_derivatives(
             if doubt.any():
                 x, gradients = ({name: value[doubt] for name, value in part.items()} for part in (x, gradients))
                 best[some][doubt] = coefficient_gradients(model, tasks, x, gradients).argmin(dim=1)
-            coarse = doubt.sum() < len(doubt) / 2  # masks that explain little of the data are in doubt: it does not pay
+            # Masks that explain little of the data are in doubt, and then it does not pay.
+            coarse = int(doubt.sum()) < len(doubt) / 2
     return best
 
 
 def products_size(model: nn.Module, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]) -> Tensor:
     """``Σ|∂L/∂W_eff ⊙ W|`` of ``b`` losses or a little more (several places may cancel): (b,)."""
-    total = 0
-    for layer, x, gradient in factors(model, inputs, output_gradients):
-        total = total + (gradient.abs() * (x.abs() @ layer.weight.abs().flatten(1).T)).sum((1, 2))
-    return total
+    return _total(
+        (gradient.abs() * (x.abs() @ layer.weight.abs().flatten(1).T)).sum((1, 2))
+        for layer, x, gradient in factors(model, inputs, output_gradients)
+    )
 
 
 def factors(
@@ -257,4 +267,5 @@ def _patches(x: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
     if kernel_size == 1:  # a padding of half of it is none
         return x[..., ::stride, ::stride].flatten(3).mT.flatten(1, 2)
     patches = F.unfold(x.flatten(0, 1), kernel_size, padding=padding, stride=stride)  # (b * images, in * k², h' w')
-    return patches.unflatten(0, x.shape[:2]).mT.flatten(1, 2)
+    seen: Tensor = patches.unflatten(0, x.shape[:2]).mT.flatten(1, 2)
+    return seen
