@@ -47,3 +47,25 @@ def test_flags_are_known_to_the_command_line_alone():
 )
 def test_settings_that_a_message_names_are_flags_on_the_command_line(said, printed):
     assert with_flags(said) == printed
+
+
+# Whom each folder may import, of the project; README says so too.
+IMPORTS = {
+    "utils": {"utils"},
+    "models": {"models", "utils.registry"},
+    "data": {"data", "utils"},
+    "trainers": {"trainers", "models", "utils", "data"},
+    "experiments": {"experiments", "args", "trainers", "models", "data", "utils"},
+}
+
+
+@pytest.mark.parametrize("folder", IMPORTS)
+def test_no_import_runs_upwards(folder):
+    ours = {path.stem for path in PROJECT.glob("*.py")} | set(FOLDERS)
+    for path in (PROJECT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name.partition(".")[0] in ours:
+                    assert {name, name.partition(".")[0]} & IMPORTS[folder], (str(path), name)
