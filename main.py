@@ -1,7 +1,6 @@
 """From the command line to a run, and what its exit status means. ``python main.py --help`` lists the flags."""
 
 import sys
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,21 +20,18 @@ if __name__ == "__main__":
         except UserError as error:
             sys.exit(complain(error))
 
-from data import DATASETS
 from trainers import predict
 from trainers.entries import settings_beside, settings_of_run
 from trainers.export import check_export, read_export
 from trainers.fit import check_fit, check_room, without_effect
 from trainers.merge import Part, read_part
 from trainers.original import as_import, settings_told
-from trainers.record import RunRecord
-from trainers.run import Run, summary
-from trainers.setup import build, join, merge, plan_of, recall, set_up, settle_threads
+from trainers.run import Run, report
+from trainers.setup import build, find_data, join, merge, plan_of, recall, set_up, settle_threads
 from utils.checkpoint import Record
 from utils.files import write_whole
 from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
-from utils.paths import default_data
 from utils.results import Results, to_csv
 from utils.run import RunFolder
 from utils.settings import NETWORK, OUTCOME
@@ -139,7 +135,8 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
         UserError: the input is wrong; before anything is written.
         Stopped: the run could not go on.
     """
-    find_data(settings)
+    if settings.data is None and (told := find_data(settings)):
+        say(told)
     devices = set_up(settings)[: 1 if parts else None]
     more = settings.num_tasks is not None  # told how many tasks there are, a run may have more than it began with
     data, model, trainer = build(settings, devices[0], Group(0, len(devices)))
@@ -168,7 +165,7 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
             with group_of(devices, join, settings, fingerprint, exported, more, words=with_flags) as group:
                 trainer.join(group)
                 Run(plan_of(settings), data, model, trainer, record, folder, signals).learn()
-            report(settings, record, folder)
+            report(record, folder, settings.export)
             folder.finish()
     except Stopped as error:
         hint = "; --on-nan skip would leave it out" if trainer.failed and settings.on_nan == "stop" else ""
@@ -177,20 +174,6 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
         raise stopped from error
     finally:
         folder.close()
-
-
-def find_data(settings: Settings) -> None:
-    """Say where the data lie, if no flag says so and they lie in files.
-
-    Raises:
-        UserError: the environment names no folder.
-    """
-    if settings.data is None and DATASETS[settings.set].from_files:
-        try:
-            settings.data, who = default_data()
-        except ArgumentTypeError as error:
-            raise UserError(f"SUPSUP_DATA: {error}") from None
-        print(f"data: {settings.data} ({who}; --data names another)", flush=True)
 
 
 def claim(settings: Settings) -> RunFolder:
@@ -204,16 +187,6 @@ def claim(settings: Settings) -> RunFolder:
     if settings.export is not None:
         check_export(Path(settings.export), log_dir / settings.name)
     return RunFolder(log_dir, settings.name, resume=settings.resume is not None, words=with_flags)
-
-
-def report(settings: Settings, record: RunRecord, folder: RunFolder) -> None:
-    """Print how each task was answered in the end, and write what is asked for."""
-    folder.log("\n".join(summary(record.evaluations[len(record.learned)])))
-    folder.log(str(record.storage()))
-    if settings.export is not None:
-        record.export(Path(settings.export))
-        folder.log(f"exported: {settings.export}")
-    folder.log(f"results: {Path(settings.log_dir) / 'results.csv'}; this run: {folder.path}")
 
 
 if __name__ == "__main__":

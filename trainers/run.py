@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -153,6 +154,16 @@ def follow(plan: Plan, data, trainer: DefaultTrainer, record: RunRecord) -> None
             for _ in trainer.learn(data.train_loader, len(record.unfinished.resume([task]))):
                 pass
             trainer.end_task()
+
+
+def report(record: RunRecord, folder: RunFolder, export: str | None) -> None:
+    """Print how each task was answered in the end, and write the file ``export``, if it is asked for."""
+    folder.log("\n".join(summary(record.evaluations[len(record.learned)])))
+    folder.log(str(record.storage()))
+    if export is not None:
+        record.export(Path(export))
+        folder.log(f"exported: {export}")
+    folder.log(f"results: {folder.path.parent / 'results.csv'}; this run: {folder.path}")
 
 
 def summary(scores: Sequence[TaskScore]) -> Iterator[str]:

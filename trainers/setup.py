@@ -4,6 +4,7 @@ Here settings end: data sets, networks, layers and trainers take named arguments
 """
 
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,27 @@ from utils.checkpoint import Record
 from utils.cores import WORTH_THREADS, available_cores, choose_threads, wanted_threads
 from utils.errors import UserError, no_memory
 from utils.parallel import Group, gpu_fault
-from utils.paths import PROJECT
+from utils.paths import PROJECT, default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER
 from utils.slices import named
 
 MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
+
+
+def find_data(s: Settings) -> str | None:
+    """Where the data lie, which nothing says: it becomes a setting, and is told in a line; None if it is no file's.
+
+    Raises:
+        UserError: the environment names no folder.
+    """
+    if not DATASETS[s.set].from_files:
+        return None
+    try:
+        s.data, who = default_data()
+    except ArgumentTypeError as error:
+        raise UserError(f"SUPSUP_DATA: {error}") from None
+    return f"data: {s.data} ({who}; `data` names another)"
 
 
 def set_up(s: Settings) -> list[torch.device]:
