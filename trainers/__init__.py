@@ -72,8 +72,9 @@ ADAPTORS = {
     "se_be_max_adapt": Adaptor(Needs.PARAMETERS, "se_be_max_adapt"),
     "hopfield_recovery": Adaptor(Needs.RECOVERY, "hopfield_recovery"),
 }
+FROM_RUN = "n-1-imagenet"
 # What ``reinit_adapt`` can name; see ReinitTrainer.
-ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", "n-1-imagenet")
+ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", FROM_RUN)
 
 # What else the package offers, of modules that load torch.
 _OFFERED = Registry(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models import MASKS_OF, SIBLINGS, STATISTICS_OF
-from trainers import ADAPTORS
+from trainers import ADAPTORS, FROM_RUN
 from trainers.options import DEFAULTS, Settings
 from utils.errors import UserError
 from utils.slices import tasks_of
@@ -90,6 +90,8 @@ def _check_training(s: Settings) -> None:
         raise UserError(f"`on_nan` skip: {why} every task; say stop")
     if s.score_when_learned and not ADAPTORS[s.adaptor].gives:
         raise UserError(f"`score_when_learned`: a task just learned is given, so `adaptor` gt, not {s.adaptor}")
+    if s.trainer == "reinit" and (s.reinit_adapt == FROM_RUN) != (s.reinit_from is not None):
+        raise UserError(f"`reinit_from` {s.reinit_from}: goes with `reinit_adapt` {FROM_RUN}, and only with it")
     if s.trainer == "nns":
         _check_nns(s)
     elif s.stream_tasks is not None:
@@ -107,6 +109,14 @@ def _check_nns(s: Settings) -> None:
             raise UserError(f"`{name}` {getattr(s, name)}: trainer nns learns the stream as a whole; leave it out")
     if s.multigpu is not None and "," in s.multigpu:
         raise UserError(f"`multigpu` {s.multigpu}: trainer nns decides in one process; name one device")
+    if s.train_weight_tasks:
+        raise UserError(f"`train_weight_tasks` {s.train_weight_tasks}: trainer nns trains masks alone, so it must be 0")
+    if s.lr_policy != "constant_lr" or s.warmup_length:
+        name = "warmup_length" if s.warmup_length else "lr_policy"
+        raise UserError(
+            f"`{name}` {getattr(s, name)}: trainer nns does not know where a task begins, so its rate must be "
+            "constant_lr without warm-up"
+        )
     for name in ("import_file", "export"):
         if getattr(s, name) is not None:
             raise UserError(f"`{name}` {getattr(s, name)}: trainer nns also needs its scores; use `resume`")

@@ -1,6 +1,6 @@
 """What must hold between the settings of a run, its data and its network, and what of the settings does nothing there.
 
-What must hold between the settings alone is in ``checks.py``.
+What must hold between the settings alone is in ``checks.py``; what a trainer needs of a network it says itself.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from data.base import SplitByClass, TaskDataset
 from models import multitask, siblings, superposition
 from models.masked import TopK
 from models.norms import is_statistic
-from trainers import ADAPTORS, Needs
+from trainers import ADAPTORS, FROM_RUN, Needs
 from trainers.checks import slice_of
 from trainers.default import DefaultTrainer
 from trainers.options import DEFAULTS, Settings
@@ -52,7 +52,7 @@ def why_in_order(s: Settings, model: nn.Module) -> str | None:
     """
     if s.trainer == "nns":
         return "with `trainer` nns the stream is learned as a whole"
-    if s.trainer == "reinit" and s.reinit_adapt != "n-1-imagenet":
+    if s.trainer == "reinit" and s.reinit_adapt != FROM_RUN:
         return f"with `trainer` reinit, `reinit_adapt` {s.reinit_adapt}, a task starts from those before it"
     if multitask.depends(model):
         return f"with `conv_type` {s.conv_type} a task builds on those before it"

@@ -78,7 +78,6 @@ class NNsTrainer(DefaultTrainer):
 
     def check(self, tasks: Iterable[int]) -> None:
         super().check(tasks)
-        o = self.options
         if not superposition.can_superpose(self.model):
             raise UserError(
                 "`conv_type`: trainer nns needs masks that can be superposed, such as FastMultitaskMaskConv's"
@@ -86,16 +85,6 @@ class NNsTrainer(DefaultTrainer):
         if not masked.only_masks(self.model):
             raise UserError(
                 "`conv_type`, `bn_type`: trainer nns keeps masks alone, so no other state may belong to a task"
-            )
-        if o.train_weight_tasks:
-            raise UserError(
-                f"`train_weight_tasks` {o.train_weight_tasks}: trainer nns trains masks alone, so it must be 0"
-            )
-        if o.lr_policy != "constant_lr" or o.warmup_length:
-            name, value = ("lr_policy", o.lr_policy) if not o.warmup_length else ("warmup_length", o.warmup_length)
-            raise UserError(
-                f"`{name}` {value}: trainer nns does not know where a task begins, so its rate must be constant_lr "
-                "without warm-up"
             )
 
     def begin_task(self, task: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models import masked, masks, multitask, superposition
 from models.multitask import Rng
+from trainers import FROM_RUN
 from trainers.default import DefaultTrainer, Learned
 from trainers.inference import binary, entropy, one_shot
 from trainers.options import TrainingOptions
@@ -18,7 +19,6 @@ Scores = dict[str, Tensor]  # those of one task, by the name of the parameter
 
 # Adaptations that choose among earlier tasks by a new task's first batch: the algorithm that infers the task.
 SIMILAR: dict[str, Callable[..., Tensor]] = {"gradient": one_shot, "binary": binary}
-FROM_RUN = "n-1-imagenet"
 
 
 class ReinitTrainer(DefaultTrainer):
@@ -48,8 +48,6 @@ class ReinitTrainer(DefaultTrainer):
         o = self.options
         if o.reinit_adapt in SIMILAR and not superposition.can_superpose(self.model):
             raise UserError(f"`reinit_adapt` {o.reinit_adapt}: `conv_type` has no masks to choose among")
-        if (o.reinit_adapt == FROM_RUN) != (o.reinit_from is not None):
-            raise UserError(f"`reinit_from` {o.reinit_from}: goes with `reinit_adapt` {FROM_RUN}, and only with it")
         if o.reinit_from is not None:
             self.foreign = _last_task(Path(o.reinit_from))
             shapes = masked.mask_shapes(self.model)
