@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from argparse import BooleanOptionalAction as Switch
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data import DATASETS, TASKS_BY
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         without_effect: the flags given that do nothing.
     """
 
-    def __init__(self, **more):
+    def __init__(self, **more: Any) -> None:
         super().__init__(**more)
         self.without_effect: list[str] = []
 
@@ -53,9 +53,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         super().__init__(prog, max_help_position=32, width=110)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if "(default: " in action.help or action.default is argparse.SUPPRESS:
-            return action.help
-        return action.help + (" (default: none)" if action.default is None else " (default: %(default)s)")
+        text = action.help or ""
+        if "(default: " in text or action.default is argparse.SUPPRESS:
+            return text
+        return text + (" (default: none)" if action.default is None else " (default: %(default)s)")
 
 
 def _number(kind: type, low: float, high: float = float("inf"), low_allowed: bool = True):
@@ -146,7 +147,7 @@ class _WithoutEffect(argparse.Action):
             parser.without_effect.append(option_string)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> _Parser:
     """The parser with every flag, grouped. ``parse_arguments`` is what a run calls."""
     parser = _Parser(
         prog="main.py",
@@ -499,7 +500,7 @@ def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: li
         raise UserError(f"{unknown[0]}: there is no such flag{nearest(unknown[0].split('=')[0], flags)}")
     if (model := str(defaults.get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
         raise UserError(
-            f"{source}: is of the network {model}, and only you may say that its file is run: --model {model}"
+            f"{source}: is of the network {model}, and only you may say that its file is run: `model` {model}"
         )
     config = parser.parse_args(argv).config
     if config is not None:
@@ -542,7 +543,7 @@ def _settle(s: Settings) -> None:
         s.data, name = os.path.split(place)
         s.set = f"{kind}:{name or os.sep}"
     if s.image_size is not None:
-        s.image_size = (s.image_size * 2)[:2]
+        s.image_size = [*s.image_size, *s.image_size][:2]
     if s.name is None:
         made = re.sub(r"[^\w.=,-]+", "-", f"{s.set}-{s.model_name}")
         s.name = _run_name(f"{made.encode()[:150].decode(errors='ignore')}-seed={s.seed}")

@@ -79,7 +79,8 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     Raises:
         UserError: a file cannot be read, or the command line wants another network.
     """
-    parts = [read_part(Path(path)) for path in settings.merge or ()]
+    runs = settings.merge or ()
+    parts = [read_part(Path(run)) for run in runs]
     exported: list[Record] = []
     path = next((path for path in (settings.resume, settings.import_file) if path), None)
     if path is not None and is_original(Path(path)):
@@ -91,14 +92,14 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         settings.import_file, settings.resume = path, None  # it goes on in a folder of its own
     elif settings.resume and (told := settings_of_run(Path(settings.resume))):
         settings = parse_arguments(argv, told, source=settings.resume)
-    elif settings.import_file is not None:
-        told, exported = read_export(Path(settings.import_file))
+    elif path is not None and path == settings.import_file:
+        told, exported = read_export(Path(path))
         network = {name: value for name, value in told.items() if name in NETWORK}
-        settings = parse_arguments(argv, network, source=f"`import_file` {settings.import_file}")
-        check_same(settings.import_file, network, vars(settings) | {"model": settings.model_name}, NETWORK)
+        settings = parse_arguments(argv, network, source=f"`import_file` {path}")
+        check_same(path, network, vars(settings) | {"model": settings.model_name}, NETWORK)
     elif parts:
         told = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
-        settings = parse_arguments(argv, told, source=f"`merge` {settings.merge[0]}")
+        settings = parse_arguments(argv, told, source=f"`merge` {runs[0]}")
     return settings, exported, parts
 
 
@@ -108,7 +109,7 @@ def answer(argv: Sequence[str] | None, settings: Settings) -> None:
     Raises:
         UserError: the run, its data or the images are not there, or nothing is learned.
     """
-    checkpoint, told = settings_beside(Path(settings.resume))
+    checkpoint, told = settings_beside(Path(settings.resume or ""))
     settings = parse_arguments(argv, told, source=str(checkpoint.with_name("settings.yaml")))
     rows, broken = predict.rows(settings, told, checkpoint)
     if broken:
@@ -157,7 +158,7 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
         with stopping(), signals.waiting():
             record.open(folder)
             if folder.path.name != settings.name:
-                wanted = Path(settings.log_dir, settings.name)
+                wanted = settings.folder
                 folder.log(
                     f"note: {wanted} is there, so this run is {folder.path.name}; --resume goes on with {wanted}"
                 )
@@ -182,11 +183,11 @@ def claim(settings: Settings) -> RunFolder:
     Raises:
         UserError: something cannot be written, or would take the place of another file.
     """
-    log_dir = Path(settings.log_dir)
-    Results(log_dir / "results.csv").check()
+    folder = settings.folder
+    Results(folder.parent / "results.csv").check()
     if settings.export is not None:
-        check_export(Path(settings.export), log_dir / settings.name)
-    return RunFolder(log_dir, settings.name, resume=settings.resume is not None, words=with_flags)
+        check_export(Path(settings.export), folder)
+    return RunFolder(folder.parent, folder.name, resume=settings.resume is not None, words=with_flags)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ class TaskDataset:
     notes: Sequence[str] = ()  # what a user should know of how the data were read, a line each
     num_classes: int  # labels of a task lie in [0, num_classes)
     base_classes: int  # labels of the base set lie in [0, base_classes); num_classes, if it is not said
+    input_shape: tuple[int, int, int]  # (channels, height, width) of an image
     train_loader: Loader
     val_loader: Loader
 

@@ -265,7 +265,7 @@ class DefaultTrainer:
         position.enter(epoch)
         loader.set_epoch(epoch, position.epoch_batches)
         count = position.left(len(loader), self.options.iter_lim)
-        batches = islice(loader, count)
+        batches: Iterable = islice(loader, count)
         if progress is not None:
             batches = progress(batches, count, epoch)
         for _, (x, y) in zip(range(count), batches, strict=True):

@@ -105,7 +105,8 @@ def score_of(values: Mapping) -> TaskScore:
     for share in (score.given, score.adapted, score.inferred_right):
         if share is not None:
             fraction(share)
-    for row in (*score.inferred, *score.steps):
+    rows: list[Mapping[str, float]] = [*score.inferred, *score.steps]
+    for row in rows:
         if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
             raise ValueError(f"{reprlib.repr(row)} has something that is no number")
     if any(row.keys() != {"inferred", "batches"} for row in score.inferred):

@@ -108,7 +108,7 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
         raise UserError(f"{setting}: with `trainer` {s.trainer} a task depends on those before it")
     if why := why_in_order(s, model):
         raise UserError(f"{setting}: {why}")
-    if "," in s.multigpu:
+    if "," in (s.multigpu or ""):
         raise UserError(f"{setting}: needs one device, not `multigpu` {s.multigpu}")
     if ":" in s.model:
         try:

@@ -67,6 +67,7 @@ class NNsTrainer(DefaultTrainer):
     def __init__(self, model: nn.Module, options: TrainingOptions, rng: Rng):
         super().__init__(model, options, rng)
         self.decisions: list[Decision] = []
+        self.budget = options.num_tasks or 1  # of masks
         self._allocated = 0  # masks 0 ... so many - 1
         self._current: int | None = None  # the mask that the last decision chose; None: batches are skipped
         self._batches_seen = 0
@@ -131,7 +132,7 @@ class NNsTrainer(DefaultTrainer):
         new = bool(strength < 1 + self.options.nns_epsilon) or int(nearest) >= self._allocated
         if not new:
             kind, mask = GO_ON, int(nearest)
-        elif self._allocated < self.options.num_tasks:
+        elif self._allocated < self.budget:
             kind, mask = ALLOCATE, self._allocated
             self._allocated += 1
         else:
@@ -148,7 +149,7 @@ class NNsTrainer(DefaultTrainer):
     def _write_down(self, kind: str, mask: int, strength: float) -> None:
         hidden = self.task
         first = all(decision.hidden_task != hidden for decision in self.decisions[-1:])
-        full = self._allocated == self.options.num_tasks and kind != ALLOCATE
+        full = self._allocated == self.budget and kind != ALLOCATE
         if hidden in self._own:
             right = kind == GO_ON and mask == self._own[hidden]
         else:
@@ -174,6 +175,7 @@ class NNsTrainer(DefaultTrainer):
 
     def _close(self) -> None:
         """Put the mask in training by: its bits into the model, all that it needs to go on into host memory."""
+        assert self._current is not None
         self._scores[self._current] = {
             name: scores.detach().cpu().clone() for name, scores in multitask.task_parameters(self.model).items()
         }
@@ -224,12 +226,13 @@ class NNsTrainer(DefaultTrainer):
         """Nothing: which mask a hidden task trains is the learner's own choice."""
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> Learned:
-        self._optimizer_state, loaded = {}, {}
+        self._optimizer_state = {}
+        loaded: dict[int, dict[str, Tensor]] = {}
         for name, tensor in record.items():
             kind, _, rest = name.partition(".")
             if kind == "scores":
-                mask, _, parameter = rest.partition(".")
-                loaded.setdefault(int(mask), {})[parameter] = tensor
+                number, _, parameter = rest.partition(".")
+                loaded.setdefault(int(number), {})[parameter] = tensor
             elif kind == "optimizer":
                 self._optimizer_state[rest] = tensor
             elif kind == "trained":
@@ -263,7 +266,7 @@ class NNsTrainer(DefaultTrainer):
         text = ", ".join(f"{count} batches trained mask {mask}" for mask, count in trained.most_common())
         if skipped := self.batches_done - trained.total():
             text += f"{', ' if text else ''}{skipped} batches skipped, for they asked for more than the "
-            text += f"{self.options.num_tasks} masks of `num_tasks`"
+            text += f"{self.budget} masks of `num_tasks`"
         right = sum(decision.right for decision in self.decisions)
         return (
             f"hidden task {self.task}: {text}; {self._allocated} masks allocated; "

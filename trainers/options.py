@@ -6,7 +6,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from utils.slices import tasks_of
 
@@ -138,7 +139,7 @@ class TrainingOptions:
         channels_last: whether images lie in memory with their channels last in training.
         compile: whether training runs through ``torch.compile``.
         reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
-        num_tasks: for how many tasks there are masks.
+        num_tasks: for how many tasks ``NNsTrainer`` may have masks; None for one.
         nns_every, nns_epsilon: see ``NNsTrainer``.
         on_nan: ``stop`` gives all tasks in training up when one fails; ``skip`` goes on with the others.
     """
@@ -159,7 +160,7 @@ class TrainingOptions:
     reinit_adapt: str = "running_mean"
     reinit_most_recent_k: int | None = None
     reinit_from: str | None = None
-    num_tasks: int = 1
+    num_tasks: int | None = None
     nns_every: int = 100
     nns_epsilon: float = 0.125
     on_nan: str = "stop"
@@ -199,19 +200,23 @@ class InferenceOptions:
 class Settings(InferenceOptions, TrainingOptions, NetworkOptions, DataOptions, RunOptions):
     """All settings of a run. Those that nobody gave are filled in as the run finds them out, as ``num_tasks`` is."""
 
-    num_tasks: int | None = None
-
     @property
     def tasks_to_learn(self) -> Sequence[int]:
         """The tasks of the run, in their order; known once ``num_tasks`` is."""
         if self.tasks is not None:
             return tasks_of(self.tasks)
-        return range(self.stream_tasks or self.num_tasks) if self.task_eval is None else [self.task_eval]
+        return range(self.stream_tasks or self.num_tasks or 0) if self.task_eval is None else [self.task_eval]
 
     @property
     def model_name(self) -> str:
         """The network without the folder of its file, which may be another tomorrow."""
         return os.path.basename(self.model)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; known once the command line is read."""
+        assert self.log_dir is not None and self.name is not None
+        return Path(self.log_dir, self.name)
 
 
 DEFAULTS: Mapping[str, Any] = vars(Settings())
@@ -220,4 +225,4 @@ DEFAULTS: Mapping[str, Any] = vars(Settings())
 def pick(kind: type[Options], settings: Mapping[str, Any] | Settings) -> Options:
     """The options of a kind, out of settings that have them under the same names."""
     values = settings if isinstance(settings, Mapping) else vars(settings)
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    return kind(**{field.name: values[field.name] for field in fields(cast(Any, kind))})

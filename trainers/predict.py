@@ -33,19 +33,19 @@ def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[lis
     Raises:
         UserError: the run, its data or the images are not there, or nothing is learned that can answer.
     """
-    outcome = {name: told.get(name, DEFAULTS[name]) for name in OUTCOME}
-    of_run = replace(s, **outcome, resume=str(checkpoint))
+    of_run = replace(s, resume=str(checkpoint))
+    vars(of_run).update({name: told.get(name, DEFAULTS[name]) for name in OUTCOME})
     data, model, trainer = build(of_run, set_up(of_run)[0], Group())
     learned = recall(of_run, model, trainer, data.fingerprint(), [], more=False).candidates
     tasks = _candidates(s, learned)
     if len(tasks) > 1:
         check_adaptor(s.adaptor, model)
-    files, images, broken = read_files(s.predict, data.input_shape)
+    files, images, broken = read_files(s.predict or (), data.input_shape)
     prepared = Preparation(data.val_loader.prepare.mean, data.val_loader.prepare.std, None, data.device)
     names = {task: data.labels_of(task if trainer.tasks_known else 0) for task in tasks}
     labels = {task: list(of_task) for task, of_task in names.items()}
     answers = predict(model, prepared(images.to(data.device)), tasks, s.adaptor, pick(InferenceOptions, s), labels)
-    found = [
+    found: list[dict[str, object]] = [
         {"file": file, "task": data.task_name(task), "label": names[task][label], "probability": f"{share:.6f}"}
         for file, (task, label, share) in zip(files, answers, strict=True)
     ]

@@ -5,6 +5,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ class RunRecord:
         trainer: DefaultTrainer,
         options: RecordOptions,
         settings: Mapping[str, object],
-        lasting: Mapping[str, object],
+        lasting: Mapping[str, Any],
         check_same: Callable[[Path, Mapping], None],
         project: Path,
         data: str,
@@ -198,6 +199,7 @@ class RunRecord:
             return True
         if task not in self.spare:
             return False
+        assert self._checkpoint is not None  # spare tasks are of one that was read
         record = self.spare.pop(task)
         record.values["place"] = len(self.learned)
         self._recall(record, self._checkpoint.aside)
@@ -262,7 +264,8 @@ class RunRecord:
     @property
     def _tasks(self) -> int:
         """How many tasks there are."""
-        return self.lasting["stream_tasks"] or self.lasting["num_tasks"]
+        count: int = self.lasting["stream_tasks"] or self.lasting["num_tasks"]
+        return count
 
     def _recall(self, record: Record, path: Path) -> None:
         """Take back what a record holds.
@@ -383,6 +386,7 @@ class RunRecord:
 
     def _append(self, record: Record) -> None:
         """Write a record of this run."""
+        assert self._checkpoint is not None  # since ``open``
         record.values["run"] = self._mark
         self._checkpoint.append(record)
         self._saved += record.kind == "task"
@@ -449,7 +453,7 @@ class RunRecord:
         self._tables.draw(means, scores)
         self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
 
-    def _row(self, what: str, current: float, best: float, **more: object) -> dict[str, object]:
+    def _row(self, what: str, current: float | None, best: float | None, **more: object) -> dict[str, object]:
         return self._tables.row(what, current, best, len(self.learned), self.storage(), **more)
 
     def _write_settings(self) -> None:

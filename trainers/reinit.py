@@ -115,6 +115,7 @@ class ReinitTrainer(DefaultTrainer):
     @torch.no_grad()
     def _foreign_scores(self) -> Scores:
         """The other run's scores; where it kept masks only, fresh scores, ordered or signed to give its mask."""
+        assert self.foreign is not None  # since ``check``
         scores = {}
         for name, parameter in multitask.task_parameters(self.model).items():
             layer, _, kind = name.rpartition(".")

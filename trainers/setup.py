@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from trainers.original import ORIGINAL
 from trainers.record import RunRecord
 from trainers.run import Plan, follow
 from trainers.several import SeveralTrainer
-from trainers.tables import RecordOptions, mean
+from trainers.tables import RecordOptions
 from utils.checkpoint import Record
 from utils.cores import WORTH_THREADS, available_cores, choose_threads, wanted_threads
 from utils.errors import UserError, no_memory
@@ -127,7 +128,9 @@ def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset
     )
 
 
-def settle_threads(s: Settings, input_shape: Sequence[int], devices: Sequence[torch.device], began: int | None) -> str:
+def settle_threads(
+    s: Settings, input_shape: tuple[int, int, int], devices: Sequence[torch.device], began: int | None
+) -> str:
     """Settle the processor threads of the run, and compute with this process's part of them from now on.
 
     Args:
@@ -141,7 +144,7 @@ def settle_threads(s: Settings, input_shape: Sequence[int], devices: Sequence[to
     def product_size() -> float:
         images = min(s.tasks_in_parallel, len(s.tasks_to_learn)) * s.batch_size // len(devices)
         try:
-            return mean(product_sizes(MODELS[s.model], (max(1, images), *input_shape), s.output_size, s.width_mult))
+            return fmean(product_sizes(MODELS[s.model], (max(1, images), *input_shape), s.output_size, s.width_mult))
         except Exception:  # whatever a user's own network raises that has no numbers to compute with
             if ":" not in s.model:
                 raise
@@ -157,7 +160,7 @@ def settle_threads(s: Settings, input_shape: Sequence[int], devices: Sequence[to
 
 def share_threads(s: Settings, processes: int) -> None:
     """Compute with this process's part of the run's threads, one of so many processes."""
-    torch.set_num_threads(max(1, s.threads // processes))
+    torch.set_num_threads(max(1, (s.threads or 1) // processes))
 
 
 def recall(
@@ -177,20 +180,20 @@ def recall(
 
     def same(path: Path, theirs: Mapping[str, Any]) -> None:
         ours, count = lasting, theirs.get("num_tasks")
-        if more and type(count) is int and 0 < count < s.num_tasks:
+        if more and type(count) is int and 0 < count < (s.num_tasks or 0):
             ours = lasting | {"num_tasks": count}
-        check_same(path, theirs, ours, theirs | lasting)
+        check_same(path, theirs, ours, {*theirs, *lasting})
 
     record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, PROJECT, fingerprint)
     if exported:
-        path, about = f"`import_file` {s.import_file}", exported[0].values
-        check_same(path, about.get("settings", {}), lasting, {"weights"})
-        accuracies = load_export(Path(s.import_file), model, exported)
-        record.adopt(accuracies, about.get("data"), path, exported[0].kind == ORIGINAL)
+        source, about = f"`import_file` {s.import_file}", exported[0].values
+        check_same(source, about.get("settings", {}), lasting, {"weights"})
+        accuracies = load_export(Path(s.import_file or ""), model, exported)
+        record.adopt(accuracies, about.get("data"), source, exported[0].kind == ORIGINAL)
     if s.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(s.resume)).parent
         s.log_dir, s.name = str(folder.parent), folder.name
-    path = Path(s.resume or Path(s.log_dir, s.name, "checkpoint.pt"))
+    path = Path(s.resume) if s.resume else s.folder / "checkpoint.pt"
     if s.resume or (s.resume is not None and path.exists()):
         record.restore(path)
     return record
@@ -220,7 +223,7 @@ def merge(
         parts,
         s.tasks_to_learn,
         fingerprint,
-        lambda path, theirs: check_same(path, theirs, ours, theirs | ours),
+        lambda path, theirs: check_same(path, theirs, ours, {*theirs, *ours}),
         s.allow_missing,
     )
     if len(found) < len(s.tasks_to_learn):

@@ -31,7 +31,7 @@ class SeveralTrainer(DefaultTrainer):
         if len(tasks) == 1:
             return super().begin_tasks(tasks)
         self.state = multitask.begin_tasks(self.model, tasks, self.rng)
-        self._optimise([value for value in self.state.values() if value.requires_grad], self.options.lr)
+        self._optimise([value for value in self.state.values() if isinstance(value, nn.Parameter)], self.options.lr)
         self._compile(partial(multitask.call_tasks, self.model, self.state))
         self._count(tasks)
 

@@ -63,7 +63,7 @@ class Tables:
         (self._results.agree if again else self._results.add)([row])
 
     def row(
-        self, what: str, current: float, best: float, learned: int, storage: Storage, **more: object
+        self, what: str, current: float | None, best: float | None, learned: int, storage: Storage, **more: object
     ) -> dict[str, object]:
         """A row of ``results.csv``, which says ``what``, once so many tasks are learned."""
         options = self.options
@@ -128,7 +128,7 @@ class Tables:
         for score in scores:
             for step in score.steps:
                 name = f"recovery after {count}/hamming distance of task {score.task}"
-                board.add_scalar(name, step["hamming"], step["step"])
+                board.add_scalar(name, step["hamming"], int(step["step"]))
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainers.default import DefaultTrainer
 from utils.checkpoint import Checkpoint, Record, fraction, write_records
@@ -20,7 +21,7 @@ class Unfinished:
         minutes: how many lie between one writing and the next.
     """
 
-    def __init__(self, trainer: DefaultTrainer, learned: list[int], about: Mapping[str, object], minutes: float):
+    def __init__(self, trainer: DefaultTrainer, learned: list[int], about: Mapping[str, Any], minutes: float):
         self.trainer, self.learned, self.about, self.minutes = trainer, learned, dict(about), minutes
         self.damaged = False
         self.saved = ""  # what is on the disk, in words
