@@ -100,9 +100,10 @@ class TaskNorm(MultitaskNonAffineBN):
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         super().begin_task(task, generator)
-        if self.given_running_mean is not None and self.given_running_var is not None:
-            self.mean.copy_(self.given_running_mean)
-            self.variance.copy_(self.given_running_var)
+        given = ((self.mean, self.given_running_mean), (self.variance, self.given_running_var))
+        for own, running in given:
+            if own is not None and running is not None:
+                own.copy_(running)
 
 
 def convert(

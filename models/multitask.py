@@ -55,6 +55,7 @@ class MultitaskModule(nn.Module, ABC):
 
     def end_task(self) -> None:
         """Keep what the task in training has learned, free what only training needs, and select the task."""
+        assert self.task is not None
         state = self.task_parameters() | self.task_buffers()
         self.end_tasks([self.task], {name: value[None] for name, value in state.items()})
 

@@ -136,6 +136,8 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
     momentum, eps = 0.1, 1e-5  # as nn.BatchNorm2d
     means: Tensor
     variances: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
     trains = False
     per_task = ("means", "variances")
 
@@ -188,7 +190,9 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         return {}
 
     def task_buffers(self) -> dict[str, Tensor]:
-        return {"mean": self.mean, "variance": self.variance} if self.learning else {}
+        if not self.learning or self.mean is None or self.variance is None:
+            return {}
+        return {"mean": self.mean, "variance": self.variance}
 
     def task_state(self, task: int) -> dict[str, Tensor]:
         return {"mean": self.means[self.check_task(task)], "variance": self.variances[task]}
