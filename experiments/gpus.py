@@ -2,32 +2,47 @@
 
 import argparse
 import ctypes
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+OF_DRIVER = re.compile(r"(GPU|MIG)-[\w/-]+", re.ASCII)  # what nvidia-smi -L calls a GPU, or a part of one
+
 
 def parse_sets(text: str) -> list[str]:
-    """Split ``"0,1|2,3"`` or ``"cpu|cpu"`` into its sets, each in the form that ``--multigpu`` takes.
+    """Split ``"0,1|2,3"``, ``"GPU-8f1c"`` or ``"cpu|cpu"`` into its sets, each the names of its GPUs or ``cpu``.
 
     The same GPU may stand in several sets (small runs share it), but only once in a set.
 
     Raises:
-        argparse.ArgumentTypeError: a set is empty, is neither ``cpu`` nor GPU ids, or names a GPU twice.
+        argparse.ArgumentTypeError: a set is empty, is neither ``cpu`` nor GPUs, or names a GPU twice.
     """
     sets = []
     for gpu_set in text.split("|"):
         ids = [word.strip() for word in gpu_set.split(",")]
         if ids != ["cpu"]:
-            if not all(word.isascii() and word.isdigit() for word in ids):
+            if not all((word.isascii() and word.isdigit()) or OF_DRIVER.fullmatch(word) for word in ids):
                 raise argparse.ArgumentTypeError(
-                    f"{text!r}: {gpu_set!r} is no set; a set is cpu or GPU ids such as 0 or 0,1, "
-                    "and sets are separated by |"
+                    f"{text!r}: {gpu_set!r} is no set; a set is cpu or GPU ids such as 0 or 0,1, or as nvidia-smi -L "
+                    "names them (GPU-..., MIG-...), and sets are separated by |"
                 )
-            ids = [str(int(word)) for word in ids]
+            ids = [str(int(word)) if word.isdigit() else word for word in ids]
             if len(set(ids)) < len(ids):
                 raise argparse.ArgumentTypeError(f"{text!r}: the set {gpu_set!r} names a GPU twice")
         sets.append(",".join(ids))
     return sets
+
+
+def seeing(gpu_set: str) -> list[str]:
+    """What stands before a run's command, so that the run sees the GPUs of a set alone, ``renumbered``."""
+    if gpu_set == "cpu":
+        return []
+    here = os.environ.get(VISIBLE, "").split(",")  # numbers count what is visible here
+    known = dict(enumerate(here)) if here != [""] else {}
+    names = (known.get(int(gpu), gpu) if gpu.isdigit() else gpu for gpu in gpu_set.split(","))
+    return ["/usr/bin/env", f"{VISIBLE}={','.join(names)}"]
 
 
 def renumbered(sets: Sequence[str]) -> list[str]:
@@ -57,8 +72,8 @@ def default_sets(to_print: bool) -> list[str]:
 
 
 def check_sets(sets: Sequence[str]) -> None:
-    """Raises ``ValueError`` if a set names a GPU that this machine does not have."""
-    wanted = {int(gpu) for gpu_set in sets if gpu_set != "cpu" for gpu in gpu_set.split(",")}
+    """Raises ``ValueError`` if a set numbers a GPU that this machine does not have."""
+    wanted = {int(gpu) for gpu_set in sets for gpu in gpu_set.split(",") if gpu.isdigit()}
     there = count() if wanted else 0
     if wanted and max(wanted) >= there:
         have = f"the GPUs here are 0 to {there - 1}" if there else "there is none here, use cpu"

@@ -21,7 +21,7 @@ from typing import NoReturn
 from args import parse_arguments
 from experiments import gpus, slurm
 from experiments.backends import Backend
-from experiments.backends.local import Local
+from experiments.backends.local import Local, command_on
 from experiments.options import WORK_REMAINS, parser_of
 from experiments.plan import ROOT, Plan, Run, experiment_name, found_in, runs_of
 from experiments.schedule import Ends, Schedule, counted
@@ -69,7 +69,7 @@ def launch(
         on_slurm = _slurm_options(options)
         sets = [on_slurm.devices] if on_slurm else sets_of(options)
         plan = Plan(runs, folder, main, script.parent / config, options.data and options.data.absolute())
-        plan = _checked(plan, options, sets[0])
+        plan = _checked(plan, options, *gpus.renumbered(sets[:1]))
         if not options.dry_run:
             backend = backend_of(plan, options, sets, on_slurm)
             _make(plan)
@@ -83,7 +83,9 @@ def launch(
         sys.exit(130)
     if options.dry_run:
         for number, run in enumerate(plan.runs):
-            print(shlex.join(plan.command(run, sets[number % len(sets)])))
+            place = sets[number % len(sets)]
+            on_cluster = options.ray or on_slurm
+            print(shlex.join(plan.command(run, place) if on_cluster else command_on(place, plan, run)))
         sys.exit(0)
     if plan.data is None:
         print("data: {} ({}; --data names another)".format(*default), flush=True)
@@ -93,7 +95,7 @@ def launch(
 
 
 def sets_of(options: argparse.Namespace) -> Sequence[str]:
-    """What ``--multigpu`` says in the runs, place by place, as far as that is known before they are placed.
+    """What runs get, place by place, as far as that is known before they are placed: GPUs, or ``cpu``.
 
     Raises:
         ValueError: ``--gpu-sets`` names a GPU that is not there, or what cannot be asked of a cluster.

@@ -45,7 +45,8 @@ def parser_of(script: Path) -> Parser:
         type=gpus.parse_sets,
         metavar="SETS",
         help='sets separated by |, each one run at a time: "0|1" two runs on a GPU each, '
-        '"0,1" one run on two GPUs, "cpu|cpu" two runs on the processor '
+        '"0,1" one run on two GPUs, "cpu|cpu" two runs on the processor; a GPU may also be named as nvidia-smi -L '
+        "does, GPU-... or MIG-..., and a run sees no others "
         "(default: each GPU a set, or cpu if there is none)",
     )
     parser.add_argument(

@@ -38,7 +38,7 @@ args, _ = parser.parse_known_args()
 run = Path(args.log_dir) / args.name
 run.mkdir(exist_ok=True)
 call = {"argv": sys.argv[1:], "pid": os.getpid(), "at_once": os.environ["SUPSUP_RUNS_AT_ONCE"],
-        "began": time.time(), "resume": args.resume}
+        "began": time.time(), "resume": args.resume, "sees": os.environ.get("CUDA_VISIBLE_DEVICES")}
 (run / "attempts").open("a").write("x")
 attempts = (run / "attempts").stat().st_size
 if args.act in ("wait", "stubborn", "polite"):
@@ -146,6 +146,8 @@ def test_malformed_seeds(call, tmp_path, text):
         (["--hung_after=nan"], "--hung-after"),
         (["10"], "'10'"),
         (["--gpu-sets", "0||1"], "--gpu-sets"),
+        (["--gpu-sets", "GPU-1 2"], "GPU-..."),
+        (["--gpu-sets", "GPU-1,GPU-1"], "twice"),
         (["--log-dir", "~nobody-of-this-name/x"], "--log-dir"),
         (["--data=~nobody-of-this-name"], "--data"),
         (["--gpu_sets=5"], "GPU 5"),
@@ -172,10 +174,38 @@ def test_log_folder_that_cannot_be_made(call, tmp_path):
 def test_sets_left_out_are_all_gpus_or_the_processor(call, monkeypatch):
     for count, sets in ((3, ["0", "1", "2"]), (0, ["cpu"] * 3)):
         monkeypatch.setattr(gpus, "driver_count", lambda count=count: count)
-        status, out, _ = call("--seeds", "3", "--dry-run")
-        commands = [shlex.split(line) for line in out.splitlines()]
-        assert status == 0
-        assert [words[words.index("--multigpu") + 1] for words in commands] == sets
+        assert devices(call("--seeds", "3", "--dry-run")) == [("cpu", None) if s == "cpu" else ("0", s) for s in sets]
+
+
+def devices(called):
+    """Of each command that a call printed, what ``--multigpu`` says and what the run sees."""
+    status, out, err = called
+    assert (status, err) == (0, "")
+    commands = [shlex.split(line) for line in out.splitlines()]
+    seen = [words[1].partition("CUDA_VISIBLE_DEVICES=")[2] if words[0].endswith("env") else None for words in commands]
+    return [(words[words.index("--multigpu") + 1], see) for words, see in zip(commands, seen, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "sets, here, seen",
+    [
+        ("0,1|2", None, [("0,1", "0,1"), ("0", "2")]),
+        ("0,1|2", "5,3,7", [("0,1", "5,3"), ("0", "7")]),  # numbers are those of what is visible to the launcher
+        ("1|0", "GPU-8f1c,MIG-77aa", [("0", "MIG-77aa"), ("0", "GPU-8f1c")]),
+        ("GPU-8f1c,GPU-02|MIG-GPU-8f1c/1/0", None, [("0,1", "GPU-8f1c,GPU-02"), ("0", "MIG-GPU-8f1c/1/0")]),
+    ],
+)
+def test_a_run_sees_the_gpus_of_its_set_alone(sets, here, seen, call, monkeypatch):
+    if here:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", here)
+    assert devices(call("--gpu-sets", sets, "--seeds", "2", "--dry-run")) == seen
+
+
+def test_what_a_run_sees_is_what_its_process_sees(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "count", lambda: 4)
+    assert call("--gpu-sets", "3")[0] == 0
+    (told,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/*/call.json"))
+    assert told["sees"] == "3" and told["argv"][told["argv"].index("--multigpu") + 1] == "0"
 
 
 @pytest.mark.parametrize("script", sorted((launcher.ROOT / "experiments").glob("G*/**/*.py")), ids=str)

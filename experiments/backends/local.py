@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from experiments import gpus
 from experiments.attempts import end_line, head_line, is_finished, is_under_way
 from experiments.backends import Job
 from experiments.plan import Plan, Run
@@ -108,13 +109,18 @@ class Local:
 
     def start(self, run: Run, place: str) -> Process:
         """Start a run with its output in its log. Raises ``OSError`` as ``Child``."""
-        command, log = self._plan.command(run, place), self._plan.log(run)
+        command, log = command_on(place, self._plan, run), self._plan.log(run)
         if is_under_way(log):
             raise BlockingIOError
         return Process(run, place, Child(command, log, {**os.environ, **self._env}))
 
     def close(self) -> None:
         pass
+
+
+def command_on(place: str, plan: Plan, run: Run) -> list[str]:
+    """The words that run a run on a set of this machine's GPUs, or ``cpu``; it sees no others."""
+    return [*gpus.seeing(place), *plan.command(run, *gpus.renumbered([place]))]
 
 
 def open_log(path: Path) -> BinaryIO:
