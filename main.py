@@ -25,7 +25,7 @@ from trainers.entries import settings_beside, settings_of_run
 from trainers.export import check_export, read_export
 from trainers.fit import check_fit, check_room, without_effect
 from trainers.merge import Part, read_part
-from trainers.original import as_import, settings_told
+from trainers.original import as_import, check_trainer, settings_told
 from trainers.run import Run, report
 from trainers.setup import build, find_data, join, merge, plan_of, recall, set_up, settle_threads
 from utils.checkpoint import Record
@@ -85,6 +85,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     path = next((path for path in (settings.resume, settings.import_file) if path), None)
     if path is not None and is_original(Path(path)):
         original = read_original(Path(path))
+        check_trainer(original, settings.trainer, path)
         told = settings_told(original, (NETWORK | OUTCOME) - {"reinit_from"}, path)
         settings, theirs = (parse_arguments(words, told, source=path) for words in (argv, []))
         check_same(path, vars(theirs), vars(settings), NETWORK)

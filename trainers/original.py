@@ -40,6 +40,16 @@ def settings_told(original: Original, names: Collection[str], path: str) -> dict
     return {name: value for name, value in settings.items() if name in names}
 
 
+def check_trainer(original: Original, trainer: str, path: str) -> None:
+    """See that a run can go on from a checkpoint of the original code: neither its own trainer nor the run's is nns.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if "nns" in (trainer, original.settings.get("trainer")):
+        raise UserError(f"{path}: `trainer` nns also needs what it knew of the stream, which is not in such a file")
+
+
 def as_import(original: Original, s: Settings, path: str) -> Record:
     """What a checkpoint of the original code holds, as the record of a file that is imported.
 
@@ -59,8 +69,6 @@ def as_import(original: Original, s: Settings, path: str) -> Record:
         learned = learned_tasks(original, s.conv_type, s.task_eval)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    if s.trainer == "nns":
-        raise UserError(f"{path}: `trainer` nns also needs what it knew of the stream, which is not in such a file")
     return Record(ORIGINAL, {"tasks": learned}, original.tensors)
 
 
