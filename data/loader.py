@@ -152,7 +152,7 @@ class StackedLoader(Loader):
             labels = None if first.new_labels is None else torch.stack([loader.new_labels for loader in self.loaders])
             places = torch.stack([loader.places() for loader in self.loaders])
             for batch in first.batches():
-                yield first.take(places[:, batch], labels)
+                yield first.take(places[:, batch][:, first.share], labels)
             return
         for batches in zip(*(loader.unprepared() for loader in self.loaders), strict=True):
             x, y = zip(*batches, strict=True)

@@ -142,3 +142,14 @@ def test_loaders_that_are_one_and_the_same_are_not_stacked():
     loader = DATASETS["DigitsPerm"]().train_loader
     with pytest.raises(ValueError, match="one task at a time"):
         StackedLoader([loader, loader])
+
+
+@pytest.mark.parametrize("share", [(0, 1), (1, 2)])
+def test_batches_of_several_tasks_are_those_of_each(share):
+    data = DATASETS["DigitsPerm"](num_tasks=3, batch_size=100, share=share)
+    own = [data.loaders([task])[0] for task in (2, 0)]
+    together, _ = data.loaders([2, 0])
+    for loader in (*own, together):
+        loader.set_epoch(1, 3)
+    for (x, y), *each in zip(together, *own, strict=True):
+        assert torch.equal(x, torch.stack([x for x, _ in each])) and torch.equal(y, torch.stack([y for _, y in each]))
