@@ -88,8 +88,10 @@ class Slurm:
     def start(self, run: Run, place: str) -> Queued:
         """Put a run into the queue, with all that are started before the next look, or take up the job that has it."""
         job = Queued(run, self._plan.log(run), self)
-        if is_under_way(job.log) and not self.queue.states(self._known().get(run.name, "").split()):
-            raise BlockingIOError
+        if is_under_way(job.log):
+            known = self._known().get(run.name)
+            if known is None or not self.queue.states([known]):
+                raise BlockingIOError
         self._jobs.append(job)
         self._next_look = 0.0
         return job
