@@ -164,11 +164,18 @@ def _arguments(plan: Plan, devices: str, run: Run) -> Settings:
 
 
 def _make(plan: Plan) -> None:
-    """Make the folders of an experiment. Raises ``OSError`` if nothing can be written there."""
+    """Make the folders of an experiment, and empty logs for runs that wait: ``status.py`` knows them by that.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
     for folder in sorted({plan.folder, *(plan.log(run).parent for run in plan.runs)}):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(None, "no permission to write there")
+    for run in plan.runs:
+        if not plan.is_finished(run):
+            plan.log(run).open("ab").close()
 
 
 def _conclude(plan: Plan, ends: Ends, stop_after: float) -> int:

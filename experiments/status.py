@@ -1,11 +1,39 @@
-"""How far a run is, read from its own files: quickly, without torch, on any machine that sees the disk."""
+"""How far runs are: a line a run, read from its own files alone, quickly, on any machine that sees the disk.
 
+  python experiments/status.py runs/*                 all runs of all experiments there
+  python experiments/status.py runs/NNs-supsup        of one; a run's own folder serves too
+  python experiments/status.py --watch runs/*         again every few seconds, until Ctrl-C
+
+States: waiting (a call has taken the run up, and not begun with it), under way, stopped, finished, and failed, which a
+call of the experiment's script tries again. The accuracy is that of the task learned last; s/task is the pace since the
+run last began, with its evaluations; left is what its other tasks take at that pace. Where locks are not seen on other
+machines, docs/runs.md says when a run counts as under way.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
-from utils import journal
-from utils.slices import tasks_of
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from experiments.attempts import is_under_way, last_attempt, last_line  # noqa: E402
+from utils import journal  # noqa: E402
+from utils.output import lasting_output, one_line  # noqa: E402
+from utils.paths import user_path  # noqa: E402
+from utils.signals import NUMBERS  # noqa: E402
+from utils.slices import tasks_of  # noqa: E402
+
+WATCH_SECONDS = 5
+STOPPED = {0, *(status for number in NUMBERS for status in (-number, 128 + number))}  # how a run ends that is told to
+COLUMNS = ("run", "state", "machine", "tasks", "accuracy", "s/task", "left", "log")
 
 
 @dataclass(frozen=True)
@@ -42,3 +70,191 @@ def read(folder: Path) -> Status:
                 done.add(said["task"])
                 accuracy = said["accuracy"]
     return Status(state, len(done), tasks, accuracy)
+
+
+# The command
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the table says of a run, but for its name.
+
+    Attributes:
+        pace: seconds a task; None while nobody can tell.
+        said: the last line of its log.
+    """
+
+    state: str
+    machine: str
+    status: Status
+    pace: float | None
+    said: str
+
+    @property
+    def cells(self) -> list[str]:
+        """In the order of ``COLUMNS`` after the first; ``-`` for what nobody can tell."""
+        of = self.status
+        left = of.tasks and self.pace and (of.tasks - of.done) * self.pace
+        return [
+            self.state,
+            self.machine or "-",
+            f"{of.done}/{of.tasks or '?'}",
+            "-" if of.accuracy is None else f"{of.accuracy:.4f}",
+            "-" if self.pace is None else f"{self.pace:.3g}" if self.pace < 100 else f"{self.pace:.0f}",
+            _span(left) if left and self.state == "under way" else "-",
+            "" if self.state == "finished" else self.said,
+        ]
+
+
+def line(folder: Path) -> Line:
+    """What there is to say of the run in ``folder``, which may not be there yet."""
+    log, own = folder.with_name(f"{folder.name}.log"), folder / "log.txt"
+    status, attempt = read(folder), last_attempt(log)
+    state = status.state
+    if state != "finished":
+        failed = attempt and attempt.status is not None and attempt.status not in STOPPED
+        state = "under way" if is_under_way(log) else "failed" if failed else "stopped"
+        if state == "stopped" and attempt is None and status.state == "new":
+            state = "waiting"
+    places = [
+        path.name.split(".") for path in folder.glob("events.out.tfevents.*")
+    ]  # of TensorBoard: time, node, process
+    places = sorted((place for place in places if len(place) > 5), key=lambda place: place[3])
+    machine = ".".join(places[-1][4:-1]) if places else attempt.machine if attempt else ""
+    said = last_line(log) or re.sub(r"^\d{4}-\S+ \S+ ", "", last_line(own))
+    return Line(state, machine, status, pace(own), one_line(said))
+
+
+def pace(log: Path) -> float | None:
+    """Seconds a task since the run last began, from the times in its ``log.txt``; None before it has learned one."""
+    ends: list[tuple[datetime, float]] = []
+    with suppress(OSError, ValueError):
+        for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if re.match(r"\S+ \S+ going on ", text):
+                ends = []
+            elif found := re.match(r"(\d{4}-\S+ \S+) task \d+: .*, (\S+) s$", text):
+                ends.append((datetime.fromisoformat(found[1]), float(found[2])))
+    if not ends:
+        return None
+    later = sum(end > ends[0][0] for end, _ in ends)  # several are learned at once, perhaps
+    if later:
+        return (ends[-1][0] - ends[0][0]).total_seconds() / later
+    return sum(seconds for _, seconds in ends) / len(ends)
+
+
+def runs_in(folders: Iterable[Path]) -> list[Path]:
+    """The folders of the runs in each folder: its own, an experiment's, or of all experiments in it.
+
+    Raises:
+        ValueError: one is not there, or there is no run in any.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.exists():
+            raise ValueError(f"{folder}: is not there; give the folders of runs or experiments, such as runs/*")
+        inside = [folder] if _is_run(folder) else _runs_of(folder)
+        if not inside and folder.is_dir():
+            inside = [run for path in sorted(folder.iterdir()) for run in _runs_of(path)]
+        found.update(dict.fromkeys(inside))
+    if not found:
+        raise ValueError("there is no run; give the folders of runs or experiments, such as runs/*")
+    return list(found)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "log.txt").is_file()
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The runs of an experiment: those with a folder or a log, and slices of them."""
+    found = set()
+    for inside in (folder, folder / "slices"):
+        for path in inside.iterdir() if inside.is_dir() else ():
+            if _is_run(path):
+                found.add(path)
+            elif path.suffix == ".log" and path.is_file():
+                found.add(path.with_suffix(""))
+    return sorted(found)
+
+
+def table(lines: Iterable[tuple[Path, Line]], width: int) -> str:
+    """The lines of runs below the names of their experiments, none longer than ``width`` where that can be."""
+    groups: dict[Path, list[tuple[str, Line]]] = {}
+    for folder, of in lines:
+        inside = folder.parent.name == "slices"
+        experiment = folder.parent.parent if inside else folder.parent
+        groups.setdefault(experiment, []).append((f"slices/{folder.name}" if inside else folder.name, of))
+    texts = []
+    for experiment, members in groups.items():
+        names, common = _short_names([name for name, _ in members])
+        rows = [COLUMNS, *((name, *of.cells) for name, (_, of) in zip(names, members, strict=True))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rest = sum(widths[1:-1]) + 2 * (len(widths) - 1)
+        widths[0] = max(12, min(widths[0], width - rest))
+        room = width - widths[0] - rest
+        finished = sum(of.state == "finished" for _, of in members)
+        texts.append(_cut(f"{experiment.name}: {finished} of {len(members)} runs finished{common}", width))
+        for name, *cells, said in rows:
+            words = [_cut(name, widths[0]).ljust(widths[0])]
+            words += [cell.ljust(size) for cell, size in zip(cells, widths[1:], strict=False)]
+            texts.append("  ".join([*words, _cut(said, room) if room >= 10 else ""]).rstrip())
+        texts.append("")
+    return "\n".join(texts[:-1])
+
+
+def _short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Names of runs without the parts that all share, and these parts in words."""
+    split = [re.split(r",(?=[^,=]+=)", name) for name in names]
+    common = [part for part in split[0] if all(part in parts for parts in split)]
+    if len(names) == 1:
+        return list(names), ""
+    short = [",".join(part for part in parts if part not in common) or ",".join(parts) for parts in split]
+    return short, f", all with {','.join(common)}" if common else ""
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
+
+
+def _span(seconds: float) -> str:
+    """``4:05`` minutes, ``3:04:05`` hours, or ``2 d 3 h``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
+
+
+@lasting_output()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; the exit status: 0, or 2 and one line for bad input."""
+    parser = _Parser(prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=user_path, metavar="RUN_FOLDER", help="of a run or an experiment")
+    parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_SECONDS} seconds, until Ctrl-C")
+    options = parser.parse_args(argv)
+    finished: dict[Path, Line] = {}
+    try:
+        while True:
+            runs = runs_in(Path(folder).absolute() for folder in options.folders)
+            lines = {run: finished.get(run) or line(run) for run in runs}
+            finished = {run: of for run, of in lines.items() if of.state == "finished"}
+            text = table(lines.items(), shutil.get_terminal_size((120, 24)).columns)
+            clear = "\033[H\033[2J" if options.watch and sys.stdout.isatty() else ""
+            print(f"{clear}{text}", flush=True)
+            if not options.watch:
+                return 0
+            time.sleep(WATCH_SECONDS)
+            print("" if clear else "\n", end="")
+    except ValueError as error:
+        parser.error(one_line(error))
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
