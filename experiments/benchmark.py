@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # one part: train, infer, growth, resnet or threads
+    python experiments/benchmark.py --data DIR --only train    # one of train, infer, growth, resnet, threads, slices
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
@@ -460,6 +460,12 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
 # (f) threads
 
 
+def a_run(words: str, data_root: str, folder: str) -> list[str]:
+    """The command of a run on the processor with these flags; its folder is a new one in ``folder``."""
+    where = ["--data", Path(data_root).absolute(), "--log-dir", folder, "--name", time.monotonic_ns()]
+    return [sys.executable, "main.py", *words.split(), "--multigpu", "cpu", *map(str, where)]
+
+
 def threads(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     """Runs with the default threads beside runs with one, each a process, idle and beside a busy process."""
     sets = {
@@ -472,9 +478,7 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
     with tempfile.TemporaryDirectory() as folder:
 
         def call(words: str):
-            where = ["--data", Path(data_root).absolute(), "--log-dir", folder, "--name", time.monotonic_ns()]
-            command = [sys.executable, "main.py", *words.split(), "--multigpu", "cpu", *map(str, where)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=PROJECT)
+            subprocess.run(a_run(words, data_root, folder), check=True, stdout=subprocess.DEVNULL, cwd=PROJECT)
 
         for what, words in sets.items():
             sides = {"default": partial(call, words), "one": partial(call, f"{words} --threads 1")}
@@ -489,6 +493,33 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
                         other.wait()
                 note = "a whole run with default threads; beside it with --threads 1"
                 report.add("threads", f"{what}, {beside}", t["default"], t["one"], note=note)
+
+
+# (g) slices
+
+
+def slices(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """Two slices of a run, each a process with a thread, beside the run as one process with a thread."""
+    tasks, batches = (8, 50) if quick else (40, 200)
+    words = f"--set MNISTPerm --num-tasks {tasks} --epochs 1 --iter-lim {batches} --threads 1 --adaptor gt"
+    words += " --score-when-learned"
+    with tempfile.TemporaryDirectory() as folder:
+
+        def at_once(*several: str):
+            runs = [
+                subprocess.Popen(
+                    a_run(f"{words} --tasks {some}", data_root, folder), stdout=subprocess.DEVNULL, cwd=PROJECT
+                )
+                for some in several
+            ]
+            if any([run.wait() for run in runs]):
+                raise RuntimeError(f"a run of {words} has failed")
+
+        halves = (f"0-{tasks // 2 - 1}", f"{tasks // 2}-{tasks - 1}")
+        t = medians({"two": partial(at_once, *halves), "one": partial(at_once, f"0-{tasks - 1}")}, 1 if quick else 3)
+    what = f"MNIST, LeNet, {tasks} tasks of {batches} batches, two slices at once"
+    note = "whole runs of a thread each, from start to end; beside them one run of all tasks"
+    report.add("slices", what, t["two"], t["one"], note=note)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
@@ -512,7 +543,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet, "threads": threads}
+PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet, "threads": threads, "slices": slices}
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ def check(options: SlurmOptions) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ValueError(f"--slurm: sbatch does not answer: {error}") from None
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if 'Try "' not in line] or [f"status {done.returncode}"]
-        raise ValueError(f"--slurm: no job can be submitted so: {said[-1]}")
+        said = "; ".join(line for line in done.stderr.splitlines() if not line.startswith("Try "))
+        raise ValueError(f"--slurm: no job can be submitted so: {said or f'status {done.returncode}'}")
 
 
 def _count(key: str, text: str) -> int:

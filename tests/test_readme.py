@@ -128,6 +128,7 @@ def test_what_pages_name_is_there(call):
     scripts = ("main.py", "experiments/NNs/supsup.py", "experiments/report.py", "experiments/benchmark.py")
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(call(script, "--help").stdout for script in scripts)))
     known |= {"--full", "--logdir", "--log-interval"}  # of the stress tests, TensorBoard, the original alone
+    known |= {"--array", "--time", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal"}  # of sbatch
     for page in PAGES[:-1]:
         text = (PROJECT / page).read_text()
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page

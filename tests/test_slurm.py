@@ -1,15 +1,18 @@
 """Runs as jobs of SLURM: through submitit's local executor, and with commands in the place of SLURM's.
 
-``slurm_on_this_machine.py`` beside this file does the same on a cluster of one node that it starts itself.
+With ``--full`` also on a real cluster of one node, which ``slurm_cluster.py`` starts and stops; that takes minutes.
 """
 
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+import slurm_cluster
 import torch
 from tiny import outcome
 
@@ -23,8 +26,8 @@ pytest.importorskip("submitit", reason="requirements-slurm.txt is not installed"
 
 SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
 FOLDER = "MNISTPerm-LeNet-250-tasks-supsup_h"
-SMALL = "--set DigitsPerm --num-tasks 3 --epochs 3 --threads 1 --checkpoint-minutes 0".split()
-RUN = "seed=0,epochs=3,num-tasks=3,set=DigitsPerm"
+SMALL = "--set DigitsPerm --num-tasks 3 --epochs 2 --threads 1 --checkpoint-minutes 0".split()
+RUN = "seed=0,epochs=2,num-tasks=3,set=DigitsPerm"
 
 
 def launch(folder, *words):
@@ -33,7 +36,19 @@ def launch(folder, *words):
     return ended.value.code
 
 
-def wait_for(condition, seconds=60):
+def run_alone(folder, flags, name):
+    words = ["--config", str(SCRIPT.parent / "configs/supsup_h.yaml"), *flags, "--multigpu", "cpu", "--name", name]
+    assert main.main([*words, "--log-dir", str(folder)]) == 0
+
+
+def assert_same(one, other):
+    (tensors, *values), (other_tensors, *other_values) = one, other
+    assert tensors.keys() == other_tensors.keys()
+    assert all(torch.equal(tensors[name], other_tensors[name]) for name in tensors)
+    assert values == other_values
+
+
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
@@ -57,14 +72,33 @@ def test_jobs_whose_time_limit_is_near_go_on_and_end_with_the_same_bits(tmp_path
     assert status == 0, capsys.readouterr().err
     log = cut.with_name(f"{cut.name}.log").read_text()
     assert re.search(r"stopped: by SIG.* batches of task 1 are saved", log) and log.count("ended with status") == 2
-    words = ["--config", str(SCRIPT.parent / "configs/supsup_h.yaml"), *SMALL, "--multigpu", "cpu", "--name", RUN]
-    assert main.main([*words, "--log-dir", str(tmp_path / "sequence")]) == 0
-    (tensors, *values), (others, *other_values) = (
-        outcome(tmp_path / "jobs" / FOLDER, RUN),
-        outcome(tmp_path / "sequence", RUN),
-    )
-    assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
-    assert values == other_values
+    run_alone(tmp_path / "sequence", SMALL, RUN)
+    assert_same(outcome(tmp_path / "jobs" / FOLDER, RUN), outcome(tmp_path / "sequence", RUN))
+
+
+def test_a_real_cluster_requeues_runs_at_their_time_limit_and_they_end_with_the_same_bits(tmp_path, full):
+    if not full:
+        pytest.skip("takes minutes; --full has it")
+    (tmp_path / "cluster").mkdir()
+    flags = "--set DigitsPerm --num-tasks 2 --epochs 80 --threads 1".split()
+    jobs = ["--slurm", "time=2", "signal-delay=30", "at-once=2", "job-name=of-a-test"]
+    words = [str(SCRIPT), *flags, "--seeds", "4", "--log-dir", str(tmp_path / "jobs"), *jobs]
+    try:
+        with slurm_cluster.cluster(tmp_path / "cluster") as env:
+            done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+    except slurm_cluster.Unavailable as error:
+        pytest.skip(f"no SLURM cluster: {error}")
+    assert done.returncode == 0, done.stderr
+    names = [f"seed={seed},epochs=80,num-tasks=2,set=DigitsPerm" for seed in range(4)]
+    logs = [(tmp_path / "jobs" / FOLDER / f"{name}.log").read_text() for name in names]
+    stopped = [re.findall(r"stopped: by SIG.* of task \d are saved", log) for log in logs]
+    print(f"attempts at the runs: {[log.count('ended with status') for log in logs]}; in the middle: {stopped}")
+    assert any(stopped) and all(log.count("ended with status 0") == 1 for log in logs)
+    for seed, name in enumerate(names):
+        run_alone(tmp_path / name, [*flags, "--seed", str(seed)], name)
+        tensors, values, table = outcome(tmp_path / "jobs" / FOLDER, name)
+        own = [row for row in values if isinstance(row, list) or row["Seed"] == str(seed)]
+        assert_same((tensors, own, table), outcome(tmp_path / name, name))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,16 @@ class Queue(ABC):
     room: int
     env: Mapping[str, str]
     look_seconds: float
+
+    def submit(self, whats: Sequence[Callable[[], object]]) -> list[str]:
+        """Put jobs into the queue, as an array if it knows such; gives their ids.
+
+        Raises:
+            FailedJobError, FailedSubmissionError, OSError: it does not take them.
+        """
+        with self.executor.batch():
+            jobs = [self.executor.submit(what) for what in whats]
+        return [job.job_id for job in jobs]
 
     @abstractmethod
     def states(self, ids: Iterable[str]) -> dict[str, str] | None:
@@ -86,6 +96,13 @@ class LocalQueue(Queue):
         self.env = {RUNS_AT_ONCE: str(self.room)}
         self.executor = submitit.LocalExecutor(folder, FOREVER, python=_python())
         self.executor.update_parameters(timeout_min=options.minutes, signal_delay_s=options.signal_delay)
+
+    def submit(self, whats: Sequence[Callable[[], object]]) -> list[str]:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher alone, as with a cluster
+        try:
+            return super().submit(whats)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def states(self, ids: Iterable[str]) -> dict[str, str] | None:
         return {id: "RUNNING" for id in ids if _is_alive(int(id))}

@@ -118,16 +118,16 @@ class Slurm:
         if not (new := [job for job in new if job.id is None]):
             return
         try:
-            with self.queue.executor.batch():
-                what = [Attempt(self._plan.command(job.run, self._devices), job.log, self.queue.env) for job in new]
-                submitted = list(map(self.queue.executor.submit, what))
+            ids = self.queue.submit(
+                [Attempt(self._plan.command(job.run, self._devices), job.log, self.queue.env) for job in new]
+            )
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             for job in new:
                 job.refused, job.ended = str(error).strip().splitlines()[-1], 2
             return
-        for job, of in zip(new, submitted, strict=True):
-            job.id = known[job.run.name] = of.job_id
-            states[of.job_id] = "PENDING"
+        for job, id in zip(new, ids, strict=True):
+            job.id = known[job.run.name] = id
+            states[id] = "PENDING"
         write_whole(self._folder / "jobs.json", json.dumps(known))
 
     def _known(self) -> dict[str, str]:
