@@ -500,7 +500,7 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
 
 def slices(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     """Two slices of a run, each a process with a thread, beside the run as one process with a thread."""
-    tasks, batches = (8, 50) if quick else (40, 200)
+    tasks, batches = (8, 50) if quick else (20, 200)
     words = f"--set MNISTPerm --num-tasks {tasks} --epochs 1 --iter-lim {batches} --threads 1 --adaptor gt"
     words += " --score-when-learned"
     with tempfile.TemporaryDirectory() as folder:
