@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # one of train, infer, growth, resnet, threads, slices
+    python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, threads, slices
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
@@ -15,6 +15,7 @@ same machine and are not measured again stay.
 import argparse
 import csv
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
-from models.masks import pack, unpack  # noqa: E402
+from models.masks import unpack  # noqa: E402
 from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
@@ -217,17 +218,17 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
 LEARNED = 5  # tasks whose batches are inferred
 
 
-def learned_masks(data, batches: int) -> list[dict[str, Tensor]]:
+def learned_masks(data, batches: int, tasks: int = LEARNED) -> list[dict[str, Tensor]]:
     """The state of each of the first tasks of MNISTPerm, learned in so many batches by a LeNet with 500 outputs."""
-    model = get_model("LeNet", Builder(RNG, LEARNED), (1, 28, 28), 500).to(data.device)
+    model = get_model("LeNet", Builder(RNG, tasks), (1, 28, 28), 500).to(data.device)
     trainer = DefaultTrainer(model, TrainingOptions(iter_lim=batches, lr=1e-4), RNG)
-    for task in range(LEARNED):
+    for task in range(tasks):
         data.update_task(task)
         trainer.begin_task(task)
         for epoch in range(-(-batches // len(data.train_loader))):
             trainer.train(data.train_loader, epoch)
         trainer.end_task()
-    return [multitask.task_state(model, task) for task in range(LEARNED)]
+    return [multitask.task_state(model, task) for task in range(tasks)]
 
 
 def model_of(tasks: int, learned: list[dict[str, Tensor]], device: torch.device) -> nn.Module:
@@ -244,16 +245,18 @@ def model_of(tasks: int, learned: list[dict[str, Tensor]], device: torch.device)
 
 
 def draw_masks(model: nn.Module, learned: int, tasks: int) -> None:
-    """Draw the masks after the learned ones with their share, for each unit and either sign of its weights."""
+    """Draw the masks after the learned ones with their share, in 256ths, for each unit and sign of its weights."""
     for name, layer in multitask.named(model, superposition.SuperposedModule):
         weight = layer.weight.flatten(1)
         kept = unpack(layer.packed[:learned], weight.numel()).mean(0).view_as(weight)
         share = torch.zeros_like(kept)
         for sign in (weight > 0, weight <= 0):
             share += sign * ((kept * sign).sum(1, keepdim=True) / sign.sum(1, keepdim=True).clamp(min=1))
+        below = (256 * share).round().clamp(max=255).to(torch.uint8).flatten().cpu().numpy()
         for task in range(learned, tasks):
-            drawn = torch.rand(share.numel(), generator=RNG("drawn", name, task)).to(share.device) < share.flatten()
-            layer.load_task_state(task, {"mask": pack(drawn)})
+            rng = np.random.default_rng(RNG("drawn", name, task).initial_seed())
+            drawn = np.packbits(rng.integers(0, 256, len(below), dtype=np.uint8) < below)
+            layer.load_task_state(task, {"mask": torch.from_numpy(drawn).to(layer.packed.device)})
 
 
 def naive_one_shot(layers: Sequence[nn.Module], masks: Sequence[Tensor], batches: Tensor) -> list[int]:
@@ -328,6 +331,116 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         draw_masks(model, len(learned), tasks)
         screened_beside_exact(report, model, tasks, images, here)
         del masks, model, naive, ours
+
+
+# (g) inference among very many masks
+
+
+def scale(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """A query's time among up to 100,000 masks: screened in batches and alone, beside the exact form."""
+    data = DATASETS["MNISTPerm"](data_root, num_tasks=AT_ONCE, device=device)
+    learned = learned_masks(data, 300 if quick else 1000, AT_ONCE)
+    queries = 256 if quick else 2048
+    heads, truth = [], torch.arange(queries) % AT_ONCE
+    for task in range(AT_ONCE):
+        data.update_task(task)
+        test = torch.cat([x for x, _ in data.val_loader])
+        heads.append(test[:: len(test) // (queries // AT_ONCE)][: queries // AT_ONCE])
+    images = torch.stack(heads, 1).flatten(0, 1)[:, None]  # (queries, 1, 1, 28, 28)
+    for tasks in counts:
+        scale_of(report, learned, images, truth, tasks, quick)
+
+
+def scale_of(report: Report, learned: list, images: Tensor, truth: Tensor, tasks: int, quick: bool) -> None:
+    """The rows of ``scale`` for so many masks."""
+    model = get_model("LeNet", Builder(RNG, tasks), (1, 28, 28), 500)
+    multitask.keep_in_file(model)
+    for task, state in enumerate(learned):
+        multitask.load_task_state(model, task, state)
+    draw_masks(model, len(learned), tasks)
+    model, few = model.to(images.device), 20 if quick else 200 if tasks <= 2500 else 40
+    clock, of = time.perf_counter, "seconds on the clock"
+    if torch.get_num_threads() == 1 and images.device.type == "cpu":  # says more where the machine has other work
+        clock, of = time.process_time, "processor time of one thread"
+    layers = [layer for _, layer in multitask.named(model, superposition.SuperposedModule)]
+
+    def timed(call: Callable[[], object]) -> tuple[float, object]:
+        synchronise()
+        start = clock()
+        result = call()
+        synchronise()
+        return clock() - start, result
+
+    def infer(form: str, some: Tensor) -> tuple[float, Tensor]:
+        """Milliseconds a query, and the tasks."""
+        seconds, chosen = timed(lambda: inference.one_shot(model, range(tasks), some, inference.entropy, infer=form))
+        return 1000 * seconds / len(some), chosen.cpu()
+
+    once, _ = timed(lambda: superposition.superpose(model, range(tasks), inference.uniform(tasks, images.device)))
+    infer("screened", images[:few])
+    peak_memory(reset=True)
+    batched, chosen = infer("screened", images)
+    peak = peak_memory()
+    exact, same = infer("exact", images[:few])
+    alone = statistics.median(infer("screened", images[i : i + 1])[0] for i in range(1 if quick else 8))
+    exact_alone, _ = infer("exact", images[:1])
+    words = [layer.packed.flatten()[: layer.packed.numel() // 8 * 8].view(torch.int64) for layer in layers]
+    reading, _ = timed(lambda: [part.sum() for part in words])
+    right, right_few, right_exact = (
+        (found == truth[: len(found)]).float().mean() for found in (chosen, chosen[:few], same)
+    )
+    note = f"{of}; {int((chosen[:few] != same).sum())} of {few} differ from the exact form; right {right:.2%} of "
+    note += f"{len(images)}, {right_few:.1%} of those {few}, exact {right_exact:.1%}; "
+    note += f"{len(learned)} learned masks, the others drawn with the learned "
+    note += f"ones' share for each unit and sign of weight; their superposition is made once, {once:.1f} s; "
+    note += f"beside it the exact form, a batch of {few}"
+    report.add("scale", f"a query of a batch of {len(images)}, {tasks} masks", batched, exact, "ms", note)
+    report.add("scale", f"a query alone, {tasks} masks", alone, exact_alone, "ms", f"{of}; beside it the exact form")
+    size = sum(layer.packed.nbytes for layer in layers)
+    note = f"{of}; beside it the masks, {size / 1e6:.1f} MB, are read once"
+    report.add("scale", f"a query alone, beside reading {tasks} masks", alone, 1000 * reading, "ms", note)
+    note = "of the process while it infers in a batch; beside it the masks"
+    report.add("scale", f"peak memory, {tasks} masks", peak / 1e6, size / 1e6, "MB", note)
+
+
+def peak_memory(reset: bool = False) -> float:
+    """Bytes of memory that this process had at the most, since it was last ``reset`` (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
+
+
+def draw_scale(rows: list[dict[str, object]], path: Path) -> None:
+    """Milliseconds a query over the number of masks, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if row["part"] == "scale"]
+    lines = {}
+    for start, ours, naive in (
+        ("a query of a batch", "screened, in a batch", "exact, in a batch"),
+        ("a query alone,", "screened, alone", "exact, alone"),
+        ("a query alone, beside reading", None, "reading each mask once"),
+    ):
+        for row in rows:
+            if row["what"].startswith(start) and (ours is None) == ("reading" in row["what"]):
+                masks = int(re.search(r"(\d+) masks", row["what"])[1])
+                for label, side in ((ours, "ours"), (naive, "naive")):
+                    lines.setdefault(label, {})[masks] = float(row[side])
+    lines.pop(None, None)
+    if not lines:
+        return
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for label, points in lines.items():
+        line = "--" if "exact" in label else "-"
+        axes.plot(*zip(*sorted(points.items()), strict=True), line, marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="masks", ylabel="ms a query")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 # (c), (d) memory, disk and time as tasks grow
@@ -495,7 +608,7 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
                 report.add("threads", f"{what}, {beside}", t["default"], t["one"], note=note)
 
 
-# (g) slices
+# (h) slices
 
 
 def slices(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
@@ -543,7 +656,15 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     plt.close(figure)
 
 
-PARTS = {"train": train, "infer": infer, "growth": growth, "resnet": resnet, "threads": threads, "slices": slices}
+PARTS = {
+    "train": train,
+    "infer": infer,
+    "scale": scale,
+    "growth": growth,
+    "resnet": resnet,
+    "threads": threads,
+    "slices": slices,
+}
 
 
 def main() -> None:
@@ -553,17 +674,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
-    parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; quick: 25 250)")
+    parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; of scale 250 2500 25000 100000; quick: two)")
     parser.add_argument("--out", type=user_path, default=str(PROJECT / "runs" / "benchmark"), metavar="DIR")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out = Path(options.out)
     report = Report(options.out / "benchmark.csv")
-    counts = options.tasks or ([25, 250] if options.quick else [25, 250, 2500])
     for part in options.only:
+        counts = [250, 2500, 25_000, 100_000] if part == "scale" else [25, 250, 2500]
+        counts = options.tasks or (counts[:2] if options.quick else counts)
         PARTS[part](report, options.data, torch.device(options.device), options.quick, counts)
         draw(list(report.rows.values()), options.out / "benchmark.png")
+        draw_scale(list(report.rows.values()), options.out / "scale.png")
     print(f"written: {report.csv}, {options.out / 'benchmark.png'}")
 
 

@@ -11,16 +11,23 @@ Here are the contract of such a layer and the walk over a model's layers, ``name
 a model for any of it.
 """
 
+import math
+import os
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 Layer = TypeVar("Layer", bound=nn.Module)
+IN_MEMORY = 1 / 4  # of the machine's memory; what is kept of tasks beyond that lies in a file
+PAGE = 4096  # bytes of a file that each buffer begins a multiple of
+
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
 
 
@@ -163,8 +170,39 @@ def named(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]]:
 
 def make_room(model: nn.Module, num_tasks: int) -> None:
     """Have room for ``num_tasks`` tasks in every layer; learned ones stay as they are."""
+    before = max((module.num_tasks for _, module in named(model, MultitaskModule)), default=0)
     for _, module in named(model, MultitaskModule):
         module.make_room(num_tasks)
+    if num_tasks > before:
+        keep_in_file(model, before)
+
+
+def keep_in_file(model: nn.Module, tasks: int = 0) -> None:
+    """Let what is kept of tasks lie in one memory-mapped file, if it would take more than a quarter of the memory.
+
+    The file has no name, so that it is gone with the process; it lies in the folder for temporary files, which
+    ``TMPDIR`` tells. What is not in use need not be in memory then.
+
+    Args:
+        tasks: how many have been learned, at the most; they are copied.
+
+    Raises:
+        OSError: that folder has no room for it.
+    """
+    layers = named(model, MultitaskModule)
+    buffers = [(layer, name, getattr(layer, name)) for _, layer in layers for name in layer.per_task]
+    if any(kept.device.type != "cpu" for _, _, kept in buffers):
+        return
+    ends = np.cumsum([math.ceil(kept.nbytes / PAGE) * PAGE for _, _, kept in buffers], dtype=int).tolist()
+    if not ends or ends[-1] <= IN_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, ends[-1])  # now, rather than a signal when a page finds no room
+        whole = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(ends[-1],)))
+    for (layer, name, kept), begin in zip(buffers, [0, *ends], strict=False):
+        place = whole[begin : begin + kept.nbytes].view(kept.dtype).view(kept.shape)
+        place[:tasks] = kept[:tasks]
+        setattr(layer, name, place)
 
 
 def begin_task(model: nn.Module, task: int, rng: Rng) -> None:

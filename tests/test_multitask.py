@@ -1,10 +1,13 @@
 """A learned task costs one bit a weight, is never changed by a later one, and depends on its seed and number alone."""
 
+import errno
+import os
 from functools import partial
 
 import pytest
 import torch
 
+import main
 from models import Builder, get_model, masked, multitask, superposition
 from tests.batches import BatchList
 from trainers import DefaultTrainer, TrainingOptions
@@ -208,3 +211,34 @@ def test_iter_lim_counts_the_batches_of_all_epochs():
     assert trainer.batches_done == 5 and not trainer.reached_limit
     trainer.train(Batches(0), epoch=1)
     assert trainer.batches_done == 7 and trainer.reached_limit
+
+
+def test_what_tasks_keep_lies_in_a_file_where_memory_is_small(monkeypatch):
+    def model():
+        return get_model("LeNet", Builder(partial(generator, 0), 4, bn_type="MultitaskNonAffineBN"), (1, 4, 4), 5)
+
+    monkeypatch.setattr(multitask, "IN_MEMORY", 0)
+    mapped, plain = model(), model()
+    multitask.keep_in_file(mapped)
+    for each in (mapped, plain):
+        for task in range(4):
+            multitask.begin_task(each, task, partial(generator, 0))
+            multitask.end_task(each)
+    multitask.make_room(mapped, 9)
+    states = [[multitask.task_state(each, task) for task in range(4)] for each in (mapped, plain)]
+    for ours, same in zip(*states, strict=True):
+        assert ours.keys() == same.keys() and all(torch.equal(ours[name], same[name]) for name in same)
+    layers = [layer for _, layer in multitask.named(mapped, multitask.MultitaskModule)]
+    assert len({layer.packed.untyped_storage().data_ptr() for layer in layers}) == 1
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        assert any("(deleted)" in line and "rw-s" in line for line in maps)
+
+
+def test_a_file_that_finds_no_room_is_one_line(monkeypatch, tmp_path, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(multitask, "IN_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert main.main(["--num-tasks", "2", "--log-dir", str(tmp_path)]) == 2
+    assert "--num-tasks 2: " in capsys.readouterr().err

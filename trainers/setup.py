@@ -3,8 +3,10 @@
 Here settings end: data sets, networks, layers and trainers take named arguments.
 """
 
+import errno
 import os
 from argparse import ArgumentTypeError
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -96,6 +98,12 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     builder = Builder(rng, max(s.num_tasks, trainer.room), **pick(NetworkOptions, s).layers)
     try:
         model = get_model(s.model, builder, data.input_shape, s.output_size).to(device)
+        multitask.keep_in_file(model)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f"{tempfile.gettempdir()} has no room for what so many tasks keep; TMPDIR names another folder"
+        raise UserError(f"`num_tasks` {s.num_tasks}: {where}") from None
     except ValueError as error:
         if ":" not in s.model:
             raise
