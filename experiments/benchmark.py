@@ -674,7 +674,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
-    parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; of scale 250 2500 25000 100000; quick: two)")
+    parser.add_argument(
+        "--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; scale: up to 100000)"
+    )
     parser.add_argument("--out", type=user_path, default=str(PROJECT / "runs" / "benchmark"), metavar="DIR")
     options = parser.parse_args()
     if options.threads:
