@@ -48,7 +48,7 @@ class Masked(SuperposedModule):
         self.register_parameter("scores", None)
         self.task: int | None = None  # in training, or trained last
         self.learned: set[int] = set()
-        self.alike: tuple[tuple, Tensor] | None = None  # a superposition with equal coefficients, and what it is of
+        self.alike: tuple[tuple[object, ...], Tensor] | None = None  # one with equal coefficients, and what it is of
 
     @property
     def rows(self) -> int:

@@ -112,7 +112,7 @@ def test_the_committed_page_and_its_pictures_are_there():
     assert (collected.RESULTS / "report.md").read_text() == pages.markdown(blocks)
     for picture in pictures:
         assert (collected.RESULTS / f"{picture.name}.png").read_bytes().startswith(b"\x89PNG")
-    drawn = {picture.name for picture in pictures} | {"benchmark"}
+    drawn = {picture.name for picture in pictures} | {"benchmark", "scale"}
     assert {path.stem for path in collected.RESULTS.glob("*.png")} == drawn
 
 
@@ -158,7 +158,7 @@ def test_what_is_said_of_the_notebook_stands_in_its_outputs():
     assert f"The notebook took {seconds} on {threads}" in notebook
 
 
-@pytest.mark.parametrize("number, name", [(1, "benchmark.csv"), (2, "threads.csv")])
+@pytest.mark.parametrize("number, name", [(1, "benchmark.csv"), (2, "threads.csv"), (3, "scale.csv")])
 def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name):
     lines = (PROJECT / "experiments" / "results" / name).read_text().splitlines()
     measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))

@@ -5,8 +5,8 @@ Here settings end: data sets, networks, layers and trainers take named arguments
 
 import errno
 import os
-from argparse import ArgumentTypeError
 import tempfile
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
