@@ -127,19 +127,16 @@ def line(folder: Path) -> Line:
 
 def pace(log: Path) -> float | None:
     """Seconds a task since the run last began, from the times in its ``log.txt``; None before it has learned one."""
-    ends: list[tuple[datetime, float]] = []
+    began = ended = None
+    learned = 0
     with suppress(OSError, ValueError):
         for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if re.match(r"\S+ \S+ going on ", text):
-                ends = []
-            elif found := re.match(r"(\d{4}-\S+ \S+) task \d+: .*, (\S+) s$", text):
-                ends.append((datetime.fromisoformat(found[1]), float(found[2])))
-    if not ends:
-        return None
-    later = sum(end > ends[0][0] for end, _ in ends)  # several are learned at once, perhaps
-    if later:
-        return (ends[-1][0] - ends[0][0]).total_seconds() / later
-    return sum(seconds for _, seconds in ends) / len(ends)
+            found = re.match(r"(\d{4}-\S+ \S+) (going on |task \d+: .* s$)?", text)
+            if found and (began is None or found[2] == "going on "):
+                began, learned = datetime.fromisoformat(found[1]), 0
+            if found and (found[2] or "").startswith("task "):
+                ended, learned = datetime.fromisoformat(found[1]), learned + 1
+    return (ended - began).total_seconds() / learned if began and ended and learned else None
 
 
 def runs_in(folders: Iterable[Path]) -> list[Path]:

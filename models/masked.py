@@ -267,7 +267,6 @@ class Masked(SuperposedModule):
         return torch.tensor([self.row(task) for task in tasks], device=self.packed.device)
 
 
-
 class Threshold(Masked):
     """Keeps the weights whose score is not negative, ``M = [S >= 0]`` (paper, section 3.2)."""
 

@@ -77,13 +77,18 @@ def test_the_table_fits_the_terminal(folder, width, monkeypatch, capsys):
     "log, seconds",
     [
         ("", None),
-        ("2026-01-01 00:00:00 task 0: accuracy 0.9, 7.5 s", 7.5),
-        ("2026-01-01 00:00:00 task 0: accuracy 0.9, 7.5 s\n2026-01-01 00:00:00 task 1: accuracy 0.9, 8.5 s", 8.0),
-        ("2026-01-01 00:00:10 task 0: accuracy 0.9, 7 s\n2026-01-01 00:00:30 task 1: accuracy 0.9, 9 s", 20.0),
-        (
-            "2026-01-01 00:00:10 task 0: a, 7 s\n2026-01-01 09:00:30 going on a\n2026-01-01 09:01:00 task 1: a, 9 s",
-            9,
+        ("2026-01-01 00:00:00 threads: 1", None),
+        ("2026-01-01 00:00:00 threads: 1\n2026-01-01 00:00:09 task 0: accuracy 0.9, 7 s", 9.0),
+        (  # two at once
+            "2026-01-01 00:00:00 threads: 1\n2026-01-01 00:00:30 task 0: a, 14 s\n2026-01-01 00:00:30 task 1: a, 14 s",
+            15.0,
         ),
+        (
+            "2026-01-01 00:00:00 threads: 1\n2026-01-01 00:00:09 task 0: a, 7 s\n"
+            "2026-01-01 09:00:00 going on after 1 learned tasks\n2026-01-01 09:00:20 task 1: a, 9 s",
+            20.0,
+        ),
+        ("2026-01-01 00:00:09 task 0: a, 7 s\n2026-01-01 09:00:00 going on after 1 learned tasks", None),
     ],
 )
 def test_the_pace_is_that_since_the_run_last_began(tmp_path, log, seconds):
