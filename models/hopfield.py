@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import masks
 from models.layers import LayerOptions, load_into
-from models.multitask import RecoveringModule
+from models.multitask import RecoveringModule, places
 from models.norms import BatchNorm, normalise
 
 
@@ -58,7 +58,7 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
         self.scores = nn.Parameter(torch.zeros(self.planes, device=self.psi.device))
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
-        self.packed[list(tasks)] = masks.pack(masks.threshold(state["scores"]))
+        self.packed[places(tasks, self.packed.device)] = masks.pack(masks.threshold(state["scores"]))
         for task in tasks:
             self._store(task)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.multitask import MultitaskModule, Rng
+from models.multitask import MultitaskModule, Rng, places
 
 Step = int | tuple[int, ...]  # in height and width, or in both alike
 
@@ -111,7 +111,7 @@ class FloatStateModule(MultitaskModule):
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         for name in self.names:
-            self.kept(name)[list(tasks)] = state[name]
+            self.kept(name)[places(tasks, state[name].device)] = state[name]
 
     def select_task(self, task: int) -> None:
         self.selected = self.check_task(task)

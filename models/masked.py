@@ -100,7 +100,7 @@ class Masked(SuperposedModule):
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         kept = self.binarise(self.magnitude(state["scores"])).flatten(1)
-        self.packed[[self.row(task) for task in tasks]] = masks.pack(kept)
+        self.packed[multitask.places([self.row(task) for task in tasks], kept.device)] = masks.pack(kept)
         self.learned.update(tasks)
 
     def select_task(self, task: int) -> None:

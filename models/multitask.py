@@ -163,6 +163,14 @@ class RecoveringModule(MultitaskModule):
         """In how many places the mask in use differs from that of ``task``."""
 
 
+def places(rows: Sequence[int], device: torch.device) -> slice | Tensor:
+    """To index a tensor of a device with: a slice of rows that follow each other, for which nothing is copied there."""
+    first = rows[0]
+    if [*rows] == [*range(first, first + len(rows))]:
+        return slice(first, first + len(rows))
+    return torch.tensor([*rows], device=device)
+
+
 def named(model: nn.Module, kind: type[Layer]) -> Iterator[tuple[str, Layer]]:
     """Every layer of a kind, with its name, in the order of the network."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))

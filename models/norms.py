@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import LayerOptions, load_into
-from models.multitask import BatchModule, MultitaskModule
+from models.multitask import BatchModule, MultitaskModule, places
 
 Gather = Callable[[Tensor], Tensor]  # the tensors of all processes that train together, stacked, with their gradients
 
@@ -173,7 +173,8 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.mean, self.variance = torch.zeros_like(self.means[task]), torch.ones_like(self.variances[task])
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
-        self.means[list(tasks)], self.variances[list(tasks)] = state["mean"], state["variance"]
+        rows = places(tasks, self.means.device)
+        self.means[rows], self.variances[rows] = state["mean"], state["variance"]
 
     def select_task(self, task: int) -> None:
         self.task, self.learning = self.check_task(task), False

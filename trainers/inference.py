@@ -170,7 +170,7 @@ def _backward(
             here = row_of[members].unique_consecutive().tolist()
             weights = {row: weights[row] for row in here if row in weights}
             if missing := [row for row in here if row not in weights]:
-                made = superposition.superposed_weights(model, tasks, rows[missing])
+                made = superposition.superposed_weights(model, tasks, rows[multitask.places(missing, rows.device)])
                 weights |= {row: {name: w[place] for name, w in made.items()} for place, row in enumerate(missing)}
             parts = [backward(probes, weights[row], images[members[row_of[members] == row]]) for row in here]
             output_gradients, inputs = (

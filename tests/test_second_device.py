@@ -1,0 +1,67 @@
+"""Nothing computes with tensors of two devices at once: small runs on a device that refuses to."""
+
+import pytest
+import torch
+from device import DEVICE, Device, There
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
+from tiny import RUNS, Tiny, TinyBN, call_main
+
+import main
+from models import BN_TYPES, CONV_TYPES, MODELS
+from trainers import ADAPTORS
+
+SHORT = "--epochs 1 --iter-lim 2 --num-tasks 2 --test-batch-size 500 "
+LAYERS = {
+    "MaskConv": "--task-eval 0",
+    "MultitaskMaskConv": "--sparsity 0.3 --train-weight-tasks 1",
+    "PackNetConv": "--trainer halves --sparsity 0.3",
+    "ExSSNeTConv": "--trainer halves --sparsity 0.3",
+    "WSNConv": "--sparsity 0.3",
+    "PSPRotation": "--conv-init default --train-weight-tasks -1",
+    "StandardConv": "--conv-init default --train-weight-tasks -1",
+}
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The processor's runs are on the second device."""
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
+    set_up, autocast = main.set_up, torch.autocast
+    monkeypatch.setattr(main, "set_up", lambda settings: [DEVICE for _ in set_up(settings)])
+    monkeypatch.setattr(torch, "autocast", lambda device, *more, **how: autocast("cpu", *more, **how))
+    fused = _foreach_utils._get_fused_kernels_supported_devices
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), DEVICE.type])
+    with Device() as device:
+        yield device
+
+
+def test_the_device_refuses_to_mix(device):
+    there, here = torch.ones(3, device=DEVICE), torch.ones(3)
+    assert isinstance(there.add(1), There) and there.device == DEVICE and there.cpu().tolist() == [1, 1, 1]
+    with pytest.raises(RuntimeError, match="of the device and of the processor"):
+        there + here
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_trainers(name, device, tmp_path):
+    assert call_main(tmp_path, *RUNS[name].split(), *SHORT.split()) == 0
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTORS))
+def test_adaptors(name, device, tmp_path):
+    layers = RUNS["hopsupsup"] if ADAPTORS[name].recovers else "--output-size 12"
+    assert call_main(tmp_path, *layers.split(), "--adaptor", name, *SHORT.split()) == 0
+
+
+@pytest.mark.parametrize("name", sorted(CONV_TYPES))
+def test_layers_with_weights(name, device, tmp_path):
+    words = LAYERS.get(name, "").split()
+    assert call_main(tmp_path, "--conv-type", name, "--adaptor", "gt", *words, *SHORT.split()) == 0
+
+
+@pytest.mark.parametrize("name", sorted(BN_TYPES))
+def test_norms(name, device, tmp_path):
+    words = RUNS["hopsupsup"] if "Hop" in name else "--adaptor gt --train-weight-tasks 1"
+    assert call_main(tmp_path, "--model", "TinyBN", "--bn-type", name, *words.split(), *SHORT.split()) == 0
