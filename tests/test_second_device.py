@@ -3,9 +3,9 @@
 import pytest
 import torch
 from device import DEVICE, Device, There
+from tiny import RUNS, Tiny, TinyBN, call_main
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
-from tiny import RUNS, Tiny, TinyBN, call_main
 
 import main
 from models import BN_TYPES, CONV_TYPES, MODELS
