@@ -7,11 +7,12 @@ from collections.abc import Iterable
 import pandas
 
 from experiments import metrics, records
+from experiments.plan import by_flag
 from experiments.records import MEGABYTE, ROOT, Run, Setting
 from experiments.tables import SIZES
 from models import SIBLINGS
 from utils.configs import named_in
-from utils.settings import SHOWN
+from utils.settings import PART, SHOWN
 
 
 def spread(values: Iterable[float], form: str = ".4f") -> str:
@@ -45,14 +46,11 @@ def call_of(setting: Setting) -> str:
     script = re.search(r"(experiments/.+)/configs/([^/]+)\.yaml$", str(about["settings"].get("config")))
     if not script or "--resume" not in words:
         return shlex.join(["python", *words])
-    kept, passed = [], iter(words[words.index("--resume") + 1 :])
-    for word in passed:  # what the launcher does by itself, and where a run computes, is left out
-        flag = word.lstrip("-").partition("=")[0].replace("-", "_")
-        if not (word.startswith("--") and flag in records.NEUTRAL - SHOWN):
-            kept.append(word)
-        elif "=" not in word:
-            next(passed, None)
     seeds = sorted({run.settings["seed"] for run in setting.runs})
+    cut = len(setting.runs) > len(seeds)
+    own = records.NEUTRAL - SHOWN - (frozenset() if cut else PART)  # what the launcher says by itself, or has no effect
+    flags = by_flag(words[words.index("--resume") + 1 :])
+    kept = [word for flag, of in flags if flag.replace("-", "_") not in own for word in of]
     first = seeds == list(range(len(seeds)))
     which = str(len(seeds)) if first else ",".join(map(str, seeds)) + "," * (len(seeds) == 1)
     words = ["python", f"{script[1]}/{script[2]}.py", "--data", "DIR", *(["--seeds", which] if seeds != [0] else [])]
@@ -96,7 +94,7 @@ def told(run: Run) -> dict[str, object]:
 
 def measures(setting: Setting, column: str) -> list[dict[str, float]]:
     """The field's measures of the accuracies ``given`` or ``adapted``, for each seed."""
-    if setting.run_a_task:  # no network has learned two tasks
+    if setting.in_parts:  # no network has learned two tasks
         means = setting.final["Accuracy Given" if column == "given" else "Accuracy Adapted"]
         return [{"average accuracy": mean} for mean in means]
     found = []

@@ -102,7 +102,7 @@ def of_experiment(experiment: Experiment, paper: dict) -> Picture:
         drawn, words = [panels.by_setting], ["accuracy by setting"]
         names = [panels.wrapped(published.short(one, paper)) for one in experiment.settings]
         height = 0.9 + sum(max(0.5, 0.2 + 0.17 * name.count("\n")) for name in names)
-    if not most.run_a_task and most.evaluations["Tasks Learned"].nunique() > 1:
+    if not most.in_parts and most.evaluations["Tasks Learned"].nunique() > 1:
         drawn.append(panels.matrix_of)
         words.append("accuracy on each task after so many were learned")
     if len(most.table("confusion")):

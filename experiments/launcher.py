@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -146,21 +145,24 @@ def _checked(plan: Plan, options: argparse.Namespace, devices: str) -> Plan:
     Raises:
         UserError: ``main.py`` does not take the flags of a run, or its tasks cannot be split.
     """
-    if plan.program == ROOT / "main.py":
-        for run in {run.flags: run for run in plan.runs}.values():  # seeds make no difference
-            _arguments(plan, devices, run)
+    found: dict[tuple[str, ...], Settings] = {}
+
+    def settings(run: Run) -> Settings:
+        """What ``main.py`` reads from a run's command. Raises ``UserError`` as it does."""
+        if run.flags not in found:  # seeds make no difference
+            found[run.flags] = parse_arguments(plan.command(run, devices)[2:])
+        return found[run.flags]
+
     runs = plan.runs
+    if plan.program == ROOT / "main.py":
+        for run in {run.of_all_tasks: run for run in runs}.values():  # the last task of each will do
+            settings(run)
     if options.split_tasks:
-        runs = split_runs(runs, options.split_tasks, partial(_arguments, plan, devices))
+        runs = split_runs(runs, options.split_tasks, settings)
     if options.shard:  # what merges slices of several shards is left to a call without
         one, of = options.shard
         runs = [run for run in runs if not run.parts][one - 1 :: of]
     return replace(plan, runs=runs)
-
-
-def _arguments(plan: Plan, devices: str, run: Run) -> Settings:
-    """The settings that ``main.py`` reads from a run's command. Raises ``UserError`` as it does."""
-    return parse_arguments(plan.command(run, devices)[2:])
 
 
 def _make(plan: Plan) -> None:

@@ -141,7 +141,9 @@ def over_steps(axes: Axes, experiments: Sequence[Experiment], paper: dict, figur
 
 def by_task(axes: Axes, experiment: Experiment, setting: Setting, paper: dict) -> None:
     scores = setting.table("adapt_results")
-    if not setting.run_a_task:
+    if setting.in_parts:
+        scores = scores.drop_duplicates(["seed", "task"], keep="last")
+    else:
         scores = scores[scores["tasks_learned"] == scores["tasks_learned"].max()]
     table = scores.groupby("task")[["given", "adapted"]].agg(["mean", "std"])
     kinds = _kinds(table, [setting])

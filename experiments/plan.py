@@ -49,6 +49,11 @@ class Run:
     parts: tuple[str, ...] = ()
     whole: str | None = None
 
+    @property
+    def of_all_tasks(self) -> tuple[str, ...]:
+        """Its flags but for the task that it learns, if that is one of those of the script."""
+        return tuple(flag for flag in self.flags if not flag.startswith("--task-eval="))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,7 +107,7 @@ def runs_of(
     passed_on = parse_passed_on(words)
     several = [flag for flag in variants[0] if "," in passed_on.get(flag, "")]
     if several:
-        words = [word for flag, of in _by_flag(words) if flag not in several for word in of]
+        words = [word for flag, of in by_flag(words) if flag not in several for word in of]
         values = product(*(passed_on.pop(flag).split(",") for flag in several))
         picked = [dict(zip(several, value, strict=True)) for value in values]
         variants = [{**variant, **values} for values in picked for variant in variants]
@@ -140,7 +145,7 @@ def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
         ValueError: a word belongs to no flag, or a flag is one that the script sets itself.
     """
     found = {}
-    for flag, (word, *more) in _by_flag(words):
+    for flag, (word, *more) in by_flag(words):
         if flag in RESERVED:
             raise ValueError(f"--{flag} is set by this script: {RESERVED[flag]}")
         values = [*word.split("=", 1)[1:], *more]
@@ -148,7 +153,7 @@ def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _by_flag(words: Iterable[str]) -> list[tuple[str, list[str]]]:
+def by_flag(words: Iterable[str]) -> list[tuple[str, list[str]]]:
     """Each flag as ``parse_passed_on`` names it, with its words."""
     found: list[tuple[str, list[str]]] = []
     for word in words:

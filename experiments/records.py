@@ -21,11 +21,11 @@ from experiments.tables import COLUMNS, MEASURED, SIZES, TABLES, last_part, pars
 from utils import journal
 from utils.results import COLUMNS as RESULTS
 from utils.results import to_csv
-from utils.settings import NEITHER
+from utils.settings import NEITHER, PART
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs that differ in nothing else are of one setting.
-NEUTRAL = NEITHER | {"seed", "task_eval"}
+NEUTRAL = NEITHER | PART | {"seed"}
 MEGABYTE = 1e6
 
 
@@ -73,7 +73,7 @@ class Run:
 
 @dataclass
 class Setting:
-    """The runs of an experiment that differ in their seed alone; of an experiment with a run a task, in that too.
+    """The runs of an experiment that differ in their seed alone, or in which of the seed's tasks they have learned.
 
     Attributes:
         label: in what it differs from the experiment's other settings.
@@ -86,13 +86,15 @@ class Setting:
     @property
     def evaluations(self) -> pandas.DataFrame:
         """For each seed and number of tasks learned what was measured and what must be kept."""
-        rows = pandas.concat([run.evaluations for run in self.runs])
         columns = [*MEASURED, *SIZES]
-        if self.run_a_task:  # the tasks of a seed count as one run that learned them all
-            by_seed = rows.groupby("Seed")
-            table = by_seed[list(MEASURED)].mean().join(by_seed[list(SIZES)].sum())
-            table["Tasks Learned"] = by_seed.size()
+        if self.in_parts:  # they count as one run that learned all their tasks
+            rows = pandas.concat([run.evaluations.tail(1) for run in self.runs])
+            learned = rows["Tasks Learned"]
+            by_seed = rows.assign(**{name: rows[name] * learned for name in MEASURED}).groupby("Seed")
+            table = by_seed[[*columns, "Tasks Learned"]].sum(min_count=1)
+            table[list(MEASURED)] = table[list(MEASURED)].div(table["Tasks Learned"], axis=0)
             return table.reset_index()
+        rows = pandas.concat([run.evaluations for run in self.runs])
         return rows.groupby(["Seed", "Tasks Learned"])[columns].mean().reset_index()
 
     @property
@@ -102,8 +104,9 @@ class Setting:
         return table[table["Tasks Learned"] == table["Tasks Learned"].max()]
 
     @property
-    def run_a_task(self) -> bool:
-        return all(run.settings.get("task_eval") is not None for run in self.runs)
+    def in_parts(self) -> bool:
+        """Whether each run has learned a part of its seed's tasks: one task, or a slice."""
+        return all(any(run.settings.get(name) is not None for name in PART) for run in self.runs)
 
     @property
     def inferred(self) -> bool:

@@ -235,18 +235,33 @@ def test_a_flag_that_came_later_tells_no_runs_apart(tmp_path):
     assert [len(setting.runs) for setting in experiment.settings] == [2]
 
 
-def test_a_run_a_task_counts_as_one_that_learned_them_all(tmp_path):
+@pytest.mark.parametrize("name, sizes", [("task_eval", [1, 1, 1]), ("tasks", [1, 2, 3])])
+def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path, name, sizes):
     folder = tmp_path / "rn50-supsup"
-    for task in range(3):
-        make_run(
-            folder, f"task-eval={task},seed=0", 0, task + 1, [task + 1], inferred=False, task_eval=task, num_tasks=3
-        )
+    for part, size in enumerate(sizes):
+        path = make_run(folder, f"seed=0,{part}", 0, size, list(range(1, size + 1)), inferred=False) / "settings.yaml"
+        about = yaml.safe_load(path.read_text())
+        about["settings"] |= {name: part, "num_tasks": sum(sizes)}
+        path.write_text(yaml.safe_dump(about))
     (experiment,), _ = records.read([folder])
     (setting,) = experiment.settings
     final = setting.final.iloc[0]
-    means = [statistics.fmean(accuracy(0, t, count, "given") for t in range(count)) for count in (1, 2, 3)]
-    assert (final["Tasks Learned"], final["Bytes"]) == (3, 600)
-    assert final["Accuracy Given"] == pytest.approx(statistics.fmean(means), abs=1e-12)
+    every = [accuracy(0, task, size, "given") for size in sizes for task in range(size)]
+    assert (final["Tasks Learned"], final["Bytes"]) == (sum(sizes), 100 * sum(sizes))
+    assert final["Accuracy Given"] == pytest.approx(statistics.fmean(every), abs=1e-12)
+    assert cells.measures(setting, "given") == [{"average accuracy": final["Accuracy Given"]}]
+    assert name.replace("_", "-") not in setting.label
+
+
+def test_the_call_of_a_merged_run_is_that_of_the_whole(tmp_path):
+    make_run(tmp_path / "a", "seed=0", 0, tasks=3, evaluated=(3,))
+    (experiment,), _ = records.read([tmp_path / "a"])
+    (setting,) = experiment.settings
+    command, call = setting.runs[0].about["command"], cells.call_of(setting)
+    command += ["--merge", "/x/slices/seed=0,tasks=0-1", "/x/slices/seed=0,tasks=2", "--allow-missing"]
+    assert cells.call_of(setting) == call and "--merge" not in call
+    command += ["--lr", "1"]
+    assert cells.call_of(setting) == f"{call} --lr 1"
 
 
 def test_rows_of_a_run_that_was_begun_afresh_do_not_count(tmp_path):

@@ -8,9 +8,8 @@ from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
+from utils.settings import PART
 from utils.slices import named
-
-SLICE = ("tasks", "task_eval")  # the settings that say which of the tasks a run has
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Part:
 
     Attributes:
         path: of its file.
-        settings: of the run, but for those of ``SLICE``.
+        settings: of the run, but for those of ``PART``.
         data: the fingerprint of its data; None if that is not known.
         records: of its tasks, those that were left out too.
     """
@@ -62,7 +61,7 @@ def read_part(path: Path) -> Part:
     shared = first.tensors or any(name.startswith("shared.") for record in of_tasks for name in record.tensors)
     if shared or first.values.get(ORIGINAL):
         raise UserError(f"`merge` {path}: has weights that its tasks share, so that they cannot be learned apart")
-    return Part(path, {name: value for name, value in settings.items() if name not in SLICE}, data, of_tasks)
+    return Part(path, {name: value for name, value in settings.items() if name not in PART}, data, of_tasks)
 
 
 def join_parts(

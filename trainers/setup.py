@@ -24,7 +24,7 @@ from trainers import TRAINERS
 from trainers.checks import check_same
 from trainers.default import DefaultTrainer
 from trainers.export import load_export
-from trainers.merge import SLICE, Part, join_parts
+from trainers.merge import Part, join_parts
 from trainers.options import DataOptions, InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
 from trainers.original import ORIGINAL
 from trainers.record import RunRecord
@@ -37,7 +37,7 @@ from utils.errors import UserError, no_memory
 from utils.parallel import Group, gpu_fault
 from utils.paths import PROJECT, default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
-from utils.settings import NEITHER
+from utils.settings import NEITHER, PART
 from utils.slices import named
 
 MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
@@ -226,7 +226,7 @@ def merge(
     Raises:
         UserError: as ``join_parts``.
     """
-    ours = {name: value for name, value in lasting_settings(s, model).items() if name not in SLICE}
+    ours = {name: value for name, value in lasting_settings(s, model).items() if name not in PART}
     found = join_parts(
         parts,
         s.tasks_to_learn,

@@ -20,6 +20,8 @@ OUTCOME = frozenset(
         *("gamma", "unshared_labels", "infer", "infer_layers"),
     }
 )
+# Which of the tasks a run learns: runs that differ in these may be parts of one.
+PART = frozenset({"task_eval", "tasks"})
 # Where and how a run computes, when it looks and what it keeps: a run may go on under other values of these.
 NEITHER = frozenset(
     {

@@ -16,7 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from experiments.attempts import is_under_way
 from experiments.backends import Job
-from experiments.backends.attempt import HELD, Attempt
+from experiments.backends.payload import HELD, Payload
 from experiments.backends.queues import queue_of
 from experiments.plan import Plan, Run
 from experiments.slurm import SlurmOptions
@@ -119,7 +119,7 @@ class Slurm:
             return
         try:
             ids = self.queue.submit(
-                [Attempt(self._plan.command(job.run, self._devices), job.log, self.queue.env) for job in new]
+                [Payload(self._plan.command(job.run, self._devices), job.log, self.queue.env) for job in new]
             )
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             for job in new:

@@ -15,7 +15,7 @@ from utils.signals import ECHO_SECONDS
 HELD = 75  # how a job ends whose run another process is at
 
 
-class Attempt:
+class Payload:
     """What a job does: one attempt at a run, as a process beside it. Pickled into the job by submitit."""
 
     def __init__(self, command: Sequence[str], log: Path, env: Mapping[str, str]):
@@ -39,7 +39,7 @@ class Attempt:
         if self._child:
             self._end()
             self._wait()
-        return DelayedSubmission(Attempt(self._command, self._log, self._env))
+        return DelayedSubmission(Payload(self._command, self._log, self._env))
 
     def _wait(self) -> int:
         assert self._child
