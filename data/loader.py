@@ -96,6 +96,13 @@ class Loader(ABC):
         loader.shuffle = True
         return loader
 
+    def together(self, most_bytes: int) -> Loader:
+        """The same images in the same order, several batches at a time: as many as have so many bytes as float32.
+
+        Where batches are not made of images in memory they stay as they are.
+        """
+        return self
+
     def order(self) -> Tensor:
         """The places of the images in the order of this epoch: int64 [num_images]."""
         if not self.shuffle:
@@ -136,6 +143,10 @@ class StackedLoader(Loader):
             raise ValueError("the images of one task at a time are read")
         if any(other.num_images != self.num_images for other in others):
             raise ValueError("the tasks have not equally many images")
+
+    def together(self, most_bytes: int) -> Loader:
+        parts = [loader.together(most_bytes // len(self.loaders)) for loader in self.loaders]
+        return self if parts[0] is self.loaders[0] else StackedLoader(parts)
 
     @cached_property
     def prepare(self) -> Preparation:
@@ -205,6 +216,13 @@ class BatchLoader(Loader):
 
         self.new_labels = None if view.new_labels is None else view.new_labels.to(device)
         self.set_epoch(0)
+
+    def together(self, most_bytes: int) -> Loader:
+        if self.augment is not None:  # by batch
+            return self
+        loader = copy(self)
+        loader.batch_size *= max(1, most_bytes // (4 * self.batch_size * self.images[0].numel()))
+        return loader
 
     def places(self) -> Tensor:
         """The rows of ``images`` in the order of this epoch: int64 [num_images]."""

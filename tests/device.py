@@ -1,12 +1,16 @@
 """A second device in the processor's memory: what runs here mixes no tensors of the one with those of the other."""
 
-from contextlib import ExitStack
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import main
 
 DEVICE = torch.device("meta")  # which torch knows and computes nothing on, so that its name is free
 # What takes tensors of both: it copies from one to the other.
@@ -91,11 +95,12 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Device(ExitStack):
-    """While it is entered, tensors can be on ``DEVICE``."""
-
-    def __enter__(self):
-        super().__enter__()
-        self.enter_context(_Functions())
-        self.enter_context(_Dispatch())
-        return self
+@contextmanager
+def second_device(monkeypatch):
+    """Tensors can be on ``DEVICE``, and the runs of ``main`` are there."""
+    set_up, autocast, fused = main.set_up, torch.autocast, _foreach_utils._get_fused_kernels_supported_devices
+    monkeypatch.setattr(main, "set_up", lambda settings: [DEVICE for _ in set_up(settings)])
+    monkeypatch.setattr(torch, "autocast", lambda device, *more, **how: autocast("cpu", *more, **how))
+    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), DEVICE.type])
+    with _Functions(), _Dispatch():
+        yield

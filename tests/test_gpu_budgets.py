@@ -1,9 +1,11 @@
 """How many kernels a GPU would be given, and how often the host would wait for it: counted on the processor."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
+from device import second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
 
 from data import DATASETS
@@ -70,3 +72,20 @@ def test_no_step_waits_for_the_device(name, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "step", counted)
     assert call_main(tmp_path, *RUNS[name].split()) == 0
     assert len(waits) >= 40 and not any(waits)
+
+
+@pytest.mark.parametrize("at_once, most", [(1, 1), (4, 2)])
+def test_learned_tasks_are_tested_and_evaluated_in_few_passes(at_once, most, tmp_path, monkeypatch):
+    """A task's ten batches are one pass; what was measured when it was just learned is not measured again."""
+    passes = Counter()
+
+    class Counted(Tiny):
+        def forward(self, x):
+            passes[self.training] += 1
+            return super().forward(x)
+
+    monkeypatch.setitem(MODELS, "Tiny", Counted)
+    words = f"--num-tasks 4 --epochs 1 --iter-lim 3 --test-batch-size 36 --tasks-in-parallel {at_once} --adaptor gt"
+    with second_device(monkeypatch):
+        assert call_main(tmp_path, *words.split()) == 0
+    assert 0 < passes[False] <= 4 * most

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from device import DEVICE, Device, There
+from device import DEVICE, There, second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
-from torch.optim import optimizer
-from torch.utils import _foreach_utils
 
-import main
 from models import BN_TYPES, CONV_TYPES, MODELS
 from trainers import ADAPTORS
 
@@ -25,16 +22,11 @@ LAYERS = {
 
 @pytest.fixture
 def device(monkeypatch):
-    """The processor's runs are on the second device."""
+    """Runs are on the second device."""
     monkeypatch.setitem(MODELS, "Tiny", Tiny)
     monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
-    set_up, autocast = main.set_up, torch.autocast
-    monkeypatch.setattr(main, "set_up", lambda settings: [DEVICE for _ in set_up(settings)])
-    monkeypatch.setattr(torch, "autocast", lambda device, *more, **how: autocast("cpu", *more, **how))
-    fused = _foreach_utils._get_fused_kernels_supported_devices
-    monkeypatch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), DEVICE.type])
-    with Device() as device:
-        yield device
+    with second_device(monkeypatch):
+        yield
 
 
 def test_the_device_refuses_to_mix(device):

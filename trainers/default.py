@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import multitask
+from models import masked, multitask
 from models.convert import is_converted
 from models.multitask import Rng
 from models.norms import share_statistics
-from trainers.evaluation import right_answers
+from trainers.evaluation import passes
 from trainers.options import TrainingOptions
 from trainers.position import Position
 from trainers.watch import Watch
@@ -61,6 +61,7 @@ class DefaultTrainer:
         tasks: the one in training; several for a trainer that trains several at once, on stacked batches.
         position, watch: where in their data they stand, and what is wrong with them.
         failed: those of them that cannot be learned, and why.
+        right: for each of them, how many answers of each batch were right in the last test.
         group: the processes that train together; see ``join``.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
@@ -134,6 +135,7 @@ class DefaultTrainer:
         o = self.options
         both = any(map(self.trains_weights, tasks))
         rate = f"`train_weight_lr` {o.train_weight_lr}" if both else f"`lr` {o.lr}"
+        self.right: list[list[int]] = []
         self.position, self.watch = Position(), Watch(tasks, rate, self.group.mean)
         self.failed = self.watch.failed
 
@@ -337,12 +339,20 @@ class DefaultTrainer:
         """The share of right answers over the whole of ``loader``, for each task in training."""
         self.model.eval()
         network = self._network_to_test()
-        right, labels = torch.zeros((), dtype=torch.int64), []
-        for x, y in loader:
-            right = right + right_answers(network(x), y)
+        hits, labels, sizes = [], [], []
+        for x, y, parts in passes(self.model, loader):
+            hits.append(network(x).argmax(-1) == y)
             labels.append(y)
+            sizes += parts
         self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
-        return [int(count) / loader.num_images for count in right.reshape(-1)]
+        found = torch.cat(hits, dim=-1).reshape(len(self.tasks), -1).cpu()  # once: a GPU is waited for
+        self.right = [[int(part.sum()) for part in own.split(sizes)] for own in found]
+        return [sum(own) / loader.num_images for own in self.right]
 
     def _network_to_test(self) -> Network:
         return self.model
+
+    @property
+    def tests_as_selected(self) -> bool:
+        """Whether a task in training answers to the bit as it will when it is selected."""
+        return self.tasks_known and masked.only_masks(self.model) and not multitask.depends(self.model)

@@ -1,8 +1,10 @@
 """How a learned model is tested: tasks and their test batches to scores, with the task given and with it inferred."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from trainers import ADAPTORS
 from trainers.options import InferenceOptions
 
 QUEUE_BYTES = 64 * 2**20  # images of batches that wait for their inference
+PASS_BYTES = 64 * 2**20  # images that a GPU answers at once
 
 
 @dataclass
@@ -44,6 +47,7 @@ def evaluate(
     progress: Callable[[Iterable], Iterable] = iter,
     mask_of: Callable[[int], int | None] = lambda task: task,
     candidates: Sequence[int] | None = None,
+    known: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> list[TaskScore]:
     """Test every one of ``tasks`` on its validation data, with the task given and, unless ``gt``, inferred.
 
@@ -56,6 +60,7 @@ def evaluate(
         progress: wraps the loop over tasks, to show it.
         mask_of: which of the model's tasks, if any, is each of ``tasks``.
         candidates: which of the model's tasks inference chooses among; None for ``tasks`` themselves.
+        known: of tasks whose right answers with the task given are known, how many each batch has.
     """
     candidates = tasks if candidates is None else candidates
     way, scores, answered, waiting = ADAPTORS[adaptor], [], [], None
@@ -74,7 +79,7 @@ def evaluate(
         answered.clear()
 
     for task in progress(tasks):
-        answered.append(_answer(model, data, task, mask_of(task), waiting))
+        answered.append(_answer(model, data, task, mask_of(task), waiting, known.get(task)))
         # Batches of many tasks go through the superposed network together, as many as memory allows.
         if waiting and waiting.full:
             finish()
@@ -106,19 +111,20 @@ class _Waiting:
         return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
 
     def add(self, x: Tensor, batches: int) -> bool:
-        """Keep the first images of a batch x (images, ...), of a task that has so many ``batches``.
+        """Keep the first images of batches of one size, x (some, images, ...), of a task that has so many ``batches``.
 
         Returns:
             Whether inference has begun, so that the layers of the model are set otherwise.
         """
-        x, waiting, before = x[: self.images], len(self.lengths), self.block
-        if before is None or len(x) > before.shape[1] or waiting == len(before):
-            room = batches if self.images else 1
-            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x.nbytes) + room, *x.shape)
+        x, waiting, before = x[:, : self.images], len(self.lengths), self.block
+        more, size = x.shape[:2]
+        if before is None or size > before.shape[1] or waiting + more > len(before):
+            room = batches if self.images else more
+            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x[0].nbytes) + room, *x.shape[1:])
             if waiting:
                 self.block[:waiting, : before.shape[1]] = before[:waiting]
-        self.block[waiting, : len(x)] = x
-        self.lengths.append(len(x))
+        self.block[waiting : waiting + more, :size] = x
+        self.lengths += [size] * more
         if self.images or not self.full:
             return False
         self._infer()
@@ -155,25 +161,41 @@ class _Batches:
 
     task: int
     mask: int | None
-    right: list[int]
-    sizes: list[int]
+    right: Sequence[int]
+    sizes: Sequence[int]
     inferred: Tensor | None = None
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, data, task: int, mask: int | None, waiting: _Waiting | None) -> _Batches:
-    """Answer the test batches of ``task`` with its mask, and let them wait for inference."""
+def _answer(
+    model: nn.Module, data, task: int, mask: int | None, waiting: _Waiting | None, known: Sequence[int] | None
+) -> _Batches:
+    """Answer the test batches of ``task`` with its mask, unless that is known, and let them wait for inference."""
     data.update_task(task)
+    if known is not None and waiting is None:
+        return _Batches(task, mask, known, [data.val_loader.num_images])
     if mask is not None:
         multitask.select_task(model, mask)
     model.eval()
-    right, sizes = [], []
-    for x, y in data.val_loader:
-        right.append(y.new_zeros(()) if mask is None else right_answers(model(x), y))
-        sizes.append(len(y))
-        if waiting and waiting.add(x, len(data.val_loader)) and mask is not None:
-            multitask.select_task(model, mask)
-    return _Batches(task, mask, torch.stack(right).tolist(), sizes)
+    hits: list[Tensor] = []
+    sizes: list[int] = []
+    for x, y, parts in passes(model, data.val_loader):
+        if known is None:
+            hits.append(torch.zeros_like(y, dtype=torch.bool) if mask is None else model(x).argmax(-1) == y)
+        sizes += parts
+        for part in _of_one_size(x, parts) if waiting else ():
+            if waiting.add(part, len(data.val_loader)) and mask is not None:
+                multitask.select_task(model, mask)
+    return _Batches(task, mask, [*right_in(hits, sizes)] if known is None else known, sizes)
+
+
+def _of_one_size(x: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """The batches of x (images, ...), of which the last may be smaller: (batches, images, ...) of one size."""
+    whole = sizes.count(sizes[0])
+    first = whole * sizes[0]
+    yield x[:first].unflatten(0, (whole, sizes[0]))
+    if first < len(x):
+        yield x[None, first:]
 
 
 @torch.no_grad()
@@ -185,20 +207,34 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     taken = zip(*(part.tolist() for part in batches.inferred.unique(return_counts=True)), strict=True)
     score.inferred = [{"inferred": task, "batches": count} for task, count in taken]
     known = torch.tensor(-1 if batches.mask is None else batches.mask)
-    wrong = set((batches.inferred != known).nonzero().flatten().tolist())
+    wrong = {int(index): int(batches.inferred[index]) for index in (batches.inferred != known).nonzero()}
     if batches.mask is not None:
         score.inferred_right = 1 - len(wrong) / len(batches.sizes)
+    # A shared label may still be right under another task's mask: these batches are answered again.
+    again = {} if options.unshared_labels or not wrong else _answer_again(model, data, batches.task, wrong)
     for index in wrong:
-        right[index] = 0
-    if wrong and not options.unshared_labels:
-        # A shared label may still be right under another task's mask: these batches are answered again.
-        data.update_task(batches.task)
-        for index, (x, y) in enumerate(data.val_loader):
-            if index in wrong:
-                multitask.select_task(model, int(batches.inferred[index]))
-                right[index] = int(right_answers(model(x), y))
+        right[index] = again.get(index, 0)
     score.adapted = sum(right) / total
     return score
+
+
+def _answer_again(model: nn.Module, data, task: int, masks: Mapping[int, int]) -> dict[int, int]:
+    """Answer some test batches of ``task``, by number, each with its one of ``masks``; how many answers are right."""
+    data.update_task(task)
+    multitask.select_task(model, next(iter(masks.values())))  # superposed, it may mix images
+    right: dict[int, int] = {}
+    first = 0
+    for x, y, sizes in passes(model, data.val_loader):
+        images, labels = x.split(sizes), y.split(sizes)
+        here = {index: masks[first + index] for index in range(len(sizes)) if first + index in masks}
+        for mask in dict.fromkeys(here.values()):
+            members = [index for index in here if here[index] == mask]
+            multitask.select_task(model, mask)
+            x, y = (torch.cat([part[index] for index in members]) for part in (images, labels))
+            found = right_in([model(x).argmax(-1) == y], [sizes[index] for index in members])
+            right |= zip([first + index for index in members], found, strict=True)
+        first += len(sizes)
+    return right
 
 
 def _recover(
@@ -224,10 +260,26 @@ def _recover(
 def accuracy(model: nn.Module, loader) -> float:
     """The share of right answers over the whole of ``loader``, as the model's layers are set."""
     model.eval()
-    right = sum(right_answers(model(x), y) for x, y in loader)
-    return int(right) / loader.num_images
+    hits = [model(x).argmax(-1) == y for x, y, _ in passes(model, loader)]
+    return int(torch.cat(hits).sum()) / loader.num_images
 
 
-def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of the labels (..., batch) the largest of logits (..., batch, outputs) hit: int64 (...)."""
-    return (logits.argmax(dim=-1) == labels).sum(dim=-1)
+def passes(model: nn.Module, loader) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+    """What goes through the network at once when a loader's batches are answered, and the sizes of the batches.
+
+    That is a batch. A GPU is given as many as ``PASS_BYTES`` hold, where what an image gives does not depend on the
+    others of its batch: its kernels are started once, and a mask is made once. On a processor it would only change
+    the order of sums.
+    """
+    size = None
+    device = next(chain(model.parameters(), model.buffers())).device
+    if device.type != "cpu" and hasattr(loader, "together") and not multitask.mixes_images(model):
+        size, loader = loader.batch_size, loader.together(PASS_BYTES)
+    for x, y in loader:
+        images = y.shape[-1]
+        yield x, y, [min(size or images, images - start) for start in range(0, images, size or images)]
+
+
+def right_in(hits: Sequence[Tensor], sizes: Sequence[int]) -> Iterator[int]:
+    """How many answers of each batch are right; hits: which ones are, bool (images,), by passes."""
+    return (int(part.sum()) for part in torch.cat([*hits]).cpu().split(list(sizes)))

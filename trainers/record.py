@@ -47,6 +47,7 @@ class RunRecord:
         learned: the tasks, in the order they were learned in.
         accuracies: of each task when it was just learned.
         masks: which of the model's tasks holds what was learned of each; None if nothing was.
+        right: of tasks that answer to the bit as when they were just learned, the right answers of each test batch.
         evaluations: the scores of the tasks, by the number of tasks learned.
         left_out: tasks that could not be learned, which a run that goes on does not try again: it would fail alike.
         unfinished: those in training.
@@ -78,6 +79,7 @@ class RunRecord:
         self._began = self.lasting  # the settings with which the checkpoint begins
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
+        self.right: dict[int, Sequence[int]] = {}
         self.masks: dict[int, int | None] = {}
         self._rows_of_trainer: dict[str, list[Mapping[str, object]]] = {}  # by the name of their file
         self.evaluations: dict[int, list[TaskScore]] = {}
@@ -352,12 +354,23 @@ class RunRecord:
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._write_task(task, None)
 
-    def keep_task(self, learned: Learned, accuracies: Sequence[float]) -> None:
-        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given."""
+    def keep_task(
+        self, learned: Learned, accuracies: Sequence[float], right: Sequence[int] | None = None
+    ) -> None:
+        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given.
+
+        Args:
+            right: how many answers of each test batch were, if it will answer so whenever it is selected until what
+                tasks share changes.
+        """
         task = learned.task
         self._take(learned)
         self.accuracies[task] = accuracies[-1]
         self._note_shared()
+        if self._shared_news:
+            self.right.clear()
+        if right is not None:
+            self.right[task] = right
         about = {"Task": task, "Accuracy Given": accuracies[-1]}
         row = self._row(f"task {task} when just learned", accuracies[-1], max(accuracies), **about)
         self._write_task(task, row)

@@ -83,11 +83,12 @@ class Run:
         """Learn tasks at once, and keep what becomes of each."""
         started = time.perf_counter()
         accuracies = self._train(group)
+        right = self.trainer.right if self.trainer.tests_as_selected else []  # none either if it ended before a resume
         seconds = (time.perf_counter() - started) / len(group)
         for learned in self.trainer.end_tasks():
             task = learned.task
             measured = [epoch[group.index(task)] for epoch in accuracies]
-            self.record.keep_task(learned, measured)
+            self.record.keep_task(learned, measured, right[group.index(task)] if right else None)
             self.folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
             if learned.note:
                 self.folder.log(learned.note)
@@ -141,7 +142,8 @@ class Run:
         bar = partial(progress, description=f"evaluation after {count}", unit="task")
         how = self.plan.adaptor, self.plan.inference
         with self.signals.waiting(False):
-            scores = evaluate(self.model, self.data, record.learned, *how, bar, record.masks.get, record.candidates)
+            masks = record.masks.get, record.candidates
+            scores = evaluate(self.model, self.data, record.learned, *how, bar, *masks, record.right)
         record.keep_evaluation(scores)
 
 
