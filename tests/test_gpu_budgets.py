@@ -12,7 +12,8 @@ from data import DATASETS
 from models import MODELS, Builder, get_model
 from tests.batches import BatchList
 from tests.calls import Calls
-from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions
+from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions, run
+from trainers.evaluation import evaluate
 from utils.seeding import generator
 
 
@@ -89,3 +90,21 @@ def test_learned_tasks_are_tested_and_evaluated_in_few_passes(at_once, most, tmp
     with second_device(monkeypatch):
         assert call_main(tmp_path, *words.split()) == 0
     assert 0 < passes[False] <= 4 * most
+
+
+@pytest.mark.parametrize("name, again", [("at once", 0), ("hopsupsup", 3), ("trained weights", 2)])
+def test_what_is_not_measured_again_would_be_the_same(name, again, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
+    unknown = []
+
+    def both(model, data, tasks, *more):
+        *more, known = more
+        scores = evaluate(model, data, tasks, *more, known)
+        assert scores == evaluate(model, data, tasks, *more)
+        unknown.append(len(tasks) - len(known))
+        return scores
+
+    monkeypatch.setattr(run, "evaluate", both)
+    assert call_main(tmp_path, *RUNS[name].split()) == 0
+    assert unknown == [again]

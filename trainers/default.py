@@ -61,7 +61,8 @@ class DefaultTrainer:
         tasks: the one in training; several for a trainer that trains several at once, on stacked batches.
         position, watch: where in their data they stand, and what is wrong with them.
         failed: those of them that cannot be learned, and why.
-        right: for each of them, how many answers of each batch were right in the last test.
+        right: for each of them, how many answers of each batch were right in the last test; empty before it, or if
+            they may answer otherwise when they are selected.
         group: the processes that train together; see ``join``.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
@@ -346,13 +347,14 @@ class DefaultTrainer:
             sizes += parts
         self._labels = torch.cat(labels, dim=-1).reshape(len(self.tasks), -1)
         found = torch.cat(hits, dim=-1).reshape(len(self.tasks), -1).cpu()  # once: a GPU is waited for
-        self.right = [[int(part.sum()) for part in own.split(sizes)] for own in found]
-        return [sum(own) / loader.num_images for own in self.right]
+        right = [[int(part.sum()) for part in own.split(sizes)] for own in found]
+        self.right = right if self._tests_as_selected else []
+        return [sum(own) / loader.num_images for own in right]
 
     def _network_to_test(self) -> Network:
         return self.model
 
     @property
-    def tests_as_selected(self) -> bool:
+    def _tests_as_selected(self) -> bool:
         """Whether a task in training answers to the bit as it will when it is selected."""
         return self.tasks_known and masked.only_masks(self.model) and not multitask.depends(self.model)

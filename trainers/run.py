@@ -83,7 +83,7 @@ class Run:
         """Learn tasks at once, and keep what becomes of each."""
         started = time.perf_counter()
         accuracies = self._train(group)
-        right = self.trainer.right if self.trainer.tests_as_selected else []  # none either if it ended before a resume
+        right = self.trainer.right
         seconds = (time.perf_counter() - started) / len(group)
         for learned in self.trainer.end_tasks():
             task = learned.task

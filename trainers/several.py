@@ -67,10 +67,10 @@ class SeveralTrainer(DefaultTrainer):
         return gradients if self.state is None else [gradient[place] for gradient in gradients]
 
     @property
-    def tests_as_selected(self) -> bool:
+    def _tests_as_selected(self) -> bool:
         """On a GPU a product for all tasks at once sums in another order than that of one."""
         on_processor = self.state is None or next(iter(self.state.values())).device.type == "cpu"
-        return on_processor and super().tests_as_selected
+        return on_processor and super()._tests_as_selected
 
     def _network_to_test(self) -> Network:
         return super()._network_to_test() if self.state is None else multitask.tasks_to_test(self.model, self.state)
