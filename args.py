@@ -402,6 +402,19 @@ def make_parser() -> _Parser:
         type=_number(float, 0, 1e30),
         help="the data are new if k * max(softmax of the negative gradient) is less than 1 + this",
     )
+    add(
+        "--nns-surprise",
+        type=_or_none(_number(float, 1)),
+        metavar="FACTOR",
+        help="decide at once, before training on it, where a batch's loss is more than so many times what is usual of "
+        "the mask (default: never)",
+    )
+    add(
+        "--stream-jitter",
+        type=_number(int, 0),
+        metavar="N",
+        help="a hidden task has up to N batches more or fewer than --iter-lim, drawn for each",
+    )
 
     group = parser.add_argument_group("evaluation")
     add = group.add_argument

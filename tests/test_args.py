@@ -66,6 +66,7 @@ VALUES = {
     "--warmup-length": "1",
     "--nns-every": "10",
     "--nns-epsilon": "0.5",
+    "--nns-surprise": "4.0",
     "--adapt-lr": "2.0",
     "--adapt-steps": "3",
     "--infer": "screened",
@@ -203,7 +204,7 @@ def test_words_of_a_flag_may_be_joined_by_dashes_or_underscores(flag, join, tmp_
 
 def test_the_table_of_values_here_knows_every_flag():
     # Those with a test of their own, switches, and those that have one value only.
-    others = {"--eval-ckpts", "--import", "--stream-tasks", "--tasks", "--merge"}
+    others = {"--eval-ckpts", "--import", "--stream-jitter", "--stream-tasks", "--tasks", "--merge"}
     others |= {"--tasks-by", "--image-size", "--mean", "--std", "--weights", "--predict", "--out"}
     others |= {action.option_strings[0] for action in ACTIONS if isinstance(action, argparse.BooleanOptionalAction)}
     single = {action.option_strings[0] for action in ACTIONS if action.choices and len(action.choices) == 1}

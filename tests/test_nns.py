@@ -161,16 +161,18 @@ def test_decisions_are_right_or_wrong_by_the_hidden_task(monkeypatch):
     ]
 
 
-def test_what_a_record_keeps_is_all_that_is_needed_to_go_on(monkeypatch):
-    decisions = [None, 0, 0, None, 1, 1, 0, 0, 1]
-    through, cut = make(every=3, optimizer="rmsprop"), make(every=3, optimizer="rmsprop")
+@pytest.mark.parametrize("surprise", [None, 1.0])
+def test_what_a_record_keeps_is_all_that_is_needed_to_go_on(surprise, monkeypatch):
+    decisions = [None, 0, 0, None, 1, 1, 0, 0, 1] if surprise is None else [None, *[0] * 99]
+    make = partial(globals()["make"], every=3, optimizer="rmsprop", nns_surprise=surprise)
+    through, cut = make(), make()
     decide_as(through, monkeypatch, *decisions)
     for task in range(3):
         learn(through, task)
     decide_as(cut, monkeypatch, *decisions)
     for task in range(2):
         learn(cut, task)
-    fresh = make(every=3, optimizer="rmsprop")
+    fresh = make()
     for task in range(2):
         fresh.load_task_record(task, cut.task_record(task) if task == 1 else through_record(cut, task))
     learn(fresh, 2)
@@ -179,6 +181,32 @@ def test_what_a_record_keeps_is_all_that_is_needed_to_go_on(monkeypatch):
         assert all(torch.equal(value, fresh._scores[mask][name]) for name, value in scores.items())
         ours, theirs = (multitask.task_state(t.model, mask) for t in (through, fresh))
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_batch_that_surprises_is_decided_upon_before_the_mask_trains_on_it(monkeypatch):
+    alone, trainer = (make(every=100, nns_surprise=surprise) for surprise in (None, 2.0))
+    decide_as(alone, monkeypatch, None)
+    learn(alone, 0)
+    decide_as(trainer, monkeypatch, None, None)
+    learn(trainer, 0)
+    trainer.begin_task(1)
+    trainer.train(BatchList([(100 * x, y) for x, y in Loader(1).batches]), 0)
+    trainer.end_task()
+    assert kinds(trainer) == [(0, 0, "allocate", 0, True), (8, 1, "allocate", 1, True)]
+    assert all(torch.equal(scores, alone._scores[0][name]) for name, scores in trainer._scores[0].items())
+
+
+def test_the_lengths_of_hidden_tasks_are_drawn(monkeypatch):
+    lengths = []
+    for jitter in (0, 3, 3):
+        trainer = make(every=1000, iter_lim=5, stream_jitter=jitter)
+        decide_as(trainer, monkeypatch, None)
+        for task in range(12):
+            learn(trainer, task, batches=9)
+        ends = [sum(trainer._trained[task].values()) for task in range(12)]
+        lengths.append(ends)
+    assert lengths[0] == [5] * 12 and lengths[1] == lengths[2]
+    assert {2, 8} <= set(lengths[1]) <= set(range(2, 9))
 
 
 def through_record(trainer, task):

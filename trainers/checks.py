@@ -96,6 +96,8 @@ def _check_training(s: Settings) -> None:
         _check_nns(s)
     elif s.stream_tasks is not None:
         raise UserError(f"`stream_tasks` {s.stream_tasks}: only `trainer` nns has hidden tasks; say `num_tasks`")
+    elif s.stream_jitter:
+        raise UserError(f"`stream_jitter` {s.stream_jitter}: only `trainer` nns has hidden tasks; say 0")
 
 
 def _check_nns(s: Settings) -> None:
@@ -104,6 +106,10 @@ def _check_nns(s: Settings) -> None:
         raise UserError(f"`adaptor` {s.adaptor}: trainer nns infers tasks; say se_oneshot_entropy_minimization")
     if s.unshared_labels:
         raise UserError("`unshared_labels`: trainer nns needs labels that tasks share; say `unshared_labels=False`")
+    if s.stream_jitter and s.stream_jitter >= (s.iter_lim or 0):
+        raise UserError(
+            f"`stream_jitter` {s.stream_jitter}: batches more or fewer than `iter_lim` {s.iter_lim}; it must be less"
+        )
     for name in ("task_eval", "tasks"):
         if getattr(s, name) is not None:
             raise UserError(f"`{name}` {getattr(s, name)}: trainer nns learns the stream as a whole; leave it out")

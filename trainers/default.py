@@ -225,7 +225,12 @@ class DefaultTrainer:
     @property
     def reached_limit(self) -> bool:
         """Whether the task has had all the batches it may have."""
-        return self.batches_done == self.options.iter_lim
+        return self.batches_done == self.limit
+
+    @property
+    def limit(self) -> int | None:
+        """Batches of a task in training at the most; None for no limit."""
+        return self.options.iter_lim
 
     def learn(
         self,
@@ -267,7 +272,7 @@ class DefaultTrainer:
         position, watch = self.position, self.watch
         position.enter(epoch)
         loader.set_epoch(epoch, position.epoch_batches)
-        count = position.left(len(loader), self.options.iter_lim)
+        count = position.left(len(loader), self.limit)
         batches: Iterable = islice(loader, count)
         if progress is not None:
             batches = progress(batches, count, epoch)

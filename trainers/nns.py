@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.optim import load_state_tensors, state_tensors
 
 FEWEST = 5  # masks that a decision compares, unallocated ones among them while there are fewer
+FORGETS = 0.05  # the weight of the last batch in the usual loss
 ALLOCATE, GO_ON, SKIP = "allocate", "go on", "skipped"
 KINDS = (ALLOCATE, GO_ON, SKIP)
 
@@ -52,9 +53,14 @@ class NNsTrainer(DefaultTrainer):
 
     With ``k`` masks, ``alpha_i = 1/k`` and ``nu = softmax(-∂H/∂alpha)``, the data are new if
     ``k * max(nu) < 1 + nns_epsilon``, and then a mask is allocated, up to ``num_tasks`` of them; else the mask
-    ``argmax nu`` goes on training. While fewer than five masks are allocated, others take part with their initial
+    ``argmax nu`` goes on training. With ``nns_surprise`` it decides between these as well: before it trains on a batch
+    whose loss is more than so many times the usual one of the mask in training, a running mean of the losses since the
+    mask was chosen. While fewer than five masks are allocated, others take part with their initial
     scores to make up five; data that one of these explains best are new too. When no mask is left, batches that ask
     for one are skipped until the next decision.
+
+    A hidden task has ``iter_lim`` batches, and with ``stream_jitter`` n up to n more or fewer, drawn for each, so that
+    its end need not be where a decision falls.
 
     The tasks that ``begin_task`` names are the hidden ones: they go into the table of decisions and nowhere else.
     Scores of the masks stay in host memory, so that each can go on training. The optimiser's state stays as long as a
@@ -72,6 +78,7 @@ class NNsTrainer(DefaultTrainer):
         self._current: int | None = None  # the mask that the last decision chose; None: batches are skipped
         self._batches_seen = 0
         self._scores: dict[int, dict[str, Tensor]] = {}
+        self._usual: float | None = None  # the loss of batches that it was trained on; None before the first
         self._optimizer_state: dict[str, Tensor] = {}  # of the current mask, when it is not in training
         self._changed: set[int] = set()
         self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
@@ -108,13 +115,31 @@ class NNsTrainer(DefaultTrainer):
         return self._learned(self.task, self._note())
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
-        if self._batches_seen % self.options.nns_every == 0:
+        if self._batches_seen % self.options.nns_every == 0 or self._surprises(x, y):
             self._decide(x)
         self._batches_seen += 1
         if self._current is None:
             return None
         self._trained[self.task][self._current] += 1
-        return super().step(x, y)
+        loss = super().step(x, y)
+        if self.options.nns_surprise is not None:
+            self._usual = float(loss) if self._usual is None else FORGETS * float(loss) + (1 - FORGETS) * self._usual
+        return loss
+
+    @property
+    def limit(self) -> int | None:
+        o = self.options
+        if not o.stream_jitter or o.iter_lim is None:
+            return o.iter_lim
+        length = torch.randint(-o.stream_jitter, o.stream_jitter + 1, (), generator=self.rng("length", self.task))
+        return o.iter_lim + int(length)
+
+    @torch.no_grad()
+    def _surprises(self, x: Tensor, y: Tensor) -> bool:
+        """Whether the mask in training does far worse on a batch than it did on those before."""
+        if self.options.nns_surprise is None or self._usual is None:
+            return False
+        return float(self._losses(x, y)) > self.options.nns_surprise * self._usual
 
     def _decide(self, x: Tensor) -> None:
         """Choose the mask that goes on training with the batch ``x`` (batch, channels, height, width)."""
@@ -139,7 +164,7 @@ class NNsTrainer(DefaultTrainer):
             kind, mask = SKIP, int(gradient[: self._allocated].argmin())
         self._write_down(kind, mask, float(strength))
         if mask != before:
-            self._optimizer_state = {}
+            self._optimizer_state, self._usual = {}, None
         if kind == SKIP:
             self._current = None
             multitask.select_task(self.model, mask)  # for the tests in between
@@ -194,6 +219,8 @@ class NNsTrainer(DefaultTrainer):
                 dtype=torch.float64,
             ).reshape(-1, 5),
         }
+        if self._usual is not None:
+            tensors["usual"] = torch.tensor(self._usual, dtype=torch.float64)
         for mask in self._changed:
             tensors |= {f"scores.{mask}.{name}": scores for name, scores in self._scores[mask].items()}
         return tensors | {f"optimizer.{name}": value for name, value in self._optimizer_state.items()}
@@ -226,7 +253,7 @@ class NNsTrainer(DefaultTrainer):
         """Nothing: which mask a hidden task trains is the learner's own choice."""
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> Learned:
-        self._optimizer_state = {}
+        self._optimizer_state, self._usual = {}, None
         loaded: dict[int, dict[str, Tensor]] = {}
         for name, tensor in record.items():
             kind, _, rest = name.partition(".")
@@ -246,6 +273,8 @@ class NNsTrainer(DefaultTrainer):
             elif kind == "state":
                 current, self._allocated, self._batches_seen = tensor.tolist()
                 self._current = None if current < 0 else current
+            elif kind == "usual":
+                self._usual = float(tensor)
         self._scores |= loaded
         self._changed = set(loaded)
         for mask in loaded:

@@ -140,7 +140,7 @@ class TrainingOptions:
         compile: whether training runs through ``torch.compile``.
         reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
         num_tasks: for how many tasks ``NNsTrainer`` may have masks; None for one.
-        nns_every, nns_epsilon: see ``NNsTrainer``.
+        stream_jitter, nns_every, nns_epsilon, nns_surprise: see ``NNsTrainer``.
         on_nan: ``stop`` gives all tasks in training up when one fails; ``skip`` goes on with the others.
     """
 
@@ -161,8 +161,10 @@ class TrainingOptions:
     reinit_most_recent_k: int | None = None
     reinit_from: str | None = None
     num_tasks: int | None = None
+    stream_jitter: int = 0
     nns_every: int = 100
     nns_epsilon: float = 0.125
+    nns_surprise: float | None = None
     on_nan: str = "stop"
 
 

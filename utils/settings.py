@@ -11,10 +11,11 @@ NETWORK = frozenset(
 # How tasks are learned and tested: other values give other numbers.
 OUTCOME = frozenset(
     {
-        *("task_eval", "tasks", "augment", "stream_tasks", "trainer", "epochs", "iter_lim"),
+        *("task_eval", "tasks", "augment", "stream_tasks", "stream_jitter", "trainer", "epochs", "iter_lim"),
         *("batch_size", "test_batch_size"),
         *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
-        *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from", "nns_every", "nns_epsilon"),
+        *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from"),
+        *("nns_every", "nns_epsilon", "nns_surprise"),
         *("amp", "channels_last", "compile", "tf32", "fast"),
         *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
         *("gamma", "unshared_labels", "infer", "infer_layers"),
