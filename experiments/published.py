@@ -49,7 +49,9 @@ def name_of(experiment: Experiment, setting: Setting, paper: dict) -> str:
 
 def short(setting: Setting, paper: dict) -> str:
     """What tells a setting apart from the experiment's others, in the words of ``paper.yaml`` where it has some."""
-    return ", ".join(filter(None, (paper["short"].get(part, part) for part in setting.label.split(", "))))
+    hidden = paper["experiments"].get(setting.experiment, {}).get("hides", ())
+    parts = [part for part in setting.label.split(", ") if part.partition(" ")[0] not in hidden]
+    return ", ".join(paper["short"].get(part, part) for part in parts)
 
 
 def label_of(experiment: Experiment, paper: dict) -> str:

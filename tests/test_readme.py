@@ -174,3 +174,36 @@ def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name)
     for line, row in zip(table, measured, strict=True):
         expected = [row["what"], row["unit"], *(short(row[name]) for name in ("ours", "naive", "ratio"))]
         assert [cell.strip() for cell in line.strip("|").split("|")] == expected
+
+
+@pytest.mark.parametrize("experiment", ["MNISTPerm-siblings", "rn18-siblings"])
+def test_the_tables_of_relatives_are_those_of_the_committed_runs(experiment):
+    header = "| method | given | inferred | lost by earlier tasks, given | lost, inferred | bytes a task | s a task |"
+    said = (PROJECT / "docs" / "runs.md").read_text().partition(f"{Path(experiment).name}/results.csv")[2]
+    table = rows(header + said.partition(header)[2].partition("\n\n")[0])
+    assert [row["method"] for row in table] == ["SupSup", "Piggyback", "WSN", "PackNet", "ExSSNeT"]
+    for row in table:
+        kind = {"SupSup": "*MultitaskMask"}.get(row["method"], row["method"])
+        (folder,) = (collected.RESULTS / experiment).glob(f"conv-type={kind}Conv*,seed=0")
+        about = yaml.safe_load((folder / "settings.yaml").read_text())
+        lines = [
+            line
+            for line in csv.DictReader((folder.parent / "results.csv").open())
+            if Path(line["Save Directory"]).name == folder.name
+        ]
+        last, learned = lines[-1], [float(line["Accuracy Given"]) for line in lines if line["Task"]]
+        scores: dict[str, list[dict[str, str]]] = {}
+        for score in csv.DictReader((folder / "adapt_results.csv").open()):
+            scores.setdefault(score["tasks_learned"], []).append(score)
+        first, end = list(scores.values())[0], list(scores.values())[-1]
+        given = [one - float(score["given"]) for one, score in zip(learned, end[:-1], strict=False)]
+        inferred = [float(a["adapted"]) - float(b["adapted"]) for a, b in zip(first, end, strict=False)]
+        assert row == {
+            "method": row["method"],
+            "given": f"{float(last['Accuracy Given']):.4f}",
+            "inferred": f"{float(last['Accuracy Adapted']):.4f}",
+            "lost by earlier tasks, given": f"{statistics.mean(given):.4g}",
+            "lost, inferred": f"{statistics.mean(inferred):.4g}" if len(scores) > 1 else "–",
+            "bytes a task": f"{round(int(last['Bytes']) / len(end)):,}",
+            "s a task": f"{about['seconds'] / len(end):.0f}",
+        }
