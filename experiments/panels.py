@@ -65,7 +65,8 @@ def over_bytes(axes: Axes, experiments: Sequence[Experiment], paper: dict, figur
     for experiment in experiments:
         lines: dict[str, list[Setting]] = {}
         for setting in experiment.settings:  # sparsities make up a line
-            rest = ", ".join(part for part in setting.label.split(", ") if not part.startswith("sparsity "))
+            parts = published.short(setting, paper).split(", ")
+            rest = ", ".join(part for part in parts if not part.startswith("sparsity "))
             lines.setdefault(rest, []).append(setting)
         for rest, settings in lines.items():
             label = ", ".join(filter(None, [published.label_of(experiment, paper), rest]))
