@@ -55,7 +55,7 @@ class NNsTrainer(DefaultTrainer):
     ``k * max(nu) < 1 + nns_epsilon``, and then a mask is allocated, up to ``num_tasks`` of them; else the mask
     ``argmax nu`` goes on training. With ``nns_surprise`` it decides between these as well: before it trains on a batch
     whose loss is more than so many times the usual one of the mask in training, a running mean of the losses since the
-    mask was chosen. While fewer than five masks are allocated, others take part with their initial
+    mask was chosen; the next ``nns_every`` count from there. While fewer than five masks are allocated, others take part with their initial
     scores to make up five; data that one of these explains best are new too. When no mask is left, batches that ask
     for one are skipped until the next decision.
 
@@ -115,7 +115,7 @@ class NNsTrainer(DefaultTrainer):
         return self._learned(self.task, self._note())
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
-        if self._batches_seen % self.options.nns_every == 0 or self._surprises(x, y):
+        if self._due() or self._surprises(x, y):
             self._decide(x)
         self._batches_seen += 1
         if self._current is None:
@@ -133,6 +133,10 @@ class NNsTrainer(DefaultTrainer):
             return o.iter_lim
         length = torch.randint(-o.stream_jitter, o.stream_jitter + 1, (), generator=self.rng("length", self.task))
         return o.iter_lim + int(length)
+
+    def _due(self) -> bool:
+        """Whether the last decision is ``nns_every`` batches ago; a mask that was just allocated has had these alone."""
+        return not self.decisions or self._batches_seen - self.decisions[-1].batch >= self.options.nns_every
 
     @torch.no_grad()
     def _surprises(self, x: Tensor, y: Tensor) -> bool:
