@@ -55,9 +55,9 @@ class NNsTrainer(DefaultTrainer):
     ``k * max(nu) < 1 + nns_epsilon``, and then a mask is allocated, up to ``num_tasks`` of them; else the mask
     ``argmax nu`` goes on training. With ``nns_surprise`` it decides between these as well: before it trains on a batch
     whose loss is more than so many times the usual one of the mask in training, a running mean of the losses since the
-    mask was chosen; the next ``nns_every`` count from there. While fewer than five masks are allocated, others take part with their initial
-    scores to make up five; data that one of these explains best are new too. When no mask is left, batches that ask
-    for one are skipped until the next decision.
+    mask was chosen; the next ``nns_every`` count from there. While fewer than five masks are allocated, others take
+    part with their initial scores to make up five; data that one of these explains best are new too. When no mask is
+    left, batches that ask for one are skipped until the next decision.
 
     A hidden task has ``iter_lim`` batches, and with ``stream_jitter`` n up to n more or fewer, drawn for each, so that
     its end need not be where a decision falls.
