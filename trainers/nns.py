@@ -135,7 +135,7 @@ class NNsTrainer(DefaultTrainer):
         return o.iter_lim + int(length)
 
     def _due(self) -> bool:
-        """Whether the last decision is ``nns_every`` batches ago; a mask that was just allocated has had these alone."""
+        """Whether the last decision is ``nns_every`` batches ago, so that a new mask has been trained as long."""
         return not self.decisions or self._batches_seen - self.decisions[-1].batch >= self.options.nns_every
 
     @torch.no_grad()
