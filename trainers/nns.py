@@ -122,7 +122,7 @@ class NNsTrainer(DefaultTrainer):
             return None
         self._trained[self.task][self._current] += 1
         loss = super().step(x, y)
-        if self.options.nns_surprise is not None:
+        if self.options.nns_surprise is not None and loss is not None:
             self._usual = float(loss) if self._usual is None else FORGETS * float(loss) + (1 - FORGETS) * self._usual
         return loss
 
