@@ -225,10 +225,10 @@ class DefaultTrainer:
     @property
     def reached_limit(self) -> bool:
         """Whether the task has had all the batches it may have."""
-        return self.batches_done == self.limit
+        return self.batches_done == self._limit
 
     @property
-    def limit(self) -> int | None:
+    def _limit(self) -> int | None:
         """Batches of a task in training at the most; None for no limit."""
         return self.options.iter_lim
 
@@ -272,7 +272,7 @@ class DefaultTrainer:
         position, watch = self.position, self.watch
         position.enter(epoch)
         loader.set_epoch(epoch, position.epoch_batches)
-        count = position.left(len(loader), self.limit)
+        count = position.left(len(loader), self._limit)
         batches: Iterable = islice(loader, count)
         if progress is not None:
             batches = progress(batches, count, epoch)

@@ -127,7 +127,7 @@ class NNsTrainer(DefaultTrainer):
         return loss
 
     @property
-    def limit(self) -> int | None:
+    def _limit(self) -> int | None:
         o = self.options
         if not o.stream_jitter or o.iter_lim is None:
             return o.iter_lim
