@@ -302,7 +302,16 @@ def make_parser() -> _Parser:
         action=Switch,
         help="shift and flip your own training images at random; crop and flip those that workers decode",
     )
-    add("--workers", type=_number(int, 0, 1024), help="processes that decode images (ImageNet)")
+    add(
+        "--workers",
+        type=_number(int, 0, 1024),
+        help="processes that decode images (ImageNet; default: one for each core, 16 at the most)",
+    )
+    add(
+        "--keep-images",
+        action=Switch,
+        help="decode an image of SplitImageNet once in a task; training crops come from what is kept, 256 pixels high",
+    )
     add("--batch-size", type=_number(int, 1), help="images in a training batch")
     add("--test-batch-size", type=_number(int, 1), help="images in a test batch")
 

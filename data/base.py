@@ -84,6 +84,7 @@ class TaskDataset:
         device: where images lie and batches are made.
         classes_per_task: of sets split by class; None for the set's own.
         workers: processes that decode images, for sets that do not lie in memory.
+        keep_images: whether these decode each image but once in a task; see ``data.kept``.
         share: (rank, size): serve this part of each training batch, as one of ``size`` processes of a run.
 
     Raises:
@@ -115,6 +116,7 @@ class TaskDataset:
         device: str | torch.device = "cpu",
         classes_per_task: int | None = None,
         workers: int = 0,
+        keep_images: bool = False,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.choose_classes(classes_per_task, num_tasks)
@@ -125,6 +127,7 @@ class TaskDataset:
             raise UserError(f"`num_tasks` {num_tasks}: {self.name} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size
         self.device, self.workers, self.share = torch.device(device), workers, share
+        self.keep_images = keep_images
         self.open(root)
         self.update_task(0)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.base import SplitByClass, digest
 from data.images import FolderLoader, find_images, is_folder
+from data.kept import KeepingLoader, shorter_side
 from utils.errors import UserError
 
 SIZE, RESIZED = 224, 256
@@ -70,8 +72,17 @@ class SplitImageNet(SplitByClass):
         crop = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()])
         middle = transforms.Compose([transforms.Resize(RESIZED), transforms.CenterCrop(SIZE)])
         common = dict(size=(SIZE, SIZE), mean=MEAN, std=STD, seed=self.seed, device=self.device, workers=self.workers)
-        self.train_loader = FolderLoader(crop, shuffle=True, batch_size=self.batch_size, share=self.share, **common)
-        self.val_loader = FolderLoader(middle, shuffle=False, batch_size=self.test_batch_size, **common)
+        train, val = dict(batch_size=self.batch_size, share=self.share), dict(batch_size=self.test_batch_size)
+        if self.keep_images:
+            scaled = partial(shorter_side, pixels=RESIZED)
+            scale = transforms.Resize(RESIZED)
+            self.train_loader = KeepingLoader(scale, scaled=scaled, crops=True, shuffle=True, **train, **common)
+            self.val_loader = KeepingLoader(
+                middle, scaled=lambda _: (SIZE, SIZE), crops=False, shuffle=False, **val, **common
+            )
+            return
+        self.train_loader = FolderLoader(crop, shuffle=True, **train, **common)
+        self.val_loader = FolderLoader(middle, shuffle=False, **val, **common)
 
     def fingerprint(self) -> str:
         """Of all class names, the names of the images of some classes, and the bytes of one image of each of these."""

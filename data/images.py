@@ -124,11 +124,32 @@ def _end_worker(error: Exception, _: object) -> None:
     os._exit(1)
 
 
-def _collate(size: tuple[int, int], items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+def _stack(size: tuple[int, int], items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     if not items:  # a process's share of a small batch may be nothing
         return torch.empty(0, 3, *size, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+    return _shared(default_collate, items)
+
+
+def collate_flat(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Images of any sizes, one after the other, each [H, W, 3]: uint8 (bytes,); and their labels."""
+    if not items:
+        return torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+
+    def flat(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        images, labels = zip(*items, strict=True)
+        return torch.cat([image.permute(1, 2, 0).flatten() for image in images]), torch.tensor(labels)
+
+    return _shared(flat, items)
+
+
+def _shared(collate: Callable, items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """A batch as ``collate`` makes it, where the run can reach it.
+
+    Raises:
+        UserError: shared memory is too small.
+    """
     try:
-        x, y = default_collate(items)
+        x, y = collate(items)
         if get_worker_info() is not None:  # here, where an error reaches the run, and not when it is sent
             x.share_memory_(), y.share_memory_()
     except (OSError, RuntimeError) as error:
@@ -160,6 +181,7 @@ class FolderLoader(Loader):
         workers: processes that decode; 0 for none.
         share: (rank, size): of each batch only the images rank, rank + size, ..., as one of ``size`` processes.
         read: gives the image of a file.
+        collate: makes a batch of images and labels; None to stack them.
     """
 
     def __init__(
@@ -176,6 +198,7 @@ class FolderLoader(Loader):
         workers: int,
         share: tuple[int, int] = (0, 1),
         read: Callable[[str], Image.Image] = read_image,
+        collate: Callable[[list[tuple[Tensor, int]]], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.share = slice(share[0], None, share[1])
         self.shuffle = shuffle
@@ -188,7 +211,7 @@ class FolderLoader(Loader):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
-            collate_fn=partial(_collate, size),
+            collate_fn=collate or partial(_stack, size),
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # nothing is drawn from it, and the global one is left alone
         )

@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, threads, slices
+    python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, threads, ...
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
@@ -38,6 +38,7 @@ from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402
 from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
+from utils.cores import available_cores  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
@@ -570,6 +571,46 @@ def resnet(report: Report, data_root: str, device: torch.device, quick: bool, co
         report.add("resnet", what, scale * t[form], scale * t["naive"], note=note)
 
 
+# (i) images
+
+
+def write_photographs(root: Path, count: int) -> None:
+    """So many JPEGs of 500 x 375 pixels for SplitImageNet, as large and as hard to decode as a photograph is."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(1000):
+            (root / "imagenet" / split / f"n{label:08d}").mkdir(parents=True)
+        for number in range(count if split == "train" else 1000):
+            coarse = random.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            fine = random.normal(0, 8, (375, 500, 3))
+            pixels = np.asarray(Image.fromarray(coarse).resize((500, 375))) + fine
+            path = root / "imagenet" / split / f"n{number % 1000:08d}" / f"{number}.jpg"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+
+
+def images(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """Bytes of SplitImageNet's training images, cropped: the second epoch of kept ones beside decoding them again."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), 1000)
+        roots = {"JPEGs of 500 x 375": folder}
+        if (Path(data_root) / "imagenet").exists():
+            roots["images of --data"] = data_root
+        for what, root in roots.items():
+            flags = dict(num_tasks=1, classes_per_task=1000, device=device, workers=available_cores())
+            sets = {keep: DATASETS["SplitImageNet"](root, **flags, keep_images=keep) for keep in (True, False)}
+
+            def epoch(keep: bool, sets=sets):
+                loader = sets[keep].train_loader
+                loader.set_epoch(1)
+                return sum(len(y) for _, y in loader.unprepared())
+
+            t = medians({keep: partial(epoch, keep) for keep in sets}, 1 if quick else 3)
+            note = "1,000 images, seconds an epoch: kept, beside decoded by a worker a core"
+            report.add("images", f"second epoch of {what}", t[True], t[False], note=note)
+
+
 # (f) threads
 
 
@@ -664,6 +705,7 @@ PARTS = {
     "resnet": resnet,
     "threads": threads,
     "slices": slices,
+    "images": images,
 }
 
 

@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import resize
 
 import main
-from data import DATASETS
+from data import DATASETS, kept
 from data.cifar import crop_and_flip
-from data.images import read_image
+from data.images import read_image, to_tensor
+from data.kept import crop, draw_crops
 from models import MODELS
 from models.small import FullyConnected
 from utils.checkpoint import Checkpoint
@@ -238,6 +240,72 @@ def test_imagenet_shares_of_two_processes_are_the_batch_of_one(imagenet):
     whole, *shares = (open_imagenet(imagenet, share=s) for s in ((0, 1), (0, 2), (1, 2)))
     for (x, _), (x0, _), (x1, _) in zip(whole.train_loader, *(s.train_loader for s in shares), strict=True):
         assert torch.equal(x[0::2], x0) and torch.equal(x[1::2], x1)
+
+
+KEPT = dict(seed=1, keep_images=True)
+
+
+def test_kept_images_are_decoded_once_and_cropped_by_seed_task_and_epoch(imagenet, monkeypatch, capsys):
+    """On any number of workers, with and without room for them, from the middle of an epoch, and in shares."""
+    alone, workers = open_imagenet(imagenet, **KEPT), open_imagenet(imagenet, **KEPT, workers=2)
+    epochs, read = [], []
+    monkeypatch.setattr(alone.train_loader._decoded.dataset, "read", lambda path: read.append(path) or read_image(path))
+    for epoch in (0, 1):
+        for data in (alone, workers):
+            data.train_loader.set_epoch(epoch)
+        epochs.append(everything(alone.train_loader))
+        assert all(torch.equal(a, b) for a, b in zip(epochs[-1], everything(workers.train_loader), strict=True))
+    assert epochs[0][0].shape == (20, 3, 224, 224) and not torch.equal(epochs[0][0], epochs[1][0])
+    assert sorted(read) == sorted(path for path, _ in alone.train_loader.images)
+    said = "task 0: 20 training images are decoded once, 0.00 GB in memory"
+    assert capsys.readouterr().out.splitlines() == [said] * 2
+    shares = [open_imagenet(imagenet, **KEPT, share=share).train_loader for share in ((0, 2), (1, 2))]
+    monkeypatch.setattr(kept, "IN_MEMORY", 0)
+    in_file = open_imagenet(imagenet, **KEPT).train_loader
+    in_file.set_epoch(1, start=1)
+    assert torch.equal(everything(in_file)[0], epochs[1][0][8:])
+    assert torch.equal(everything(shares[1])[0][:4], epochs[0][0][1:8:2])
+    monkeypatch.setattr(os, "posix_fallocate", refuse_room)
+    nowhere = open_imagenet(imagenet, **KEPT).train_loader
+    assert torch.equal(everything(nowhere)[0], epochs[0][0]) and torch.equal(everything(nowhere)[0], epochs[0][0])
+    assert "has no room for it (TMPDIR names another folder): they are decoded in every" in capsys.readouterr().out
+
+
+def refuse_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_kept_test_images_are_those_of_the_usual_pipeline(imagenet):
+    plain, once = open_imagenet(imagenet).val_loader, open_imagenet(imagenet, **KEPT).val_loader
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(everything(once), everything(plain), strict=True))
+
+
+def test_crops_of_kept_images_are_drawn_as_torchvision_draws_them():
+    """Their shares of the area, shapes and places, and those of an image none of whose tries fits."""
+    sizes = torch.tensor([[256, 341]]).expand(4000, 2)
+    boxes, flips = draw_crops(sizes, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    theirs = torch.tensor([
+        transforms.RandomResizedCrop.get_params(torch.empty(3, 256, 341), (0.08, 1.0), (3 / 4, 4 / 3))
+        for _ in range(4000)
+    ])  # fmt: skip
+    for measure in (lambda b: b[:, 2] * b[:, 3] / (256 * 341), lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0] / 256):
+        ours, other = (measure(part.float()).sort().values for part in (boxes, theirs))
+        assert (ours - other).abs().mean() < 0.02
+    assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and 0.45 < flips.float().mean() < 0.55
+    thin, _ = draw_crops(torch.tensor([[256, 4000]]), torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    assert thin[0, 2] <= 256 and thin[0, 3] <= 4 / 3 * 256 + 1
+
+
+def test_crops_are_those_parts_scaled_and_flipped():
+    image = torch.randint(0, 256, (40, 50, 3), dtype=torch.uint8).permute(2, 0, 1)
+    boxes, flips = torch.tensor([[3, 5, 20, 30]]).expand(2, 4), torch.tensor([False, True])
+    plain, flipped = crop([image, image], boxes, flips, (16, 16), torch.device("cpu"))
+    wanted = resize(Image.fromarray(image.permute(1, 2, 0).numpy()).crop((5, 3, 35, 23)), (16, 16))
+    assert (plain.int() - to_tensor(wanted).int()).abs().max() <= 1
+    assert torch.equal(flipped, plain.flip(-1))
 
 
 def test_imagenet_that_is_missing_is_refused_with_where_it_was_looked_for(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from device import DEVICE, There, second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
 
+from data.kept import crop
 from models import BN_TYPES, CONV_TYPES, MODELS
 from trainers import ADAPTORS
 
@@ -57,3 +58,10 @@ def test_layers_with_weights(name, device, tmp_path):
 def test_norms(name, device, tmp_path):
     words = RUNS["hopsupsup"] if "Hop" in name else "--adaptor gt --train-weight-tasks 1"
     assert call_main(tmp_path, "--model", "TinyBN", "--bn-type", name, *words.split(), *SHORT.split()) == 0
+
+
+def test_crops_of_kept_images(device):
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 50), (30, 60))]
+    what = images, torch.tensor([[3, 5, 20, 30], [0, 1, 30, 20]]), torch.tensor([False, True]), (16, 16)
+    here, there = crop(*what, torch.device("cpu")), crop(*what, DEVICE)
+    assert there.device == DEVICE and (there.cpu().int() - here.int()).abs().max() <= 1

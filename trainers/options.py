@@ -72,7 +72,8 @@ class DataOptions:
         classes_per_task: of sets split by class; None for the set's own.
         tasks_by, image_size, mean, std, augment: of images of the user's own; see ``data.folder``.
         seed: of everything random.
-        workers: processes that decode images.
+        workers: processes that decode images; None for one for each core, 16 at the most.
+        keep_images: whether each is decoded but once; of SplitImageNet.
         batch_size, test_batch_size: images in a batch.
     """
 
@@ -87,7 +88,8 @@ class DataOptions:
     std: Sequence[float] | None = None
     augment: bool = False
     seed: int = 0
-    workers: int = 4
+    workers: int | None = None
+    keep_images: bool = False
     batch_size: int = 128
     test_batch_size: int = 128
 

@@ -40,6 +40,7 @@ from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, PART
 from utils.slices import named
 
+MOST_WORKERS = 16  # that nobody has asked for
 MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
 
 
@@ -131,7 +132,8 @@ def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset
         batch_size=o.batch_size,
         test_batch_size=o.test_batch_size,
         device=device,
-        workers=o.workers,
+        workers=min(available_cores(), MOST_WORKERS) if o.workers is None else o.workers,
+        keep_images=o.keep_images,
         share=(group.rank, group.size),
     )
 

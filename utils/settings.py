@@ -12,7 +12,7 @@ NETWORK = frozenset(
 OUTCOME = frozenset(
     {
         *("task_eval", "tasks", "augment", "stream_tasks", "stream_jitter", "trainer", "epochs", "iter_lim"),
-        *("batch_size", "test_batch_size"),
+        *("batch_size", "test_batch_size", "keep_images"),
         *("optimizer", "lr", "train_weight_tasks", "train_weight_lr", "momentum", "weight_decay", "lr_policy"),
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from"),
         *("nns_every", "nns_epsilon", "nns_surprise"),
