@@ -299,13 +299,13 @@ def test_a_full_disk_stops_the_run_with_one_line_and_with_room_it_goes_on(tmp_pa
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "full"))
 
 
-def test_a_disk_of_5_megabytes_is_filled_and_made_larger(tmp_path, call):
+def test_a_disk_of_2_megabytes_is_filled_and_made_larger(tmp_path, call):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "none", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]
     if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a disk of 5 MB, and only where it may")
-    words = f"--num-tasks 30 --epochs 1 --iter-lim 2 --model FC1024 --adaptor gt --threads 1 --log-dir {disk}".split()
+        pytest.skip("only root can mount a disk of 2 MB, and only where it may")
+    words = f"--num-tasks 12 --epochs 1 --iter-lim 2 --model FC1024 --adaptor gt --threads 1 --log-dir {disk}".split()
     try:
         result = call("main.py", *words, "--name", "run")
         assert result.returncode == 1
@@ -315,7 +315,7 @@ def test_a_disk_of_5_megabytes_is_filled_and_made_larger(tmp_path, call):
         assert result.returncode == 0 and result.stderr == ""
         assert "warning" not in result.stdout
         records, damaged = Checkpoint(disk / "run" / "checkpoint.pt").read()
-        assert [record.kind for record in records].count("task") == 30 and damaged == 0
+        assert [record.kind for record in records].count("task") == 12 and damaged == 0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

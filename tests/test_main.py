@@ -210,7 +210,7 @@ def test_a_baseline_with_shared_weights_resumes_with_them(tmp_path):
 @pytest.mark.realdata
 def test_permuted_mnist_reaches_the_accuracy_of_the_original(real_data, tmp_path):
     """The original code measured 0.934 to 0.941 a task, and every task inferred right, after these 1,000 batches."""
-    words = ["--set", "MNISTPerm", "--data", real_data, "--num-tasks", 3, "--unshared-labels", "--threads", 1]
+    words = ["--set", "MNISTPerm", "--data", real_data, "--num-tasks", 2, "--unshared-labels", "--threads", 1]
     words = [str(word) for word in [*words, "--log-dir", tmp_path]]
     learning = ["--epochs", "3", "--iter-lim", "1000", "--lr", "1e-4", "--export", str(tmp_path / "masks")]
     ways = [("entropy", learning), ("g", ["--import", str(tmp_path / "masks")])]
@@ -219,7 +219,7 @@ def test_permuted_mnist_reaches_the_accuracy_of_the_original(real_data, tmp_path
         assert main.main([*words, *more, "--adaptor", adaptor, "--name", objective]) == 0
         summary = rows(tmp_path / "results.csv")[-1]
         assert float(summary["Accuracy Adapted"]) >= 0.93
-        assert float(summary["Share Inferred Right"]) >= 0.995  # at most one of the 237 batches, of one image each
+        assert float(summary["Share Inferred Right"]) >= 0.995  # none of the 158 batches may be wrong
 
 
 # A short task that learns nothing

@@ -21,7 +21,7 @@ SCENARIOS = {
     "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --epochs 2 --iter-lim 8",
     "NNs": "--set DigitsPerm --trainer nns --num-tasks 10 --nns-every 12 --epochs 2",
     "transfer": SPLIT + "--model GEMResNet18 --conv-type MultitaskMaskConv --bn-type MultitaskNonAffineBN "
-    "--trainer reinit --reinit-adapt running_mean --sparsity 0.3 --adaptor gt --epochs 1 --iter-lim 4 --batch-size 32",
+    "--trainer reinit --reinit-adapt running_mean --sparsity 0.3 --adaptor gt --epochs 1 --iter-lim 3 --batch-size 16",
 }
 # A process forked from one that has loaded the program starts at once, so that kills strike the run and not its start.
 FORKS = multiprocessing.get_context("forkserver")
