@@ -60,6 +60,13 @@ class MultitaskModule(nn.Module, ABC):
             setattr(self, name, None)
         self.select_task(tasks[-1])
 
+    @torch.no_grad()
+    def keep_task(self) -> None:
+        """Keep what the task in training has learned so far; it stays in training."""
+        assert self.task is not None
+        state = self.task_parameters() | self.task_buffers()
+        self.keep_tasks([self.task], {name: value[None] for name, value in state.items()})
+
     def end_task(self) -> None:
         """Keep what the task in training has learned, free what only training needs, and select the task."""
         assert self.task is not None
@@ -85,8 +92,12 @@ class MultitaskModule(nn.Module, ABC):
         """
         return state
 
-    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
-        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can."""
+    def superpose(self, tasks: Sequence[int], alphas: Tensor, alike: bool = False) -> None:
+        """Compute as the superposition ``Σ_i alphas_i`` of ``tasks`` does, alphas (k,), in layers that can.
+
+        Args:
+            alike: whether each of the alphas is known to be ``1 / k``.
+        """
         raise ValueError(f"{type(self).__name__} cannot be superposed")
 
     @abstractmethod
@@ -224,6 +235,12 @@ def end_task(model: nn.Module) -> None:
     """Keep the task in training as learned, in every layer, and select it."""
     for _, module in named(model, MultitaskModule):
         module.end_task()
+
+
+def keep_task(model: nn.Module) -> None:
+    """Keep what the task in training has learned so far, in every layer; it stays in training."""
+    for _, module in named(model, MultitaskModule):
+        module.keep_task()
 
 
 def end_tasks(model: nn.Module, tasks: Sequence[int], state: dict[str, Tensor]) -> None:

@@ -184,7 +184,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
         self.in_stack = True
         return state
 
-    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
+    def superpose(self, tasks: Sequence[int], alphas: Tensor, alike: bool = False) -> None:
         self.task, self.mean, self.variance, self.learning = None, None, None, False
 
     def task_parameters(self) -> dict[str, nn.Parameter]:

@@ -78,7 +78,7 @@ class SuperposedModule(MultitaskModule):
         """``coefficient_gradients`` of a layer that is not ``factored``, from ``∂L/∂W_eff`` (b, *weight shape)."""
         raise ValueError(f"{type(self).__name__} takes the gradient of its weight in factors")
 
-    def superpose(self, tasks: Sequence[int], alphas: Tensor) -> None:
+    def superpose(self, tasks: Sequence[int], alphas: Tensor, alike: bool = False) -> None:
         self.effective = self.superposition(tasks, alphas)
 
 
@@ -120,10 +120,18 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[st
     if not can_superpose(model):
         raise ValueError("a model is superposed through layers that have a mask for each task; this one has others")
     set_superposed(model, True)
+    alike = bool((alphas == 1 / len(tasks)).all())  # here, so that a GPU is waited for but once
     for _, module in named(model, MultitaskModule):
-        module.superpose(tasks, alphas)
+        module.superpose(tasks, alphas, alike)
     layers = named(model, SuperposedModule)
     return {f"{name}.effective": module.effective for name, module in layers if module.effective is not None}
+
+
+def train_again(model: nn.Module) -> None:
+    """Compute with the scores in training again, after tasks were superposed, in layers that have such scores alone."""
+    set_superposed(model, False)
+    for _, module in named(model, SuperposedModule):
+        module.effective = None
 
 
 @contextmanager

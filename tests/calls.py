@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators whose result the host must see before it goes on; the others are only put into the device's queue.
@@ -14,14 +16,18 @@ NOTHING |= {"detach", "lift_fresh", "resize_", "set_", "_record_function_enter_n
 class Calls(TorchDispatchMode):
     """Counts operators while it is entered.
 
+    Args:
+        device: whose tensors the host waits for.
+
     Attributes:
         kernels: those that compute, by name; views do not.
-        waits: those of ``WAITS``.
+        waits: those of ``WAITS``, and copies from a device to the processor.
         transfers: numbers of the host that become tensors, each a copy to the device that waits too.
     """
 
-    def __init__(self):
+    def __init__(self, device: str | torch.device = "cpu"):
         super().__init__()
+        self.device = torch.device(device)
         self.kernels: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.transfers = 0
@@ -29,7 +35,9 @@ class Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.partition("::")[2]
         views = any(part.alias_info is not None and not part.alias_info.is_write for part in func._schema.returns)
-        if name in WAITS:
+        there = any(isinstance(part, Tensor) and part.device == self.device for part in args)
+        fetched = name == "_to_copy" and self.device.type != "cpu" == str((kwargs or {}).get("device"))
+        if there and (name in WAITS or fetched):
             self.waits[name] += 1
         self.transfers += name == "lift_fresh"
         if not views and name not in NOTHING:

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from device import second_device
+from device import DEVICE, second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
 
 from data import DATASETS
@@ -108,3 +108,22 @@ def test_what_is_not_measured_again_would_be_the_same(name, again, tmp_path, mon
     monkeypatch.setattr(run, "evaluate", both)
     assert call_main(tmp_path, *RUNS[name].split()) == 0
     assert unknown == [again]
+
+
+def test_a_decision_of_nns_waits_twice(tmp_path, monkeypatch):
+    """For whether all masks have one coefficient, and for the derivatives; more only where another mask is chosen."""
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    decide, counted = NNsTrainer._decide, []
+
+    def count(trainer, x):
+        before = trainer._current
+        with Calls(DEVICE) as calls:
+            decide(trainer, x)
+        counted.append((trainer._current == before, calls.waits.total(), calls.kernels.total()))
+
+    monkeypatch.setattr(NNsTrainer, "_decide", count)
+    with second_device(monkeypatch):
+        assert call_main(tmp_path, *RUNS["nns"].split(), "--num-tasks", "2", "--epochs", "1", "--iter-lim", "24") == 0
+    assert {stays for stays, _, _ in counted} == {True, False}
+    for stays, waits, kernels in counted:
+        assert waits <= (2 if stays else 30) and kernels <= 200, (stays, waits, kernels)

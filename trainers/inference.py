@@ -150,9 +150,10 @@ def _backward(
     Yields:
         Which batches, int64 (b,), and for them what the layers saw and ``∂L/∂outputs``, by the names of the probes.
     """
-    rows, row_of = alphas.reshape(-1, len(tasks)).unique(dim=0, return_inverse=True)
     if alphas.ndim == 1:
-        row_of = row_of.expand(len(images))
+        rows, row_of = alphas[None], torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    else:
+        rows, row_of = alphas.unique(dim=0, return_inverse=True)
     order = row_of.argsort(stable=True)  # batches with the same coefficients go through the same network, together
     weights = {0: superposition.superpose(model, tasks, rows[0])}  # by row
     with superposition.probes(model, images[0], layers) as probes:
@@ -167,12 +168,13 @@ def _backward(
             batch_bytes += 4 * superposition.superposed_size(model)
         for tile in tiles(len(images), max(1, min(BATCHES, tile_bytes // batch_bytes))):
             members = order[tile]
-            here = row_of[members].unique_consecutive().tolist()
+            here = [0] if len(rows) == 1 else row_of[members].unique_consecutive().tolist()
             weights = {row: weights[row] for row in here if row in weights}
             if missing := [row for row in here if row not in weights]:
                 made = superposition.superposed_weights(model, tasks, rows[multitask.places(missing, rows.device)])
                 weights |= {row: {name: w[place] for name, w in made.items()} for place, row in enumerate(missing)}
-            parts = [backward(probes, weights[row], images[members[row_of[members] == row]]) for row in here]
+            of_row = [members] if len(here) == 1 else [members[row_of[members] == row] for row in here]
+            parts = [backward(probes, weights[row], images[own]) for row, own in zip(here, of_row, strict=True)]
             output_gradients, inputs = (
                 {name: torch.cat([p[i][name] for p in parts]) for name in probes} for i in (0, 1)
             )

@@ -100,6 +100,9 @@ class NNsTrainer(DefaultTrainer):
         self._changed = set()
         self._count([task])
         self._trained[task] = Counter()
+        for mask in range(self._allocated, FEWEST):  # with the bits of their initial scores
+            multitask.begin_task(self.model, mask, self.rng)
+            multitask.end_task(self.model)
         self._resume()
 
     def _resume(self) -> None:
@@ -149,13 +152,11 @@ class NNsTrainer(DefaultTrainer):
         """Choose the mask that goes on training with the batch ``x`` (batch, channels, height, width)."""
         before = self._current
         if before is not None:
-            self._close()
+            multitask.keep_task(self.model)
         masks = range(max(self._allocated, FEWEST))
-        for mask in masks[self._allocated :]:
-            multitask.begin_task(self.model, mask, self.rng)
-            multitask.end_task(self.model)
         self.model.eval()
         gradient = alpha_gradients(self.model, masks, uniform(len(masks), x.device), x[None], entropy)[0]
+        gradient = gradient.cpu()  # all that is decided hangs on it: a GPU is waited for once
         self.model.train()
         strength, nearest = (len(masks) * (-gradient).softmax(0)).max(dim=0)
         new = bool(strength < 1 + self.options.nns_epsilon) or int(nearest) >= self._allocated
@@ -167,6 +168,11 @@ class NNsTrainer(DefaultTrainer):
         else:
             kind, mask = SKIP, int(gradient[: self._allocated].argmin())
         self._write_down(kind, mask, float(strength))
+        if kind == GO_ON and mask == before:
+            superposition.train_again(self.model)
+            return
+        if before is not None:
+            self._close()
         if mask != before:
             self._optimizer_state, self._usual = {}, None
         if kind == SKIP:
