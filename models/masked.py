@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from models.superposition import SuperposedModule
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
 BAGS = 16384  # masks that are summed together, so that each is read from its place but once
+NEAR = 2048  # bytes of a mask that are copied together: where masks lie far apart, waiting for memory is most of it
 BYTES = 3000  # masks from which on tables of bytes take less time than those of half bytes, which are made sooner
 
 
@@ -195,6 +197,30 @@ class Masked(SuperposedModule):
         return result
 
     @torch.no_grad()
+    def loss_gradients(self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor) -> Tensor:
+        """``coefficient_gradients`` of one loss, which reads only units that have a gradient.
+
+        Args:
+            inputs, output_gradients: those of the loss, (places, n / out) and (places, out).
+
+        Returns:
+            (k,).
+        """
+        rows, weight = self._rows(tasks), self.weight.flatten(1)
+        units = output_gradients.any(0).nonzero().flatten()
+        products = (output_gradients[:, units].mT @ inputs).mul_(weight[units])
+        result = products.new_empty(len(rows))
+        for some in masks.tiles(len(rows), max(1, masks.TILE_BYTES // (4 * weight.numel()))):
+            if weight.shape[1] % 8 == 0:
+                packed = self.packed.unflatten(1, (len(weight), -1))[rows[some, None], units]
+                kept = masks.unpack(packed.flatten(1), products.numel())
+            else:
+                kept = masks.unpack(self.packed[rows[some]], weight.numel())
+                kept = kept.unflatten(1, weight.shape)[:, units].flatten(1)
+            result[some] = kept @ products.flatten()
+        return result
+
+    @torch.no_grad()
     def unit_moments(self, inputs: Tensor, output_gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance over the tasks, all superposed alike, of what each unit adds to the derivatives.
 
@@ -223,8 +249,14 @@ class Masked(SuperposedModule):
 
     @torch.no_grad()
     def add_unit_gradients(
-        self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, chosen: Tensor, result: Tensor
-    ) -> None:
+        self,
+        tasks: Sequence[int],
+        inputs: Tensor,
+        output_gradients: Tensor,
+        chosen: Tensor,
+        result: Tensor,
+        coarse: bool = False,
+    ) -> Tensor:
         """Add to ``result`` (b, k) what some units add to ``coefficient_gradients``.
 
         For a unit at a time, the losses that chose it have a table of sums for each few bits of a mask: a mask is a
@@ -233,25 +265,43 @@ class Masked(SuperposedModule):
         Args:
             inputs, output_gradients: as in ``coefficient_gradients``.
             chosen: which units of each loss, bool (b, out).
+            coarse: whether what bits add may be rounded, so that two losses share a number; half the work.
+
+        Returns:
+            The variance that rounding adds to each loss's sums over independent bits, at the most: (b,).
         """
         rows, weight = self._rows(tasks), self.weight.flatten(1)
         all_rows = len(rows) == len(self.packed) and bool((rows.diff() == 1).all())
         packed = self.packed if all_rows else self.packed[rows]
         size, wide = weight.shape[1], len(rows) >= BYTES
+        coarse &= size <= masks.PAIRED // 4
+        variance = result.new_zeros(len(result))
         losses = {unit: chosen[:, unit].nonzero().flatten() for unit in chosen.any(0).nonzero().flatten().tolist()}
         for masks_here in masks.tiles(len(rows), BAGS):
-            for unit in losses:
-                begin, lead = divmod(unit * size, 8)
-                end = math.ceil((unit * size + size) / 8)
-                places = masks.table_places(packed[masks_here, begin:end], wide)
-                for some in losses[unit].split(TABLES):
-                    if inputs.shape[1] == 1:
-                        products = output_gradients[some, :, unit] * inputs[some, 0]
-                    else:
-                        products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
-                    products = F.pad(products * weight[unit], (lead, 8 * (end - begin) - lead - size))
-                    sums = F.embedding_bag(places, masks.table_sums(products, wide), mode="sum")  # (masks, losses)
-                    result[:, masks_here].index_add_(0, some, sums.T)
+            for _, near in groupby(losses, lambda unit: unit * size // (8 * NEAR)):
+                units = list(near)
+                first = units[0] * size // 8
+                here = packed[masks_here, first : math.ceil((units[-1] + 1) * size / 8)].contiguous()
+                for unit in units:
+                    begin, lead = divmod(unit * size, 8)
+                    end = math.ceil((unit * size + size) / 8)
+                    places = masks.table_places(here[:, begin - first : end - first], wide)
+                    for some in losses[unit].split(2 * TABLES if coarse else TABLES):
+                        if inputs.shape[1] == 1:
+                            products = output_gradients[some, :, unit] * inputs[some, 0]
+                        else:
+                            products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
+                        products = products * weight[unit]
+                        if coarse:
+                            products, scale, lost = masks.pair(products)
+                            if masks_here.start == 0:
+                                variance[some] += lost
+                        products = F.pad(products, (lead, 8 * (end - begin) - lead - size))
+                        sums = F.embedding_bag(places, masks.table_sums(products, wide), mode="sum")  # (masks, losses)
+                        if coarse:
+                            sums = masks.parted(sums, scale)
+                        result[:, masks_here].index_add_(0, some, sums.T)
+        return variance
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:
         """Where in ``packed`` the masks of ``tasks`` lie, int64 (k,).

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PAIRED = 2**12  # the second of two whole numbers in a float32 counts in these; 24 bits are exact
 TILE_BYTES = 24 * 2**20  # of unpacked masks or gradients; an allocator hands back more than 32 MiB after each use
 
 Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and ones
@@ -186,6 +187,33 @@ def table_places(packed: Tensor, wide: bool) -> Tensor:
     packed = packed.contiguous()  # a part of each mask until now
     packed = packed.int() if wide else torch.cat([packed >> 4, packed & 15], dim=-1).int()
     return packed.add_((256 if wide else 16) * torch.arange(packed.shape[-1], dtype=torch.int32, device=packed.device))
+
+
+def pair(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two rows of values (q, n) in one, as whole numbers, so that sums of a mask's share are sums for both.
+
+    ``n`` is ``PAIRED / 4`` at the most, and then what is lost is little.
+
+    Returns:
+        The paired rows (ceil(q / 2), n); what one counts in each row of values (q,); and the variance of what rounding
+        does to the sum of a mask of independent bits, at the most (q,).
+    """
+    count = values.shape[1]
+    scale = values.abs().sum(1).clamp(min=1e-30) / (PAIRED / 2 - 1 - count / 2)  # so that no sum is half of PAIRED
+    exact = values / scale[:, None]
+    whole = exact.round()
+    lost = (exact - whole).square().sum(1) * scale.square() / 4
+    first, second = whole.split([(len(whole) + 1) // 2, len(whole) // 2])
+    paired = first.clone()
+    paired[: len(second)].add_(second, alpha=PAIRED)
+    return paired, scale, lost
+
+
+def parted(sums: Tensor, scale: Tensor) -> Tensor:
+    """The sums (..., q) that are in sums (..., ceil(q / 2)) of what ``pair`` gave."""
+    second = (sums / PAIRED).round_()
+    parts = torch.cat([torch.sub(sums, second, alpha=PAIRED), second], dim=-1)
+    return parts[..., : len(scale)].mul_(scale)
 
 
 def coarse_products_pay(device: torch.device) -> bool:

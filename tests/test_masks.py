@@ -126,3 +126,18 @@ def test_kaiming_normal_follows_the_mode(mode, std):
 def test_every_initialiser_is_tried_here():
     tried = test_initialisers_have_the_values_and_spread_of_their_definition.pytestmark[0].args[1]
     assert {case[0] for case in tried} == set(INITIALISERS)
+
+
+def test_paired_rows_are_summed_as_if_apart():
+    """As whole numbers, so that no sum of one runs into the other; what rounding does is told."""
+    values = torch.randn(5, masks.PAIRED // 4, generator=torch.Generator().manual_seed(0))
+    values[1], values[2] = values[1].abs(), -values[2].abs()  # the largest sums that there are
+    values[3] = 0
+    paired, scale, lost = masks.pair(values)
+    kept = torch.randint(0, 2, (values.shape[1], 40), generator=torch.Generator().manual_seed(1)).float()
+    kept[:, 0], kept[:, 1:3] = 1, (values[:2] > 0).T.float()
+    sums = masks.parted((paired @ kept).T, scale).T
+    whole = (values / scale[:, None]).round() @ kept
+    assert paired.shape == (3, values.shape[1]) and torch.allclose(sums, whole * scale[:, None])
+    off = (sums - values @ kept)[:, 3:]
+    assert (off.var(1) <= 2 * lost).all() and (lost[[0, 1, 2, 4]] > 0).all() and not sums[3].any()

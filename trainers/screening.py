@@ -3,8 +3,10 @@
 The derivative ``⟨∂L/∂W_eff, W ⊙ M^i⟩`` is a sum over the units of all layers. Its mean over the masks is known for
 every unit from the superposition itself, ``⟨∂L/∂W_eff, W_eff⟩``, and so is its spread, were the bits independent. The
 units of the first layer that spread most are summed for all masks, for what masks have learned of their images lies
-there; the other units stand with their mean. Then the exact derivatives of a few masks are taken, and they decide,
-unless too many others could still win: then more units are summed, in the end all whose gradient is not zero.
+there; the other units stand with their mean. Losses take theirs from among the units that matter to most, so that many
+share what is read of a unit, and two of them share a float32, as whole numbers: these sums are a little off. Then the
+exact derivatives of a few masks are taken, and they decide, unless too many others could still win: then more units
+are summed, in the end, and not rounded, all whose gradient is not zero.
 
 A mask is given up if two things hold. Its screened derivative leads the mean of the masks by less than half of what the
 best one does. And it is above the best exact one by more than the units that were not summed can make up for, but for
@@ -18,6 +20,7 @@ Derivatives closer than ``TIED`` of ``Σ|∂L/∂W_eff ⊙ W|``, which is what s
 the first task is the answer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -28,14 +31,17 @@ from models.masked import Masked
 from models.masks import tiles
 from models.superposition import factors
 
-SCREENED = 100  # masks from which on ``auto`` screens; at 250 that is faster, below nobody has measured it
+SCREENED = 100  # masks from which on ``auto`` screens: 1.9 times as fast at 100, 0.7 times at 50
 # Shares of the first layer's units and of the other layers' that are summed for all masks while too many could win.
-ROUNDS = ((1 / 16, 0), (1 / 5, 0), (1, 1))
+ROUNDS = ((1 / 20, 0), (1 / 6, 0), (1, 1))
 LEAST = 8  # units of the first layer
+LEADS = 0.5  # of the largest lead, from which on a mask is not given up
 FEW = 16  # masks whose exact derivatives take no more time than more units, and one more for every 500
+COMMON = 6  # units from among which one is taken
+OFTEN = 8  # losses from which on a mask is unpacked for all of them, rather than what a loss needs of its masks
 RISK = 12.5  # minus the logarithm of the probability that a mask is given up that is the answer
 TIED = 2**-22
-SCREENED_BYTES = 2**29  # of derivatives of all masks at a time
+SCREENED_BYTES = 2**28  # of derivatives of all masks at a time
 DECIDED_BYTES = 2**26  # of those that are looked at together
 
 Factors = Sequence[tuple[Masked, Tensor, Tensor]]  # layers, what they saw, and the gradients of what they gave
@@ -61,45 +67,16 @@ def smallest_derivatives(
         The index of one of ``tasks`` for each of ``b`` losses, int64 (b,).
     """
     losses = len(next(iter(inputs.values())))
-    best = torch.zeros(losses, dtype=torch.int64, device=next(iter(inputs.values())).device)
-    if len(tasks) > 1:
-        for some in tiles(losses, max(1, SCREENED_BYTES // (4 * len(tasks)))):
+    left = torch.arange(losses, device=next(iter(inputs.values())).device)  # that are not decided
+    best = torch.zeros_like(left)
+    for shares, (after, _) in zip(ROUNDS, (*ROUNDS[1:], (1, 1)), strict=True) if len(tasks) > 1 else ():
+        # The fewer are left, the less they share of the next round, and the more masks it pays to do without it.
+        few = max(FEW + len(tasks) // 500, int(2 * after * len(tasks) / len(left)))
+        undecided = []
+        for some in left.split(max(1, SCREENED_BYTES // (4 * len(tasks)))):
             here = [{name: value[some] for name, value in part.items()} for part in (inputs, output_gradients)]
             tie = TIED * superposition.products_size(model, *here)
-            best[some] = _smallest(tasks, list(factors(model, *here)), tie)
-    return best
-
-
-@torch.no_grad()
-def _smallest(tasks: Sequence[int], layers: Factors, tie: Tensor) -> Tensor:
-    moments = [layer.unit_moments(x, gradient) for layer, x, gradient in layers]
-    mean, spread, largest = (torch.cat(part, dim=1) for part in zip(*moments, strict=True))  # (b, units of all layers)
-    counts = [len(layer.weight) for layer, _, _ in layers]
-    left = torch.arange(len(mean), device=mean.device)  # losses that are not decided
-    best, summed = torch.zeros_like(left), torch.zeros_like(spread, dtype=torch.bool)
-    derivatives = mean.new_zeros(len(mean), len(tasks))  # of the units that are summed
-    for number, wanted in enumerate(_rounds(layers, [spread for _, spread, _ in moments]), start=1):
-        more = torch.zeros_like(summed)
-        more[left] = wanted[left] & ~summed[left]
-        summed |= more
-        for (layer, x, gradient), chosen in zip(layers, more.split(counts, dim=1), strict=True):
-            layer.add_unit_gradients(tasks, x, gradient, chosen, derivatives)
-        parts = left.split(max(1, DECIDED_BYTES // (4 * len(tasks))))
-        if number == len(ROUNDS):  # what is summed is exact
-            for some in parts:
-                within = derivatives[some] <= derivatives[some].amin(1, keepdim=True) + tie[some, None]
-                best[some] = within.int().argmax(1)
-            break
-        rest, known = (spread * ~summed).sum(1), (spread * summed).sum(1)
-        away, single = (mean * ~summed).sum(1), (largest * ~summed).amax(1)
-        undecided = []
-        for some in parts:
-            screened = derivatives[some] + away[some, None]
-            # Bits of one mask are not quite independent: by how much less, what is summed tells.
-            wider = (screened.var(1, correction=0) / known[some]).nan_to_num(1, 1).clamp(min=1)
-            margin = _margin(wider * rest[some], single[some])
-            here = [(layer, x[some], gradient[some]) for layer, x, gradient in layers]
-            best[some], clear = _decide(tasks, here, screened, margin, tie[some])
+            best[some], clear = _round(tasks, list(factors(model, *here)), tie, shares, few)
             undecided.append(some[~clear])
         left = torch.cat(undecided)
         if not len(left):
@@ -107,42 +84,81 @@ def _smallest(tasks: Sequence[int], layers: Factors, tie: Tensor) -> Tensor:
     return best
 
 
-def _rounds(layers: Factors, spreads: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Which units of all layers are summed in each round, bool (b, units), from their spreads (b, out) by layer."""
-    alive = torch.cat([(gradient != 0).any(1) for _, _, gradient in layers], dim=1)
-    ranks = [spread.argsort(dim=1, descending=True, stable=True).argsort(dim=1) for spread in spreads]
-    for first, others in ROUNDS:
-        most = [max(LEAST, first * ranks[0].shape[1]), *(others * rank.shape[1] for rank in ranks[1:])]
-        yield alive & torch.cat([rank < count for rank, count in zip(ranks, most, strict=True)], dim=1)
+@torch.no_grad()
+def _round(
+    tasks: Sequence[int], layers: Factors, tie: Tensor, shares: tuple[float, float], few: int
+) -> tuple[Tensor, Tensor]:
+    """The best mask of each loss, int64 (b,), and whether that is decided, bool (b,), by a share of the units.
+
+    Args:
+        tie: by how little derivatives may differ that are equal, (b,).
+        shares: of the first layer's units and of the others' that are summed for all masks.
+        few: masks of a loss that are computed in full if they could win; if there may be more it is not decided.
+    """
+    last = shares == ROUNDS[-1]
+    moments = [layer.unit_moments(x, gradient) for layer, x, gradient in layers]
+    chosen = _chosen(layers, [spread for _, spread, _ in moments], shares)
+    derivatives, rounded = tie.new_zeros(len(tie), len(tasks)), torch.zeros_like(tie)
+    for (layer, x, gradient), units in zip(layers, chosen, strict=True):
+        rounded += layer.add_unit_gradients(tasks, x, gradient, units, derivatives, coarse=not last)
+    summed = torch.cat(chosen, dim=1)
+    mean, spread, largest = (torch.cat(part, dim=1) for part in zip(*moments, strict=True))  # (b, units of all layers)
+    rest, known = (spread * ~summed).sum(1) + rounded, (spread * summed).sum(1)
+    single = (largest * ~summed).amax(1)
+    best, clear = torch.empty_like(tie, dtype=torch.int64), torch.ones_like(tie, dtype=torch.bool)
+    for some in tiles(len(tie), max(1, DECIDED_BYTES // (4 * len(tasks)))):
+        if last:  # what is summed is exact
+            within = derivatives[some] <= derivatives[some].amin(1, keepdim=True) + tie[some, None]
+            best[some] = within.int().argmax(1)
+            continue
+        lead = derivatives[some].mean(1, keepdim=True) - derivatives[some]
+        # Bits of one mask are not quite independent: by how much less, what is summed tells.
+        seen = torch.linalg.vector_norm(lead, dim=1).square() / len(tasks)
+        wider = (seen / known[some]).nan_to_num(1, 1).clamp(min=1)
+        least = mean[some].sum(1) - _margin(wider * rest[some], single[some])
+        here = [(layer, x[some], gradient[some]) for layer, x, gradient in layers]
+        best[some], clear[some] = _decide(tasks, here, lead, least, tie[some], few)
+    return best, clear
+
+
+def _chosen(layers: Factors, spreads: Sequence[Tensor], shares: tuple[float, float]) -> list[Tensor]:
+    """Which units of each layer are summed, bool (b, out), as ``shares`` tell, by their spreads (b, out)."""
+    chosen = []
+    for number, ((_, _, gradient), spread) in enumerate(zip(layers, spreads, strict=True)):
+        share, least = (shares[0], LEAST) if number == 0 else (shares[1], 0)
+        count = max(least, math.ceil(share * spread.shape[1]))
+        # From among those that matter to most losses: a unit costs little more for many losses than for a few.
+        common = (spread / spread.sum(1, keepdim=True).clamp(min=1e-30)).sum(0).argsort(descending=True, stable=True)
+        spread = spread.index_fill(1, common[COMMON * count :], 0)
+        rank = spread.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        chosen.append((gradient != 0).any(1) & (rank < count))
+    return chosen
 
 
 def _decide(
-    tasks: Sequence[int], layers: Factors, screened: Tensor, margin: Tensor, tie: Tensor
+    tasks: Sequence[int], layers: Factors, lead: Tensor, least: Tensor, tie: Tensor, few: int
 ) -> tuple[Tensor, Tensor]:
-    """The best mask of each loss as far as screened derivatives (b, k) tell, int64 (b,), and whether they do, bool.
+    """The best mask of each loss as far as screened derivatives tell, int64 (b,), and whether they do, bool.
 
     Args:
-        margin: by how much less than a screened derivative the exact one may be, (b,).
-        tie: by how little derivatives may differ that are equal, (b,).
+        lead: by how much they are below their mean, (b, k).
+        least: what the exact derivative of a mask that does not lead is at the least, (b,).
+        tie, few: as in ``_round``.
     """
-    few = FEW + len(tasks) // 500
-    lead = screened.mean(1, keepdim=True) - screened
-    stay = lead >= lead.amax(1, keepdim=True) / 2
-    clear = stay.sum(1) <= few
-    row, mask = (stay & clear[:, None]).nonzero().unbind(1)
-    found = _exact(tasks, layers, row, mask)
-    limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, found, "amin") + margin + tie
-    stay = (screened <= limit[:, None]) & ~stay
-    clear &= (stay.sum(1) <= few) & limit.isfinite()
-    more_row, more_mask = (stay & clear[:, None]).nonzero().unbind(1)
-    found = torch.cat([found, _exact(tasks, layers, more_row, more_mask)])
-    row, mask = torch.cat([row, more_row]), torch.cat([mask, more_mask])
-    least = torch.full_like(tie, torch.inf).scatter_reduce(0, row, found, "amin")
-    tied = found <= (least + tie)[row]
-    best = torch.full((len(tie),), len(tasks), device=row.device)
-    return best.scatter_reduce(0, row[tied], mask[tied], "amin"), clear
-
-
+    few = min(few, len(tasks) - 1)
+    leads, masks = lead.topk(few + 1)
+    exact = torch.full_like(leads, torch.inf)
+    stay, clear = leads >= leads[:, :1] * LEADS, torch.ones_like(tie, dtype=torch.bool)
+    for _ in range(2):  # those that lead much, then those that are not far enough above the best of them
+        if few + 1 < len(tasks):
+            clear &= ~stay[:, few]  # there may be more
+        more = stay & clear[:, None] & exact.isinf()
+        row, place = more.nonzero().unbind(1)
+        exact[row, place] = _exact(tasks, layers, row, masks[row, place])
+        limit = exact.amin(1) + tie
+        clear &= limit.isfinite()
+        stay = least[:, None] - leads <= limit[:, None]
+    return masks.masked_fill(exact > limit[:, None], len(tasks)).amin(1), clear
 def _margin(variance: Tensor, single: Tensor) -> Tensor:
     """How far below its mean a sum of independent bits may be (Bernstein), the largest of which adds ``single``."""
     tail = single * RISK / 3
@@ -152,10 +168,21 @@ def _margin(variance: Tensor, single: Tensor) -> Tensor:
 def _exact(tasks: Sequence[int], layers: Factors, losses: Tensor, masks: Tensor) -> Tensor:
     """The exact derivatives (pairs,) of pairs of a loss (pairs,) and the index of a mask (pairs,)."""
     found = torch.zeros(len(losses), device=losses.device)
-    order = masks.argsort(stable=True)
-    which, counts = masks[order].unique_consecutive(return_counts=True)
-    for mask, pairs in zip(which.tolist(), order.split(counts.tolist()), strict=True):
+    often = masks.bincount(minlength=1)[masks] >= OFTEN
+    for mask, pairs in _by(masks, often):
         rows = losses[pairs]
         for layer, x, gradient in layers:
             found[pairs] += layer.coefficient_gradients([tasks[mask]], x[rows], gradient[rows])[:, 0]
+    for loss, pairs in _by(losses, ~often):
+        some = [tasks[mask] for mask in masks[pairs].tolist()]
+        for layer, x, gradient in layers:
+            found[pairs] += layer.loss_gradients(some, x[loss], gradient[loss])
     return found
+
+
+def _by(keys: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each of the ``keys`` (pairs,) that are ``chosen``, and which pairs have it."""
+    places = chosen.nonzero().flatten()
+    order = keys[places].argsort(stable=True)
+    which, counts = keys[places][order].unique_consecutive(return_counts=True)
+    yield from zip(which.tolist(), places[order].split(counts.tolist()), strict=True)
