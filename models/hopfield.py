@@ -109,5 +109,5 @@ class FastHopMaskBN(RecoveringModule, BatchNorm):
         z = 2 * self.mask_in_use() - 1
         return -(z @ self.psi @ z) / 2
 
-    def hamming_distance(self, task: int) -> int:
-        return int((self.mask_in_use() != self._mask_of(task)).sum())
+    def hamming_distance(self, task: int) -> Tensor:
+        return (self.mask_in_use() != self._mask_of(task)).sum()

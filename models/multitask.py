@@ -170,8 +170,8 @@ class RecoveringModule(MultitaskModule):
         """How little the mask in use looks like one that is stored: a scalar with a gradient."""
 
     @abstractmethod
-    def hamming_distance(self, task: int) -> int:
-        """In how many places the mask in use differs from that of ``task``."""
+    def hamming_distance(self, task: int) -> Tensor:
+        """In how many places the mask in use differs from that of ``task``, int64 ()."""
 
 
 def places(rows: Sequence[int], device: torch.device) -> slice | Tensor:
@@ -398,10 +398,9 @@ def energy(model: nn.Module) -> Tensor:
     return sum((module.energy() for _, module in named(model, RecoveringModule)), torch.zeros(()))
 
 
-def hamming_distance(model: nn.Module, task: int) -> int:
-    """In how many places the masks in use differ from those of ``task``, all layers together."""
-    layers = named(model, RecoveringModule)
-    return sum(module.hamming_distance(task) for _, module in layers)
+def hamming_distance(model: nn.Module, task: int) -> Tensor:
+    """In how many places the masks in use differ from those of ``task``, all layers together: int64 ()."""
+    return torch.stack([module.hamming_distance(task) for _, module in named(model, RecoveringModule)]).sum()
 
 
 def can_recover(model: nn.Module) -> bool:

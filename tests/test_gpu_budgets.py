@@ -9,11 +9,13 @@ from device import DEVICE, second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
 
 from data import DATASETS
-from models import MODELS, Builder, get_model
+from models import MODELS, Builder, get_model, multitask
+from models.masked import Masked
 from tests.batches import BatchList
 from tests.calls import Calls
-from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions, run
+from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions, hopfield, run
 from trainers.evaluation import evaluate
+from trainers.inference import entropy, one_shot
 from utils.seeding import generator
 
 
@@ -127,3 +129,59 @@ def test_a_decision_of_nns_waits_twice(tmp_path, monkeypatch):
     assert {stays for stays, _, _ in counted} == {True, False}
     for stays, waits, kernels in counted:
         assert waits <= (2 if stays else 30) and kernels <= 200, (stays, waits, kernels)
+
+
+STEPS = {
+    "PSP": dict(conv_type="PSPRotation", conv_init="default", train_weight_tasks=-1),
+    "BatchE": dict(conv_type="BatchEnsembles", conv_init="default", train_weight_tasks=1),
+    "GEMResNet18": dict(conv_type="MultitaskMaskConv", bn_type="MultitaskNonAffineBN", sparsity=0.3),
+}
+
+
+@pytest.mark.parametrize("name, most", [("PSP", 40), ("BatchE", 60), ("GEMResNet18", 400)])
+def test_steps_of_other_networks(name, most, monkeypatch):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    how = dict(STEPS[name])
+    options, shape = TrainingOptions(epochs=1, train_weight_tasks=how.pop("train_weight_tasks", 0)), (3, 32, 32)
+    model = get_model(name if name in MODELS else "Tiny", Builder(partial(generator, 0), 1, **how), shape, 10)
+    trainer = DefaultTrainer(model.train(), options, partial(generator, 0))
+    trainer.begin_tasks([0])
+    x, y = torch.randn(4, *shape, generator=generator(0)), torch.arange(4)
+    trainer.step(x, y)
+    with Calls() as calls:
+        trainer.step(x, y)
+    assert calls.kernels.total() <= most and not calls.waits and not calls.transfers
+
+
+def test_recovery_waits_for_the_device_in_its_end_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
+    recover, counted = hopfield.recover, []
+
+    def count(model, loader, *more, **how):
+        with Calls(DEVICE) as calls:
+            steps = recover(model, loader, *more, **how)
+        counted.append((len(steps) - 1, calls.kernels.total(), calls.waits.total()))
+        return steps
+
+    monkeypatch.setattr(hopfield, "recover", count)
+    words = f"{RUNS['hopsupsup']} --epochs 1 --iter-lim 2 --num-tasks 2 --test-batch-size 10"
+    with second_device(monkeypatch):
+        assert call_main(tmp_path, *words.split()) == 0
+    assert len(counted) == 2 and all(waits <= 4 and kernels <= 150 * steps for steps, kernels, waits in counted)
+
+
+@pytest.mark.parametrize("tasks, most", [(250, 200), (2500, 500)])
+def test_one_shot_inference_waits_once(tasks, most, monkeypatch):
+    """For batches that go through together; masks are not screened, which would take a GPU thousands of calls."""
+    data = DATASETS["DigitsPerm"](num_tasks=1)
+    model = Tiny(Builder(partial(generator, 0), tasks), data.input_shape, 10)
+    for name, layer in multitask.named(model, Masked):
+        layer.packed.random_(0, 256, generator=generator(0, name))
+        layer.learned.update(range(tasks))
+    images = torch.rand(16, 1, *data.input_shape, generator=generator(0))
+    with second_device(monkeypatch):
+        model, images = model.to(DEVICE).eval(), images.to(DEVICE)
+        with Calls(DEVICE) as calls:
+            one_shot(model, range(tasks), images, entropy, infer="auto")
+    assert calls.kernels.total() <= most and calls.waits.total() <= 1

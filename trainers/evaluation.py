@@ -250,7 +250,8 @@ def _recover(
     score = TaskScore(task, accuracy(model, data.val_loader))
     score.steps = recover(model, data.val_loader.shuffled(), task, options)
     score.adapted = accuracy(model, data.val_loader)
-    distances = {other: multitask.hamming_distance(model, other) for other in tasks}
+    measured = torch.stack([multitask.hamming_distance(model, other) for other in tasks]).tolist()
+    distances = dict(zip(tasks, measured, strict=True))
     score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
     score.inferred = [{"inferred": min(distances, key=distances.get), "batches": 1}]
     return score

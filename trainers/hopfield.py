@@ -37,15 +37,19 @@ def recover(
     scores = multitask.begin_recovery(model)
     optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
     model.eval()
-    steps, last = [], max(1, len(loader) - 1)
+    measured, last = [], max(1, len(loader) - 1)  # looked at in the end, for a GPU is waited for then
     for step, (x, _) in enumerate(loader):
         t = step / last
         value, energy = objective(model(x)), multitask.energy(model)
-        hamming = multitask.hamming_distance(model, task)
-        steps.append({"step": step, "hamming": hamming, "objective": value.item(), "energy": energy.item()})
+        measured.append((multitask.hamming_distance(model, task), value.detach(), energy.detach()))
         optimizer.zero_grad()
         ((1 - t) * value + gamma * t * energy).backward()
         optimizer.step()
-    steps.append({"step": len(steps), "hamming": multitask.hamming_distance(model, task)})
+    end = multitask.hamming_distance(model, task)
     multitask.end_recovery(model)
-    return steps
+    hamming, *others = (torch.stack(column).tolist() for column in zip(*measured, strict=True))
+    steps = [
+        {"step": step, "hamming": places, "objective": value, "energy": energy}
+        for step, (places, value, energy) in enumerate(zip(hamming, *others, strict=True))
+    ]
+    return [*steps, {"step": len(steps), "hamming": int(end)}]

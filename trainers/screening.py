@@ -54,8 +54,14 @@ def can_screen(model: nn.Module) -> bool:
 
 
 def screens(model: nn.Module, tasks: Sequence[int], infer: str) -> bool:
-    """Whether to screen, as ``infer`` wishes: ``exact``, ``screened``, or ``auto``, from ``SCREENED`` masks on."""
-    return infer != "exact" and can_screen(model) and (infer == "screened" or len(tasks) >= SCREENED)
+    """Whether to screen, as ``infer`` wishes: ``exact``, ``screened``, or ``auto``, from ``SCREENED`` masks on.
+
+    By ``auto`` on processors alone: a GPU would be given a unit at a time, ten times the calls of all masks in full.
+    """
+    if infer == "exact" or not can_screen(model):
+        return False
+    on_processor = all(layer.packed.device.type == "cpu" for _, layer in multitask.named(model, Masked))
+    return infer == "screened" or (on_processor and len(tasks) >= SCREENED)
 
 
 def smallest_derivatives(
