@@ -90,6 +90,8 @@ def launch(
         print("data: {} ({}; --data names another)".format(*default), flush=True)
     with closing(backend):
         ends = Schedule(plan, backend, 60 * options.hung_after, 60 * options.stop_after).run()
+    if options.shard and any(run.whole for run in plan.runs):
+        print("slices are merged by the same call without --shard, once all of them are finished")
     sys.exit(_conclude(plan, ends, options.stop_after))
 
 

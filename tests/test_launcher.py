@@ -153,7 +153,8 @@ def test_malformed_seeds(call, tmp_path, text):
         (["--gpu_sets=5"], "GPU 5"),
         (["--gpu-sets", "0,2"], "GPU 2"),
         (["--ray", "--gpu-sets", "0|cpu"], "--gpu-sets"),
-        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1"),
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: no cluster of Ray ([Errno"),
+        (["--ray", "--slurm", "time=60"], "--ray: is a cluster of another kind than --slurm; say one of them"),
         (["--shard", "0/3"], "--shard"),
     ],
 )

@@ -125,10 +125,12 @@ def test_links_lead_somewhere(text):
 
 def test_what_pages_name_is_there(call):
     """Every flag is one of main.py, an experiment, the report or another tool named here; every file is there."""
-    scripts = ("main.py", "experiments/NNs/supsup.py", "experiments/report.py", "experiments/benchmark.py")
+    scripts = ("main.py", "experiments/NNs/supsup.py")
+    scripts += tuple(f"experiments/{name}.py" for name in ("report", "benchmark", "status"))
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(call(script, "--help").stdout for script in scripts)))
     known |= {"--full", "--logdir", "--log-interval"}  # of the stress tests, TensorBoard, the original alone
     known |= {"--array", "--time", "--gpus-per-node", "--cpus-per-task", "--requeue", "--signal"}  # of sbatch
+    known |= {"--head", "--address"}  # of ray start
     for page in PAGES[:-1]:
         text = (PROJECT / page).read_text()
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known, page

@@ -100,6 +100,16 @@ def test_a_dry_run_prints_the_slices_and_the_merge(launch):
     assert "--merge" not in alone and "--tasks" not in alone
 
 
+def test_shards_learn_every_slice_once_and_leave_the_merge_to_a_call_without(launch):
+    words = ["--split-tasks", 3, "--dry-run"]
+    every = launch("runs", *words)[1].splitlines()
+    shards = [launch("runs", *words, "--shard", f"{one}/2")[1].splitlines() for one in (1, 2)]
+    assert [len(shard) for shard in shards] == [2, 1] and sorted(sum(shards, [])) == sorted(every[:-1])
+    status, out, err, folder = launch("runs", "--split-tasks", 4, "--shard", "2/2")
+    assert (status, err) == (0, "") and "merged by the same call without --shard" in out
+    assert [path.parent.name for path in folder.glob("**/finished")] == [f"{RUN},tasks=4-7"]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

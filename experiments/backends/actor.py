@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Runner:
         except BlockingIOError:
             return None
         except OSError as error:
-            return f"{error.strerror}: {error.filename}"
+            return f"{error.strerror} on machine {platform.node()}: {error.filename}"
         while (status := self.child.status()) is None:
             await asyncio.sleep(0.1)
         self.child.kill()  # what it has left behind

@@ -22,8 +22,6 @@ from experiments.plan import Plan, Run
 from experiments.slurm import SlurmOptions
 from utils.files import write_whole
 
-PLACE = "SLURM"
-
 
 class Queued(Job):
     """A run that is a job of the cluster, or will be when its array is submitted.
@@ -36,8 +34,8 @@ class Queued(Job):
         absences: how many times in a row the cluster did not know it.
     """
 
-    def __init__(self, run: Run, log: Path, of: "Slurm"):
-        super().__init__(run, PLACE, log, log.stat().st_size if log.exists() else 0)
+    def __init__(self, run: Run, place: str, log: Path, of: "Slurm"):
+        super().__init__(run, place, log, log.stat().st_size if log.exists() else 0)
         self.id: str | None = None
         self.state, self.refused, self.absences = "", "", 0
         self.ended: int | None = None
@@ -78,7 +76,7 @@ class Slurm:
         self._plan, self._devices, self._folder = plan, options.devices, plan.folder / "slurm"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.queue = queue_of(self._folder, options)
-        self.places = [PLACE] * min(len(plan.runs), self.queue.room)
+        self.places = ["SLURM"] * min(len(plan.runs), self.queue.room)
         self._jobs: list[Queued] = []  # of which nobody knows yet how they end
         self._next_look = 0.0
 
@@ -87,7 +85,7 @@ class Slurm:
 
     def start(self, run: Run, place: str) -> Queued:
         """Put a run into the queue, with all that are started before the next look, or take up the job that has it."""
-        job = Queued(run, self._plan.log(run), self)
+        job = Queued(run, place, self._plan.log(run), self)
         if is_under_way(job.log):
             known = self._known().get(run.name)
             if known is None or not self.queue.states([known]):
