@@ -139,7 +139,8 @@ def _connected(address: str) -> Any:
     except ImportError:
         raise UserError("--ray: Ray is not installed; pip install -r requirements-ray.txt") from None
     except Exception as error:  # of many kinds
-        raise UserError(f"--ray {address}: no cluster of Ray ({_line(error)}); say HOST:PORT of its head") from None
+        hint = "say HOST:PORT of its head, and RAY_AUTH_MODE=token in the environment if it asks for a token"
+        raise UserError(f"--ray {address}: no cluster of Ray ({_line(error)}); {hint}") from None
     return ray
 
 
