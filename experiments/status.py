@@ -2,7 +2,8 @@
 
   python experiments/status.py runs/*                 all runs of all experiments there
   python experiments/status.py runs/NNs-supsup        of one; a run's own folder serves too
-  python experiments/status.py --watch runs/*         again every few seconds, until Ctrl-C
+  python experiments/status.py --watch runs/*         again every few seconds, until Ctrl-C; without those that are
+                                                      finished where all do not fit on the terminal
 
 States: waiting (a call has taken the run up, and not begun with it), under way, stopped, finished, and failed, which a
 call of the experiment's script tries again. The accuracy is that of the task learned last; s/task is the pace since the
@@ -171,11 +172,21 @@ def _runs_of(folder: Path) -> list[Path]:
                 found.add(path)
             elif path.suffix == ".log" and path.is_file():
                 found.add(path.with_suffix(""))
-    return sorted(found)
+    return sorted(found, key=_by_number)
 
 
-def table(lines: Iterable[tuple[Path, Line]], width: int) -> str:
-    """The lines of runs below the names of their experiments, none longer than ``width`` where that can be."""
+def _by_number(path: Path) -> list[str | int]:
+    """What sorts ``seed=9`` before ``seed=10``."""
+    words = re.split(r"(\d+)", str(path))  # every second one is a number
+    return [int(word) if place % 2 else word for place, word in enumerate(words)]
+
+
+def table(lines: Iterable[tuple[Path, Line]], width: int, unfinished: bool = False) -> str:
+    """The lines of runs below the names of their experiments, none longer than ``width`` where that can be.
+
+    Args:
+        unfinished: whether finished runs are counted alone.
+    """
     groups: dict[Path, list[tuple[str, Line]]] = {}
     for folder, of in lines:
         inside = folder.parent.name == "slices"
@@ -192,6 +203,8 @@ def table(lines: Iterable[tuple[Path, Line]], width: int) -> str:
         finished = sum(of.state == "finished" for _, of in members)
         texts.append(_cut(f"{experiment.name}: {finished} of {len(members)} runs finished{common}", width))
         for name, *cells, said in rows:
+            if unfinished and cells[0] == "finished":
+                continue
             words = [_cut(name, widths[0]).ljust(widths[0])]
             words += [cell.ljust(size) for cell, size in zip(cells, widths[1:], strict=False)]
             texts.append("  ".join([*words, _cut(said, room) if room >= 10 else ""]).rstrip())
@@ -240,8 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             runs = runs_in(Path(folder).absolute() for folder in options.folders)
             lines = {run: finished.get(run) or line(run) for run in runs}
             finished = {run: of for run, of in lines.items() if of.state == "finished"}
-            text = table(lines.items(), shutil.get_terminal_size((120, 24)).columns)
+            width, height = shutil.get_terminal_size((120, 24))
             clear = "\033[H\033[2J" if options.watch and sys.stdout.isatty() else ""
+            text = table(lines.items(), width, unfinished=bool(clear) and len(lines) > height - 4)
             print(f"{clear}{text}", flush=True)
             if not options.watch:
                 return 0

@@ -96,6 +96,18 @@ def test_the_pace_is_that_since_the_run_last_began(tmp_path, log, seconds):
     assert status.pace(tmp_path / "log.txt") == seconds
 
 
+def test_many_runs_stand_in_the_order_of_their_numbers_and_finished_ones_may_be_left_out(tmp_path):
+    for name in ("seed=10", "seed=9", "seed=9,tasks=100-199", "seed=9,tasks=20-99"):
+        (tmp_path / f"{name}.log").touch()
+    (tmp_path / "seed=10").mkdir()
+    (tmp_path / "seed=10" / "finished").touch()
+    runs = status.runs_in([tmp_path])
+    assert [run.name for run in runs] == ["seed=9", "seed=9,tasks=20-99", "seed=9,tasks=100-199", "seed=10"]
+    lines = [(run, status.line(run)) for run in runs]
+    whole, rest = (status.table(lines, 80, unfinished=so).splitlines() for so in (False, True))
+    assert rest == whole[:-1] and "1 of 4 runs finished" in rest[0] and whole[-1].startswith("seed=10")
+
+
 @pytest.mark.parametrize("seconds, text", [(59.6, "1:00"), (245, "4:05"), (11045, "3:04:05"), (183600, "2 d 3 h")])
 def test_time_left(seconds, text):
     assert status._span(seconds) == text
