@@ -63,7 +63,8 @@ def parser_of(script: Path) -> Parser:
         "--shard",
         type=parse_shard,
         metavar="I/N",
-        help="take every N-th run alone, from the I-th on, I from 1 to N: N such calls, on as many machines, take all",
+        help="take every N-th run alone, from the I-th on, I from 1 to N: N such calls, on as many machines, take all; "
+        "what --split-tasks has cut is merged by one more call, without --shard",
     )
     parser.add_argument(
         "--seeds",
