@@ -58,6 +58,7 @@ def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper:
         "hamming": "How a mask is recovered from the Hopfield network.",
     }
     title = about["title"]
+    experiments = published.drawn(experiments, about)
     if about["form"] == "bytes":  # the axes do not say how many tasks
         counts = sorted({n for one in experiments for setting in one.settings for n in setting.final["Tasks Learned"]})
         title += f", {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} tasks"

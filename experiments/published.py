@@ -38,6 +38,13 @@ def printed(setting: Setting, paper: dict) -> str:
     return "; ".join(found) or "–"
 
 
+def drawn(experiments: Sequence[Experiment], about: dict) -> Sequence[Experiment]:
+    """What a figure draws of its experiments: those settings that its ``draws`` asks for, if there are such."""
+    wanted = about.get("draws", {})
+    kept = [Experiment(one.name, [setting for setting in one.settings if has(setting, wanted)]) for one in experiments]
+    return [one for one in kept if one.settings] or experiments
+
+
 def has(setting: Setting, wanted: dict) -> bool:
     return all(run.settings.get(name, value) == value for run in setting.runs for name, value in wanted.items())
 
@@ -51,7 +58,7 @@ def short(setting: Setting, paper: dict) -> str:
     """What tells a setting apart from the experiment's others, in the words of ``paper.yaml`` where it has some."""
     hidden = paper["experiments"].get(setting.experiment, {}).get("hides", ())
     parts = [part for part in setting.label.split(", ") if part.partition(" ")[0] not in hidden]
-    return ", ".join(paper["short"].get(part, part) for part in parts)
+    return ", ".join(filter(None, (paper["short"].get(part, part) for part in parts)))
 
 
 def label_of(experiment: Experiment, paper: dict) -> str:

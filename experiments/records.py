@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pandas
 import yaml
 
 from experiments.tables import COLUMNS, MEASURED, SIZES, TABLES, last_part, parsed, table_of, text_of
+from trainers.options import Settings
 from utils import journal
 from utils.results import COLUMNS as RESULTS
 from utils.results import to_csv
@@ -267,18 +268,23 @@ def seconds_of(log: str) -> float | None:
 
 
 def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
-    # A flag that came later than a run stands at its default there, so only flags that all know can tell runs apart.
-    known = set.intersection(*(set(run.settings) for run in runs)) - NEUTRAL
-    values = {key: [run.settings[key] for run in runs] for key in sorted(known)}
-    telling = [key for key, of in values.items() if any(value != of[0] for value in of)]
-    groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(tuple(repr(run.settings[key]) for key in telling), []).append(run)
+    defaults = vars(Settings())  # a flag that came later than a run stands at its default there
+    known = set.intersection(*(set(run.settings) | set(defaults) for run in runs)) - NEUTRAL
+
+    def value(run: Run, key: str) -> object:
+        return run.settings.get(key, defaults.get(key))
+
+    telling = [key for key in sorted(known) if any(value(run, key) != value(runs[0], key) for run in runs)]
+
+    def place(run: Run) -> list[tuple]:
+        return [_sortable(value(run, key)) for key in telling]
+
     settings = []
-    for members in groups.values():
-        label = ", ".join(f"{key.replace('_', '-')} {_plain(members[0].settings[key])}" for key in telling)
-        settings.append(Setting(experiment, label, sorted(members, key=lambda run: run.settings["seed"])))
-    return sorted(settings, key=lambda s: [_sortable(s.runs[0].settings[key]) for key in telling])
+    for _, group in groupby(sorted(runs, key=place), key=place):
+        members = sorted(group, key=lambda run: run.settings["seed"])
+        label = ", ".join(f"{key.replace('_', '-')} {_plain(value(members[0], key))}" for key in telling)
+        settings.append(Setting(experiment, label, members))
+    return settings
 
 
 def _plain(value: object) -> str:

@@ -235,6 +235,17 @@ def test_a_flag_that_came_later_tells_no_runs_apart(tmp_path):
     assert [len(setting.runs) for setting in experiment.settings] == [2]
 
 
+def test_a_flag_that_came_later_tells_runs_apart_that_have_another_value(tmp_path):
+    for seed, more in enumerate(({}, {"stream_jitter": 0}, {"stream_jitter": 50})):
+        make_run(tmp_path / "NNs-supsup", f"seed={seed}", seed, **more)
+    (experiment,), _ = records.read([tmp_path / "NNs-supsup"])
+    labels = {setting.label: [run.settings["seed"] for run in setting.runs] for setting in experiment.settings}
+    assert labels == {"stream-jitter 0": [0, 1], "stream-jitter 50": [2]}
+    (drawn,) = published.drawn([experiment], {"draws": {"stream_jitter": 0}})
+    assert [setting.label for setting in drawn.settings] == ["stream-jitter 0"]
+    assert published.drawn([experiment], {"draws": {"stream_jitter": 7}}) == [experiment]
+
+
 @pytest.mark.parametrize("name, sizes", [("task_eval", [1, 1, 1]), ("tasks", [1, 2, 3])])
 def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path, name, sizes):
     folder = tmp_path / "rn50-supsup"
