@@ -68,12 +68,9 @@ class MaskedWeight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(size: Tensor, weight: Tensor, binarise: Binarise) -> Tensor:
+    def forward(ctx: Any, size: Tensor, weight: Tensor, binarise: Binarise) -> Tensor:
+        ctx.save_for_backward(weight)  # here: to call a ``setup_context`` torch looks at signatures in every step
         return _times(binarise(size), weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
