@@ -18,6 +18,7 @@ from torch import nn
 import main
 from models import Builder, multitask
 from trainers import DefaultTrainer, TrainingOptions
+from utils import parallel
 from utils.checkpoint import Checkpoint
 from utils.parallel import Group, group_of
 from utils.seeding import generator
@@ -189,6 +190,27 @@ def test_processes_that_part_together_do_not_wait_for_each_other(end, status, tm
     script.write_text(PARTING.format(root=str(here.parent), here=str(here), end=end))
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
     assert process.returncode == status, process.stderr
+
+
+def test_a_store_is_as_patient_as_the_group(monkeypatch):
+    """Its own five minutes would end the others while the first process evaluates."""
+
+    class Enough(Exception):
+        pass
+
+    def store(*_, timeout, **more):
+        seen.append(timeout)
+        raise Enough
+
+    seen, processor = [], torch.device("cpu")
+    monkeypatch.setattr(dist, "TCPStore", store)
+    for name in ("ignore", "_end_with_first"):
+        monkeypatch.setattr(parallel, name, lambda: None)
+    with pytest.raises(Enough), group_of([processor, processor], print, words=str):
+        pass
+    with pytest.raises(Enough):
+        parallel._follow("gloo", 1, Group(1, 2), processor, str, print, ())
+    assert seen == [parallel.PATIENCE] * 2 and parallel.PATIENCE.days > 1
 
 
 def running(group):
