@@ -160,6 +160,17 @@ def test_what_is_said_of_the_notebook_stands_in_its_outputs():
     assert f"The notebook took {seconds} on {threads}" in notebook
 
 
+@pytest.mark.parametrize("number, name", enumerate(["inferred.csv", "routers.csv"]))
+def test_the_tables_of_ways_to_infer_are_those_of_the_committed_files(number, name):
+    page = (PROJECT / "docs" / "inference.md").read_text()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    starts = [place - 1 for place, cells in enumerate(found) if set(cells) == {"---"}]
+    table = found[starts[number] : [*starts[1:], len(found)][number]]
+    with open(collected.RESULTS / name, newline="") as file:
+        header, *measured = csv.reader(file)
+    assert measured and [table[0], *table[2:]] == [header, *measured]
+
+
 @pytest.mark.parametrize("number, name", [(1, "benchmark.csv"), (2, "threads.csv"), (3, "scale.csv")])
 def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name):
     lines = (PROJECT / "experiments" / "results" / name).read_text().splitlines()
