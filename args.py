@@ -310,7 +310,8 @@ def make_parser() -> _Parser:
     add(
         "--keep-images",
         action=Switch,
-        help="decode an image of SplitImageNet once in a task; training crops come from what is kept, 256 pixels high",
+        help="decode an image of SplitImageNet once in a task; training crops come from what is kept, "
+        "whose shorter side has 256 pixels",
     )
     add("--batch-size", type=_number(int, 1), help="images in a training batch")
     add("--test-batch-size", type=_number(int, 1), help="images in a test batch")
@@ -422,7 +423,8 @@ def make_parser() -> _Parser:
         "--stream-jitter",
         type=_number(int, 0),
         metavar="N",
-        help="a hidden task has up to N batches more or fewer than --iter-lim, drawn for each",
+        help="a hidden task has up to N batches more or fewer than --iter-lim, drawn for each, as far as "
+        "--epochs reach",
     )
 
     group = parser.add_argument_group("evaluation")

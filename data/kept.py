@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.images import FolderLoader, collate_flat, read_image
+from utils import memory
 from utils.seeding import generator
 
-IN_MEMORY = 1 / 4  # of the machine's memory; images beyond that lie in a file
 TRIES = 10  # to draw a crop that lies within its image
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of crops: their share of the image's area, and width to height
 
@@ -82,19 +81,17 @@ def crop(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, size: Size, dev
     return (x.round_().clamp_(0, 255).byte() if x.is_floating_point() else x).contiguous()
 
 
-def room_for(size: int) -> tuple[Tensor | None, str]:
+def room_for(size: int, processes: int) -> tuple[Tensor | None, str]:
     """Memory for so many bytes, uint8 (size,), or None if there is none; and where it is.
 
-    Beyond a quarter of the machine's memory that is a memory-mapped file in the folder for temporary files, which has
-    no name, so that it is gone with the process.
+    Where it would be too much of the memory, with as much in each process of the run, it is a file
+    (``utils.memory.in_file``).
     """
-    if size <= IN_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if not memory.is_large(size, processes):
         return torch.empty(size, dtype=torch.uint8), "in memory"
     folder = tempfile.gettempdir()
     try:
-        with tempfile.TemporaryFile() as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # now, rather than a signal when a page finds no room
-            return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,))), f"in a file in {folder}"
+        return torch.from_numpy(memory.in_file(size)), f"in a file in {folder}"
     except OSError:
         return None, f"{folder} has no room for it (TMPDIR names another folder)"
 
@@ -150,7 +147,7 @@ class KeepingLoader(FolderLoader):
         self._sizes = [self.scaled(_size(path)) for path, _ in self.images]
         ends = np.cumsum([3 * height * width for height, width in self._sizes]).tolist()
         self._places = [0, *ends]
-        self._room, where = room_for(ends[-1])
+        self._room, where = room_for(ends[-1], self.share.step or 1)
         if self.crops:
             gigabytes = f"{len(self.images):,} training images are decoded once, {ends[-1] / 1e9:.2f} GB"
             how = where if self._room is not None else f"but {where}: they are decoded in every epoch"

@@ -1,6 +1,6 @@
 """How fast and how small: this code beside its naive form, in one process, as ratios.
 
-    python experiments/benchmark.py --data DIR                 # everything, about half an hour on two cores
+    python experiments/benchmark.py --data DIR                 # everything: an hour or more, 7 GB of memory
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
     python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, threads, ...
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
@@ -654,8 +654,8 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
 
 def slices(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     """Two slices of a run, each a process with a thread, beside the run as one process with a thread."""
-    tasks, batches = (8, 50) if quick else (20, 200)
-    words = f"--set MNISTPerm --num-tasks {tasks} --epochs 1 --iter-lim {batches} --threads 1 --adaptor gt"
+    tasks, batches = (8, 50) if quick else (20, 500)
+    words = f"--set MNISTPerm --num-tasks {tasks} --epochs 2 --iter-lim {batches} --threads 1 --adaptor gt"
     words += " --score-when-learned"
     with tempfile.TemporaryDirectory() as folder:
 
@@ -670,7 +670,7 @@ def slices(report: Report, data_root: str, device: torch.device, quick: bool, co
                 raise RuntimeError(f"a run of {words} has failed")
 
         halves = (f"0-{tasks // 2 - 1}", f"{tasks // 2}-{tasks - 1}")
-        t = medians({"two": partial(at_once, *halves), "one": partial(at_once, f"0-{tasks - 1}")}, 1 if quick else 3)
+        t = medians({"two": partial(at_once, *halves), "one": partial(at_once, f"0-{tasks - 1}")}, 1)
     what = f"MNIST, LeNet, {tasks} tasks of {batches} batches, two slices at once"
     note = "whole runs of a thread each, from start to end; beside them one run of all tasks"
     report.add("slices", what, t["two"], t["one"], note=note)

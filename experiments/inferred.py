@@ -208,7 +208,7 @@ def main() -> None:
     chosen = [setting for setting in SETTINGS if options.only in setting.name]
     for number, setting in enumerate(chosen):
         write(compare(setting, options.data), out / "inferred.csv", append=number > 0)
-    if options.only in "routers":
+    if options.only == "routers" or not options.only:
         write(routers(SETTINGS[0], options.data), out / "routers.csv", append=False)
 
 

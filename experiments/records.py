@@ -23,6 +23,7 @@ from utils import journal
 from utils.results import COLUMNS as RESULTS
 from utils.results import to_csv
 from utils.settings import NEITHER, PART
+from utils.slices import tasks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs that differ in nothing else are of one setting.
@@ -276,15 +277,29 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
 
     telling = [key for key in sorted(known) if any(value(run, key) != value(runs[0], key) for run in runs)]
 
-    def place(run: Run) -> list[tuple]:
-        return [_sortable(value(run, key)) for key in telling]
+    def grouped(runs: Iterable[Run], keys: Sequence[str]) -> list[list[Run]]:
+        def place(run: Run) -> list[tuple]:
+            return [_sortable(value(run, key)) for key in keys]
+
+        return [list(group) for _, group in groupby(sorted(runs, key=place), key=place)]
 
     settings = []
-    for _, group in groupby(sorted(runs, key=place), key=place):
-        members = sorted(group, key=lambda run: run.settings["seed"])
-        label = ", ".join(f"{key.replace('_', '-')} {_plain(value(members[0], key))}" for key in telling)
-        settings.append(Setting(experiment, label, members))
+    for group in grouped(runs, telling):
+        keys = telling if _apart(group) else [*telling, *sorted(PART)]
+        for members in grouped(group, keys):
+            label = ", ".join(f"{key.replace('_', '-')} {_plain(value(members[0], key))}" for key in keys)
+            settings.append(Setting(experiment, label, sorted(members, key=lambda run: run.settings["seed"])))
     return settings
+
+
+def _apart(runs: Sequence[Run]) -> bool:
+    """Whether no task of a seed was learned by two of these runs, or each learned all tasks."""
+    parts: dict[int, list[int]] = {}
+    of_parts = [run for run in runs if any(run.settings.get(name) is not None for name in PART)]
+    for run in of_parts:
+        alone, some = run.settings.get("task_eval"), run.settings.get("tasks")
+        parts.setdefault(run.settings["seed"], []).extend([alone] if alone is not None else tasks_of(str(some)))
+    return len(of_parts) in (0, len(runs)) and all(len(tasks) == len(set(tasks)) for tasks in parts.values())
 
 
 def _plain(value: object) -> str:

@@ -44,7 +44,7 @@ class Status:
     Attributes:
         state: ``new``: it has not begun; ``begun``, whether it is under way or not; ``finished``.
         done: the tasks that it has learned.
-        tasks: how many it is to learn; None while nobody can tell.
+        tasks: how many it is to learn, without those that could not be and were left out; None while nobody can tell.
         accuracy: of the task learned last, when it was just learned; None before the first.
     """
 
@@ -57,7 +57,7 @@ class Status:
 def read(folder: Path) -> Status:
     """The status of the run in ``folder``, whether or not a process is writing there."""
     state = "finished" if (folder / "finished").exists() else "begun" if folder.is_dir() else "new"
-    path, done, tasks, accuracy = folder / "checkpoint.pt", set(), None, None
+    path, done, left_out, tasks, accuracy = folder / "checkpoint.pt", set(), set(), None, None
     with suppress(OSError, ValueError):
         for said in journal.values(path, proved=False) if path.is_file() else ():
             if said.get("kind") == "run":
@@ -67,10 +67,12 @@ def read(folder: Path) -> Status:
                 tasks = len(tasks_of(str(some))) if alone else settings.get("stream_tasks") or settings.get("num_tasks")
             elif said.get("kind") == "more tasks" and not alone:
                 tasks = said["num_tasks"]
+            elif said.get("kind") == "left out":
+                left_out.add(said["task"])
             elif said.get("kind") == "task":
                 done.add(said["task"])
                 accuracy = said["accuracy"]
-    return Status(state, len(done), tasks, accuracy)
+    return Status(state, len(done), None if tasks is None else tasks - len(left_out - done), accuracy)
 
 
 # The command

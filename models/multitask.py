@@ -12,8 +12,6 @@ a model for any of it.
 """
 
 import math
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from utils.memory import in_file, is_large
+
 Layer = TypeVar("Layer", bound=nn.Module)
-IN_MEMORY = 1 / 4  # of the machine's memory; what is kept of tasks beyond that lies in a file
 PAGE = 4096  # bytes of a file that each buffer begins a multiple of
 
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
@@ -197,10 +196,9 @@ def make_room(model: nn.Module, num_tasks: int) -> None:
 
 
 def keep_in_file(model: nn.Module, tasks: int = 0) -> None:
-    """Let what is kept of tasks lie in one memory-mapped file, if it would take more than a quarter of the memory.
+    """Let what is kept of tasks lie in one memory-mapped file, if it would take too much of the memory.
 
-    The file has no name, so that it is gone with the process; it lies in the folder for temporary files, which
-    ``TMPDIR`` tells. What is not in use need not be in memory then.
+    What is not in use need not be in memory then; see ``utils.memory.in_file``.
 
     Args:
         tasks: how many have been learned, at the most; they are copied.
@@ -213,11 +211,9 @@ def keep_in_file(model: nn.Module, tasks: int = 0) -> None:
     if any(kept.device.type != "cpu" for _, _, kept in buffers):
         return
     ends = np.cumsum([math.ceil(kept.nbytes / PAGE) * PAGE for _, _, kept in buffers], dtype=int).tolist()
-    if not ends or ends[-1] <= IN_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+    if not ends or not is_large(ends[-1]):
         return
-    with tempfile.TemporaryFile() as file:
-        os.posix_fallocate(file.fileno(), 0, ends[-1])  # now, rather than a signal when a page finds no room
-        whole = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(ends[-1],)))
+    whole = torch.from_numpy(in_file(ends[-1]))
     for (layer, name, kept), begin in zip(buffers, [0, *ends], strict=False):
         place = whole[begin : begin + kept.nbytes].view(kept.dtype).view(kept.shape)
         place[:tasks] = kept[:tasks]

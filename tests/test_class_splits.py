@@ -17,12 +17,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import resize
 
 import main
-from data import DATASETS, kept
+from data import DATASETS
 from data.cifar import crop_and_flip
 from data.images import read_image, to_tensor
 from data.kept import crop, draw_crops
 from models import MODELS
 from models.small import FullyConnected
+from utils import memory
 from utils.checkpoint import Checkpoint
 from utils.errors import Stopped, UserError
 from utils.seeding import generator
@@ -260,12 +261,12 @@ def test_kept_images_are_decoded_once_and_cropped_by_seed_task_and_epoch(imagene
     said = "task 0: 20 training images are decoded once, 0.00 GB in memory"
     assert capsys.readouterr().out.splitlines() == [said] * 2
     shares = [open_imagenet(imagenet, **KEPT, share=share).train_loader for share in ((0, 2), (1, 2))]
-    monkeypatch.setattr(kept, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "FOR_ONE_THING", 0)
     in_file = open_imagenet(imagenet, **KEPT).train_loader
     in_file.set_epoch(1, start=1)
     assert torch.equal(everything(in_file)[0], epochs[1][0][8:])
     assert torch.equal(everything(shares[1])[0][:4], epochs[0][0][1:8:2])
-    monkeypatch.setattr(os, "posix_fallocate", refuse_room)
+    monkeypatch.setattr(os, "posix_fallocate", refuse_room, raising=False)
     nowhere = open_imagenet(imagenet, **KEPT).train_loader
     assert torch.equal(everything(nowhere)[0], epochs[0][0]) and torch.equal(everything(nowhere)[0], epochs[0][0])
     assert "has no room for it (TMPDIR names another folder): they are decoded in every" in capsys.readouterr().out
@@ -295,7 +296,6 @@ def test_crops_of_kept_images_are_drawn_as_torchvision_draws_them():
         assert (ours - other).abs().mean() < 0.02
     assert (boxes >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and 0.45 < flips.float().mean() < 0.55
     thin, _ = draw_crops(torch.tensor([[256, 4000]]), torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
     assert thin[0, 2] <= 256 and thin[0, 3] <= 4 / 3 * 256 + 1
 
 

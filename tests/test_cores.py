@@ -12,7 +12,7 @@ from models import MODELS
 from models.builder import product_sizes
 from trainers import setup
 from trainers.options import Settings
-from utils import cores
+from utils import cores, memory
 from utils.checkpoint import Checkpoint
 from utils.cores import ALLOTTED, WORTH_THREADS, available_cores, choose_threads, sleep_while_waiting, wanted_threads
 
@@ -182,3 +182,23 @@ def test_processes_share_the_threads(tmp_path, monkeypatch):
     for processes, threads in ((1, 4), (2, 2), (3, 1), (8, 1)):
         setup.share_threads(settings, processes)
         assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("expected", "environ", "files"),
+    [
+        (2**20, {}, {"memory.max": f"{2**20}\n"}),
+        (2**19, {"SUPSUP_RUNS_AT_ONCE": "2"}, {"memory.max": f"{2**20}\n"}),
+        (3 * 2**20, {"SLURM_MEM_PER_NODE": "3"}, {"memory.max": "max\n"}),
+        (2**21, {"SLURM_MEM_PER_NODE": "3"}, {"a/memory.max": f"{2**21}\n", "memory.max": "max\n"}),
+        (None, {"SLURM_MEM_PER_NODE": "what"}, {"memory.max": "max\n"}),
+    ],
+)
+def test_memory_is_what_the_container_the_job_and_other_runs_leave(expected, environ, files, tmp_path):
+    container(tmp_path, "0::/a\n", VERSION_2)
+    for name, text in files.items():
+        path = tmp_path / "sys" / "fs" / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.available_memory(environ, tmp_path) == (expected or machine)

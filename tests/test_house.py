@@ -52,7 +52,7 @@ def test_settings_that_a_message_names_are_flags_on_the_command_line(said, print
 # Whom each folder may import, of the project; README says so too.
 IMPORTS = {
     "utils": {"utils"},
-    "models": {"models", "utils.registry"},
+    "models": {"models", "utils.registry", "utils.memory"},
     "data": {"data", "utils"},
     "trainers": {"trainers", "models", "utils", "data"},
     "experiments": {"experiments", "args", "trainers", "models", "data", "utils"},

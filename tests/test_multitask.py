@@ -11,6 +11,7 @@ import main
 from models import Builder, get_model, masked, multitask, superposition
 from tests.batches import BatchList
 from trainers import DefaultTrainer, TrainingOptions
+from utils import memory
 from utils.seeding import generator
 
 RNG = partial(generator, 3)
@@ -217,7 +218,7 @@ def test_what_tasks_keep_lies_in_a_file_where_memory_is_small(monkeypatch):
     def model():
         return get_model("LeNet", Builder(partial(generator, 0), 4, bn_type="MultitaskNonAffineBN"), (1, 4, 4), 5)
 
-    monkeypatch.setattr(multitask, "IN_MEMORY", 0)
+    monkeypatch.setattr(memory, "FOR_ONE_THING", 0)
     mapped, plain = model(), model()
     multitask.keep_in_file(mapped)
     for each in (mapped, plain):
@@ -238,7 +239,7 @@ def test_a_file_that_finds_no_room_is_one_line(monkeypatch, tmp_path, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "no space")
 
-    monkeypatch.setattr(multitask, "IN_MEMORY", 0)
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(memory, "FOR_ONE_THING", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert main.main(["--num-tasks", "2", "--log-dir", str(tmp_path)]) == 2
     assert "--num-tasks 2: " in capsys.readouterr().err

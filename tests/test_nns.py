@@ -196,6 +196,29 @@ def test_a_batch_that_surprises_is_decided_upon_before_the_mask_trains_on_it(mon
     assert all(torch.equal(scores, alone._scores[0][name]) for name, scores in trainer._scores[0].items())
 
 
+def test_batches_that_are_skipped_surprise_nobody_and_a_run_may_go_on_among_them(monkeypatch):
+    trainer = make(num_tasks=1, every=100, nns_surprise=2.0)
+    decide_as(trainer, monkeypatch, None, None)
+    learn(trainer, 0)
+    strange = [(100 * x, y) for x, y in Loader(1).batches]
+    trainer.begin_task(1)
+    trainer.train(BatchList(strange), 0)
+    assert [(d.batch, d.decision) for d in trainer.decisions] == [(0, "allocate"), (8, "skipped")]
+    fresh = make(num_tasks=1, every=100, nns_surprise=2.0)
+    fresh.load_task_record(0, through_record(trainer, 0))
+    fresh.load_task_record(1, trainer.task_record(1))
+    fresh.begin_task(2)
+    assert fresh.step(*strange[0]) is None and len(fresh.decisions) == 2
+
+
+def test_looking_for_surprises_changes_nothing_where_there_are_none(monkeypatch):
+    plain, looking = make(every=100), make(every=100, nns_surprise=1e6)
+    for trainer in (plain, looking):
+        decide_as(trainer, monkeypatch, None)
+        learn(trainer, 0)
+    assert all(torch.equal(scores, plain._scores[0][name]) for name, scores in looking._scores[0].items())
+
+
 def test_the_lengths_of_hidden_tasks_are_drawn(monkeypatch):
     lengths = []
     for jitter in (0, 3, 3):

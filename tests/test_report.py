@@ -264,6 +264,17 @@ def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path,
     assert name.replace("_", "-") not in setting.label
 
 
+@pytest.mark.parametrize("tasks", [["0-9", "5-14"], [None, "5-9"]])
+def test_runs_that_have_learned_a_task_twice_are_apart(tmp_path, tasks):
+    for part, some in enumerate(tasks):
+        path = make_run(tmp_path / "LeNet", f"seed=0,{part}", 0) / "settings.yaml"
+        about = yaml.safe_load(path.read_text())
+        about["settings"] |= {"tasks": some, "num_tasks": 15}
+        path.write_text(yaml.safe_dump(about))
+    (experiment,), _ = records.read([tmp_path / "LeNet"])
+    assert [len(setting.runs) for setting in experiment.settings] == [1, 1]
+
+
 def test_the_call_of_a_merged_run_is_that_of_the_whole(tmp_path):
     make_run(tmp_path / "a", "seed=0", 0, tasks=3, evaluated=(3,))
     (experiment,), _ = records.read([tmp_path / "a"])

@@ -116,8 +116,7 @@ def test_time_left(seconds, text):
 def test_what_is_not_there_gets_one_line_and_nothing_loads_torch(tmp_path, call):
     for words in (["nowhere"], [tmp_path], []):
         done = call("experiments/status.py", *words)
-        assert (
-            done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "such as runs/*" in done.stderr or not words
-        )
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert ("such as runs/*" if words else "RUN_FOLDER") in done.stderr
     code = "import sys; import experiments.status; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

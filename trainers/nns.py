@@ -78,7 +78,7 @@ class NNsTrainer(DefaultTrainer):
         self._current: int | None = None  # the mask that the last decision chose; None: batches are skipped
         self._batches_seen = 0
         self._scores: dict[int, dict[str, Tensor]] = {}
-        self._usual: float | None = None  # the loss of batches that it was trained on; None before the first
+        self._usual: float | None = None  # the loss of batches in its training; None before the first
         self._optimizer_state: dict[str, Tensor] = {}  # of the current mask, when it is not in training
         self._changed: set[int] = set()
         self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
@@ -124,10 +124,7 @@ class NNsTrainer(DefaultTrainer):
         if self._current is None:
             return None
         self._trained[self.task][self._current] += 1
-        loss = super().step(x, y)
-        if self.options.nns_surprise is not None and loss is not None:
-            self._usual = float(loss) if self._usual is None else FORGETS * float(loss) + (1 - FORGETS) * self._usual
-        return loss
+        return super().step(x, y)
 
     @property
     def _limit(self) -> int | None:
@@ -143,10 +140,15 @@ class NNsTrainer(DefaultTrainer):
 
     @torch.no_grad()
     def _surprises(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the mask in training does far worse on a batch than it did on those before."""
-        if self.options.nns_surprise is None or self._usual is None:
+        """Whether the mask in training does far worse on a batch, as in a test, than it did on those before."""
+        if self.options.nns_surprise is None or self._current is None:
             return False
-        return float(self._losses(x, y)) > self.options.nns_surprise * self._usual
+        self.model.eval()  # draws nothing, and leaves statistics as they are
+        loss = float(self._losses(x, y))
+        self.model.train()
+        usual = loss if self._usual is None else self._usual
+        self._usual = FORGETS * loss + (1 - FORGETS) * usual
+        return loss > self.options.nns_surprise * usual
 
     def _decide(self, x: Tensor) -> None:
         """Choose the mask that goes on training with the batch ``x`` (batch, channels, height, width)."""
@@ -176,7 +178,7 @@ class NNsTrainer(DefaultTrainer):
         if mask != before:
             self._optimizer_state, self._usual = {}, None
         if kind == SKIP:
-            self._current = None
+            self._current = self._usual = None
             multitask.select_task(self.model, mask)  # for the tests in between
         else:
             self._open(mask)

@@ -165,6 +165,8 @@ def _decide(
         clear &= limit.isfinite()
         stay = least[:, None] - leads <= limit[:, None]
     return masks.masked_fill(exact > limit[:, None], len(tasks)).amin(1), clear
+
+
 def _margin(variance: Tensor, single: Tensor) -> Tensor:
     """How far below its mean a sum of independent bits may be (Bernstein), the largest of which adds ``single``."""
     tail = single * RISK / 3

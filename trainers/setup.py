@@ -3,7 +3,6 @@
 Here settings end: data sets, networks, layers and trainers take named arguments.
 """
 
-import errno
 import os
 import tempfile
 from argparse import ArgumentTypeError
@@ -85,6 +84,14 @@ def set_up(s: Settings) -> list[torch.device]:
     return [torch.device("cpu") if name == "cpu" else torch.device("cuda", int(name)) for name in names]
 
 
+def _make_room(model: nn.Module, num_tasks: int) -> None:
+    try:
+        multitask.keep_in_file(model)
+    except OSError:
+        where = f"{tempfile.gettempdir()} has no room for what so many tasks keep; TMPDIR names another folder"
+        raise UserError(f"`num_tasks` {num_tasks}: {where}") from None
+
+
 def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     """The data, the network and the trainer of a process; what the data settle is put into the settings.
 
@@ -99,12 +106,7 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     builder = Builder(rng, max(s.num_tasks, trainer.room), **pick(NetworkOptions, s).layers)
     try:
         model = get_model(s.model, builder, data.input_shape, s.output_size).to(device)
-        multitask.keep_in_file(model)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = f"{tempfile.gettempdir()} has no room for what so many tasks keep; TMPDIR names another folder"
-        raise UserError(f"`num_tasks` {s.num_tasks}: {where}") from None
+        _make_room(model, s.num_tasks)
     except ValueError as error:
         if ":" not in s.model:
             raise

@@ -90,7 +90,7 @@ def _limits(environ: Mapping[str, str], root: Path) -> Iterator[int]:
     for name in ALLOTTED:
         if (count := _count(environ.get(name, ""))) is not None:
             yield count
-    for folder in _control_groups(root):
+    for folder in control_groups(root, "cpu"):
         with suppress(OSError, ValueError, ZeroDivisionError):  # version 2: "max 100000" or "150000 100000"
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
             yield int(quota) // int(period)
@@ -102,8 +102,8 @@ def _limits(environ: Mapping[str, str], root: Path) -> Iterator[int]:
                 yield allotted // every
 
 
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders of this process's control groups that may hold a quota, each with all above it.
+def control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control groups that may hold a limit of a controller, each with all above it.
 
     A container may see the path that its group has outside; then the limit stands at the top of what is mounted.
     """
@@ -118,8 +118,8 @@ def _control_groups(root: Path) -> Iterator[Path]:
         kind, options = mount[mount.index("-") + 1], mount[-1].split(",")
         if kind == "cgroup2":
             paths = [path for _, controllers, path in groups if controllers == ""]
-        elif kind == "cgroup" and "cpu" in options:
-            paths = [path for _, controllers, path in groups if "cpu" in controllers.split(",")]
+        elif kind == "cgroup" and controller in options:
+            paths = [path for _, controllers, path in groups if controller in controllers.split(",")]
         else:
             continue
         top = root / mount[4].lstrip("/")
