@@ -654,26 +654,32 @@ def threads(report: Report, data_root: str, device: torch.device, quick: bool, c
 
 def slices(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
     """Two slices of a run, each a process with a thread, beside the run as one process with a thread."""
-    tasks, batches = (8, 50) if quick else (20, 500)
-    words = f"--set MNISTPerm --num-tasks {tasks} --epochs 2 --iter-lim {batches} --threads 1 --adaptor gt"
-    words += " --score-when-learned"
+    lenet, resnet = (8, 50), (2, 2)
+    if not quick:
+        lenet, resnet = (20, 500), (4, 20)
+    config = "experiments/GG/splitcifar100/configs/rn18-supsup.yaml"  # runs start in the project's root
+    for what, (tasks, batches), words in (
+        ("MNIST, LeNet", lenet, f"--set MNISTPerm --num-tasks {lenet[0]} --epochs 2"),
+        ("SplitCIFAR100, GEMResNet18", resnet, f"--config {config} --sparsity 8 --num-tasks 20 --epochs 1"),
+    ):
+        words += f" --iter-lim {batches} --threads 1 --adaptor gt --score-when-learned"
+        sides = {name: partial(at_once, words, data_root, tasks, parts) for name, parts in (("two", 2), ("one", 1))}
+        t = medians(sides, 1)
+        note = "whole runs of a thread each, from start to end; beside them one run of all tasks"
+        what += f", {tasks} tasks of {batches} batches, two slices at once"
+        report.add("slices", what, t["two"], t["one"], note=note)
+
+
+def at_once(words: str, data_root: str, tasks: int, parts: int) -> None:
+    """Runs of so many parts of the tasks, at once."""
+    size = tasks // parts
     with tempfile.TemporaryDirectory() as folder:
-
-        def at_once(*several: str):
-            runs = [
-                subprocess.Popen(
-                    a_run(f"{words} --tasks {some}", data_root, folder), stdout=subprocess.DEVNULL, cwd=PROJECT
-                )
-                for some in several
-            ]
-            if any([run.wait() for run in runs]):
-                raise RuntimeError(f"a run of {words} has failed")
-
-        halves = (f"0-{tasks // 2 - 1}", f"{tasks // 2}-{tasks - 1}")
-        t = medians({"two": partial(at_once, *halves), "one": partial(at_once, f"0-{tasks - 1}")}, 1)
-    what = f"MNIST, LeNet, {tasks} tasks of {batches} batches, two slices at once"
-    note = "whole runs of a thread each, from start to end; beside them one run of all tasks"
-    report.add("slices", what, t["two"], t["one"], note=note)
+        runs = []
+        for first in range(0, tasks, size):
+            command = a_run(f"{words} --tasks {first}-{first + size - 1}", data_root, folder)
+            runs.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=PROJECT))
+        if any([run.wait() for run in runs]):
+            raise RuntimeError(f"a run of {words} has failed")
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:

@@ -190,7 +190,7 @@ def test_a_value_for_a_switch_is_refused(refused):
             ["--train-weight-tasks 0", "task 0", "nothing to train", "-1"],
         ),
         (["--stream-jitter", "3"], ["--stream-jitter 3", "--trainer nns"]),
-        (["--trainer", "nns", "--stream-jitter", "3"], ["--stream-jitter 3", "--iter-lim None"]),
+        (["--trainer", "nns", "--stream-jitter", "3"], ["--stream-jitter 3", "--iter-lim 1"]),
         (["--trainer", "nns", "--iter-lim", "3", "--stream-jitter", "3"], ["--stream-jitter 3", "--iter-lim 3"]),
         (["--stream-tasks", "3"], ["--stream-tasks 3", "--trainer nns", "--num-tasks"]),
         (["--trainer", "nns", "--adaptor", "gt"], ["--adaptor gt", "nns", "se_oneshot_entropy_minimization"]),

@@ -92,8 +92,6 @@ def _check_training(s: Settings) -> None:
         raise UserError(f"`score_when_learned`: a task just learned is given, so `adaptor` gt, not {s.adaptor}")
     if s.trainer == "reinit" and (s.reinit_adapt == FROM_RUN) != (s.reinit_from is not None):
         raise UserError(f"`reinit_from` {s.reinit_from}: goes with `reinit_adapt` {FROM_RUN}, and only with it")
-    if s.nns_surprise is not None and s.trainer != "nns":
-        raise UserError(f"`nns_surprise` {s.nns_surprise:g}: only `trainer` nns decides; leave it out")
     if s.keep_images and s.set != "SplitImageNet":
         raise UserError(f"`keep_images`: only images of `set` SplitImageNet are decoded in training, not of {s.set}")
     if s.trainer == "nns":
