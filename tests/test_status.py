@@ -55,7 +55,8 @@ def test_a_line_a_run_in_every_state(folder):
     assert [of.cells[-1] for of in lines.values()] == ["", "epoch 1", "no memory", "epoch 2", "", ""]
     for name in list(lines)[:4]:
         of = lines[name]
-        assert (of.status.done, of.status.tasks) == (3, 3) and of.status.accuracy > 0.5 and of.pace is not None and of.machine
+        assert (of.status.done, of.status.tasks) == (3, 3) and of.status.accuracy > 0.5
+        assert of.pace is not None and of.machine
     with local.open_log(folder / "seed=1,lr=1.log"):
         assert status.line(folder / "seed=1,lr=1").state == "under way"
     for given in (folder.parent, folder, folder / "results.csv"):
