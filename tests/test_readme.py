@@ -171,13 +171,15 @@ def test_the_tables_of_ways_to_infer_are_those_of_the_committed_files(number, na
     assert measured and [table[0], *table[2:]] == [header, *measured]
 
 
-@pytest.mark.parametrize("number, name", [(1, "benchmark.csv"), (2, "threads.csv"), (3, "scale.csv")])
+@pytest.mark.parametrize(
+    "number, name", [(1, "benchmark.csv"), (2, "threads.csv"), (3, "scale.csv"), (4, "slices.csv")]
+)
 def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name):
     lines = (PROJECT / "experiments" / "results" / name).read_text().splitlines()
     measured = list(csv.DictReader(line for line in lines if not line.startswith("#")))
     header = "| what | unit | here | beside it | ratio |"
     table = SPEED.split(header)[number].partition("\n\n")[0].strip().splitlines()[1:]
-    assert len(table) == len(measured) > 5
+    assert len(table) == len(measured) > 1
 
     def short(number: str) -> str:
         if not number:
