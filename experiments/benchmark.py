@@ -226,8 +226,8 @@ def learned_masks(data, batches: int, tasks: int = LEARNED) -> list[dict[str, Te
     for task in range(tasks):
         data.update_task(task)
         trainer.begin_task(task)
-        for epoch in range(-(-batches // len(data.train_loader))):
-            trainer.train(data.train_loader, epoch)
+        for _ in trainer.learn(data.train_loader):
+            pass
         trainer.end_task()
     return [multitask.task_state(model, task) for task in range(tasks)]
 

@@ -87,8 +87,8 @@ def learn(setting: Setting, root: str) -> tuple[nn.Module, object]:
     for task in range(setting.tasks):
         data.update_task(task)
         trainer.begin_task(task)
-        for epoch in range(-(-setting.batches // len(data.train_loader))):
-            trainer.train(data.train_loader, epoch)
+        for _ in trainer.learn(data.train_loader):
+            pass
         trainer.end_task()
     model.eval()
     return model, data

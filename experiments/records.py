@@ -61,6 +61,12 @@ class Run:
         return self.about["settings"]
 
     @property
+    def part(self) -> list[int] | None:
+        """The tasks, of its seed's, that it was to learn alone: one, or a slice; None for all."""
+        told = [value for name in PART if (value := self.settings.get(name)) is not None]
+        return tasks_of(str(told[0])) if told else None
+
+    @property
     def evaluations(self) -> pandas.DataFrame:
         return self.rows[self.rows["Task"].isna()]
 
@@ -108,7 +114,7 @@ class Setting:
     @property
     def in_parts(self) -> bool:
         """Whether each run has learned a part of its seed's tasks: one task, or a slice."""
-        return all(any(run.settings.get(name) is not None for name in PART) for run in self.runs)
+        return all(run.part is not None for run in self.runs)
 
     @property
     def inferred(self) -> bool:
@@ -294,12 +300,9 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
 
 def _apart(runs: Sequence[Run]) -> bool:
     """Whether no task of a seed was learned by two of these runs, or each learned all tasks."""
-    parts: dict[int, list[int]] = {}
-    of_parts = [run for run in runs if any(run.settings.get(name) is not None for name in PART)]
-    for run in of_parts:
-        alone, some = run.settings.get("task_eval"), run.settings.get("tasks")
-        parts.setdefault(run.settings["seed"], []).extend([alone] if alone is not None else tasks_of(str(some)))
-    return len(of_parts) in (0, len(runs)) and all(len(tasks) == len(set(tasks)) for tasks in parts.values())
+    of_parts = [run for run in runs if run.part is not None]
+    learned = [(run.settings["seed"], task) for run in of_parts for task in run.part or ()]
+    return len(of_parts) in (0, len(runs)) and len(learned) == len(set(learned))
 
 
 def _plain(value: object) -> str:

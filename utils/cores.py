@@ -77,7 +77,12 @@ def sleep_while_waiting(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _share(limits: list[int], environ: Mapping[str, str]) -> int:
-    return max(1, min(limits) // (_count(environ.get(RUNS_AT_ONCE, "")) or 1))
+    return max(1, min(limits) // runs_at_once(environ))
+
+
+def runs_at_once(environ: Mapping[str, str] = os.environ) -> int:
+    """How many runs, this one among them, the launcher has under way on the machine; 1 if there is none."""
+    return _count(environ.get(RUNS_AT_ONCE, "")) or 1
 
 
 def _count(text: str) -> int | None:

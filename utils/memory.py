@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.cores import RUNS_AT_ONCE, control_groups
+from utils.cores import control_groups, runs_at_once
 
 FOR_ONE_THING = 1 / 4  # of the memory; what would take more lies in a file
 
@@ -22,8 +22,7 @@ def available_memory(environ: Mapping[str, str] = os.environ, root: Path = Path(
         root: where ``proc`` and the mounted control groups lie.
     """
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    runs = environ.get(RUNS_AT_ONCE, "")
-    return min(machine, *_limits(environ, root)) // max(1, int(runs) if runs.isdecimal() else 1)
+    return min(machine, *_limits(environ, root)) // runs_at_once(environ)
 
 
 def is_large(size: int, processes: int = 1) -> bool:
