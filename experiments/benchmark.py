@@ -14,6 +14,7 @@ same machine and are not measured again stay.
 
 import argparse
 import csv
+import math
 import platform
 import re
 import statistics
@@ -246,7 +247,11 @@ def model_of(tasks: int, learned: list[dict[str, Tensor]], device: torch.device)
 
 
 def draw_masks(model: nn.Module, learned: int, tasks: int) -> None:
-    """Draw the masks after the learned ones with their share, in 256ths, for each unit and sign of its weights."""
+    """Draw the masks after the learned ones with their share, in 256ths, for each unit and sign of its weights.
+
+    All bits of a mask at once, by the eight binary places of the shares from the last to the first: a bit is kept with
+    half the probability so far, and half of it more where the place is a one.
+    """
     for name, layer in multitask.named(model, superposition.SuperposedModule):
         weight = layer.weight.flatten(1)
         kept = unpack(layer.packed[:learned], weight.numel()).mean(0).view_as(weight)
@@ -254,9 +259,13 @@ def draw_masks(model: nn.Module, learned: int, tasks: int) -> None:
         for sign in (weight > 0, weight <= 0):
             share += sign * ((kept * sign).sum(1, keepdim=True) / sign.sum(1, keepdim=True).clamp(min=1))
         below = (256 * share).round().clamp(max=255).to(torch.uint8).flatten().cpu().numpy()
+        ones = [np.packbits(below >> place & 1) for place in range(8)]
+        rng = np.random.Generator(np.random.SFC64(RNG("drawn", name).initial_seed()))  # the fastest
         for task in range(learned, tasks):
-            rng = np.random.default_rng(RNG("drawn", name, task).initial_seed())
-            drawn = np.packbits(rng.integers(0, 256, len(below), dtype=np.uint8) < below)
+            drawn = np.zeros_like(ones[0])
+            chances = rng.integers(2**64, size=(8, math.ceil(len(drawn) / 8)), dtype=np.uint64).view(np.uint8)
+            for one, chance in zip(ones, chances[:, : len(drawn)], strict=True):
+                drawn = (drawn & chance) | (one & (drawn | chance))
             layer.load_task_state(task, {"mask": torch.from_numpy(drawn).to(layer.packed.device)})
 
 
@@ -338,7 +347,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
 
 
 def scale(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
-    """A query's time among up to 100,000 masks: screened in batches and alone, beside the exact form."""
+    """A query's time among up to 100,000 masks: screened in batches and alone, beside the exact form; on Linux only."""
     data = DATASETS["MNISTPerm"](data_root, num_tasks=AT_ONCE, device=device)
     learned = learned_masks(data, 300 if quick else 1000, AT_ONCE)
     queries = 256 if quick else 2048
@@ -346,7 +355,7 @@ def scale(report: Report, data_root: str, device: torch.device, quick: bool, cou
     for task in range(AT_ONCE):
         data.update_task(task)
         test = torch.cat([x for x, _ in data.val_loader])
-        heads.append(test[:: len(test) // (queries // AT_ONCE)][: queries // AT_ONCE])
+        heads.append(test[:: len(test) // (queries // AT_ONCE)][: queries // AT_ONCE].clone())  # not all of them stay
     images = torch.stack(heads, 1).flatten(0, 1)[:, None]  # (queries, 1, 1, 28, 28)
     for tasks in counts:
         scale_of(report, learned, images, truth, tasks, quick)

@@ -17,8 +17,7 @@ from models.superposition import SuperposedModule
 
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
-BAGS = 16384  # masks that are summed together, so that each is read from its place but once
-NEAR = 2048  # bytes of a mask that are copied together: where masks lie far apart, waiting for memory is most of it
+NEAR = 1536  # bytes of a mask that are copied together: where masks lie far apart, waiting for memory is most of it
 BYTES = 3000  # masks from which on tables of bytes take less time than those of half bytes, which are made sooner
 
 
@@ -127,8 +126,17 @@ class Masked(SuperposedModule):
             return super().superpose(tasks, alphas)
         of = tuple(tasks), *((tensor.data_ptr(), tensor._version) for tensor in (self.packed, self.weight))
         if self.alike is None or self.alike[0] != of:
-            self.alike = of, self.superposition(tasks, alphas)
+            self.alike = of, self.mean_superposition(tasks)
         self.effective = self.alike[1].clone()
+
+    @torch.no_grad()
+    def mean_superposition(self, tasks: Sequence[int]) -> Tensor:
+        """``superposition`` with equal coefficients: how many masks keep a weight is counted, a few masks at a time."""
+        rows, size = self._rows(tasks), self.weight.numel()
+        kept = torch.zeros(size, dtype=torch.int32, device=rows.device)
+        for some in rows.split(min(255, max(1, masks.TILE_BYTES // (4 * size)))):  # no more than a byte counts
+            kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
+        return (kept / len(rows)).view_as(self.weight).mul_(self.weight)
 
     @torch.no_grad()
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
@@ -207,17 +215,16 @@ class Masked(SuperposedModule):
             (k,).
         """
         rows, weight = self._rows(tasks), self.weight.flatten(1)
-        units = output_gradients.any(0).nonzero().flatten()
-        products = (output_gradients[:, units].mT @ inputs).mul_(weight[units])
-        result = products.new_empty(len(rows))
-        for some in masks.tiles(len(rows), max(1, masks.TILE_BYTES // (4 * weight.numel()))):
-            if weight.shape[1] % 8 == 0:
-                packed = self.packed.unflatten(1, (len(weight), -1))[rows[some, None], units]
-                kept = masks.unpack(packed.flatten(1), products.numel())
-            else:
-                kept = masks.unpack(self.packed[rows[some]], weight.numel())
-                kept = kept.unflatten(1, weight.shape)[:, units].flatten(1)
-            result[some] = kept @ products.flatten()
+        whole = 8 // math.gcd(8, weight.shape[1])  # units whose bits are whole bytes
+        whole, size = len(weight) if len(weight) % whole else whole, weight.shape[1]
+        some = output_gradients.any(0).unflatten(0, (-1, whole)).any(1)
+        gradients, weight = (x.unflatten(0, (-1, whole))[some].flatten(0, 1) for x in (output_gradients.T, weight))
+        products = (gradients @ inputs).mul_(weight).flatten()
+        places, packed = some.nonzero().flatten(), self.packed.unflatten(1, (len(some), -1))
+        result: Tensor = products.new_empty(len(rows))
+        for here in masks.tiles(len(rows), max(1, masks.TILE_BYTES // (4 * len(products) + 1))):
+            kept = masks.unpack(packed[rows[here, None], places], whole * size)
+            result[here] = kept.flatten(1) @ products
         return result
 
     @torch.no_grad()
@@ -271,36 +278,32 @@ class Masked(SuperposedModule):
             The variance that rounding adds to each loss's sums over independent bits, at the most: (b,).
         """
         rows, weight = self._rows(tasks), self.weight.flatten(1)
-        all_rows = len(rows) == len(self.packed) and bool((rows.diff() == 1).all())
-        packed = self.packed if all_rows else self.packed[rows]
         size, wide = weight.shape[1], len(rows) >= BYTES
         coarse &= size <= masks.PAIRED // 4
         variance = result.new_zeros(len(result))
+        together = 2 * TABLES if coarse else TABLES
         losses = {unit: chosen[:, unit].nonzero().flatten() for unit in chosen.any(0).nonzero().flatten().tolist()}
-        for masks_here in masks.tiles(len(rows), BAGS):
-            for _, near in groupby(losses, lambda unit: unit * size // (8 * NEAR)):
-                units = list(near)
-                first = units[0] * size // 8
-                here = packed[masks_here, first : math.ceil((units[-1] + 1) * size / 8)].contiguous()
-                for unit in units:
-                    begin, lead = divmod(unit * size, 8)
-                    end = math.ceil((unit * size + size) / 8)
-                    places = masks.table_places(here[:, begin - first : end - first], wide)
-                    for some in losses[unit].split(2 * TABLES if coarse else TABLES):
-                        if inputs.shape[1] == 1:
-                            products = output_gradients[some, :, unit] * inputs[some, 0]
-                        else:
-                            products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
-                        products = products * weight[unit]
-                        if coarse:
-                            products, scale, lost = masks.pair(products)
-                            if masks_here.start == 0:
-                                variance[some] += lost
-                        products = F.pad(products, (lead, 8 * (end - begin) - lead - size))
-                        sums = F.embedding_bag(places, masks.table_sums(products, wide), mode="sum")  # (masks, losses)
-                        if coarse:
-                            sums = masks.parted(sums, scale)
-                        result[:, masks_here].index_add_(0, some, sums.T)
+        for _, near in groupby(losses, lambda unit: unit * size // (8 * NEAR)):
+            units = list(near)
+            first = units[0] * size // 8
+            here = self.packed[:, first : math.ceil((units[-1] + 1) * size / 8)].index_select(0, rows)
+            for unit in units:
+                begin, lead = divmod(unit * size, 8)
+                end = math.ceil((unit * size + size) / 8)
+                places = masks.table_places(here[:, begin - first : end - first], wide)
+                for some in losses[unit].chunk(math.ceil(len(losses[unit]) / together)):
+                    if inputs.shape[1] == 1:
+                        products = output_gradients[some, :, unit] * inputs[some, 0]
+                    else:
+                        products = (output_gradients[some, None, :, unit] @ inputs[some])[:, 0]
+                    products = products * weight[unit]
+                    if coarse:
+                        products, scale, lost = masks.pair(products)
+                        variance[some] += lost
+                    products = F.pad(products, (lead, 8 * (end - begin) - lead - size))
+                    sums = F.embedding_bag(places, masks.table_sums(products, wide), mode="sum")  # (masks, losses)
+                    sums = sums.T.contiguous()
+                    result.index_add_(0, some, masks.parted(sums, scale) if coarse else sums)
         return variance
 
     def _rows(self, tasks: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PAIRED = 2**12  # the second of two whole numbers in a float32 counts in these; 24 bits are exact
@@ -170,18 +171,16 @@ def table_sums(values: Tensor, wide: bool) -> Tensor:
     Returns:
         A row of ``q`` sums for each place and each value of its bits, in the order of ``table_places``.
     """
-    bits = 8 if wide else 4
-    parts = values.T.unflatten(0, (-1, 8 // bits, bits)).transpose(0, 1).flatten(0, 1)  # (places, bits, q)
-    sums = values.new_zeros(len(parts), 1 << bits, len(values))
-    for bit in range(bits):
+    parts = values.T.unflatten(0, (-1, 2, 4)).transpose(0, 1)  # halves of bytes (2, bytes, bits, q)
+    sums = values.new_zeros(*parts.shape[:2], 16, len(values))
+    for bit in range(4):
         known = 1 << bit
-        torch.add(sums[:, :known], parts[:, bits - 1 - bit, None], out=sums[:, known : 2 * known])
-    return sums.flatten(0, 1)
+        torch.add(sums[:, :, :known], parts[:, :, 3 - bit, None], out=sums[:, :, known : 2 * known])
+    return (sums[0, :, :, None] + sums[1, :, None]).flatten(0, 2) if wide else sums.flatten(0, 2)
 
 
 def table_places(packed: Tensor, wide: bool) -> Tensor:
     """Which rows of ``table_sums`` make up the sums of masks, packed as uint8 (..., bytes): int32 (..., places)."""
-    packed = packed.contiguous()  # a part of each mask until now
     packed = packed.int() if wide else torch.cat([packed >> 4, packed & 15], dim=-1).int()
     return packed.add_((256 if wide else 16) * torch.arange(packed.shape[-1], dtype=torch.int32, device=packed.device))
 
@@ -192,25 +191,25 @@ def pair(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ``n`` is ``PAIRED / 4`` at the most, and then what is lost is little.
 
     Returns:
-        The paired rows (ceil(q / 2), n); what one counts in each row of values (q,); and the variance of what rounding
-        does to the sum of a mask of independent bits, at the most (q,).
+        The paired rows (half of q, and a few of zeros, n); what one counts in each row of values (q,); and the variance
+        of what rounding does to the sum of a mask of independent bits, at the most (q,).
     """
     count = values.shape[1]
     scale = values.abs().sum(1).clamp(min=1e-30) / (PAIRED / 2 - 1 - count / 2)  # so that no sum is half of PAIRED
     exact = values / scale[:, None]
     whole = exact.round()
     lost = (exact - whole).square().sum(1) * scale.square() / 4
-    first, second = whole.split([(len(whole) + 1) // 2, len(whole) // 2])
-    paired = first.clone()
-    paired[: len(second)].add_(second, alpha=PAIRED)
-    return paired, scale, lost
+    half = math.ceil(len(whole) / 16) * 8 if len(whole) > 2 else 1  # rows that fill whole registers
+    first, second = F.pad(whole, (0, 0, 0, 2 * half - len(whole))).split(half)
+    return first.add(second, alpha=PAIRED), scale, lost
 
 
 def parted(sums: Tensor, scale: Tensor) -> Tensor:
-    """The sums (..., q) that are in sums (..., ceil(q / 2)) of what ``pair`` gave."""
-    second = (sums / PAIRED).round_()
-    parts = torch.cat([torch.sub(sums, second, alpha=PAIRED), second], dim=-1)
-    return parts[..., : len(scale)].mul_(scale)
+    """The sums (q, ...) that are in the sums (rows, ...) of what ``pair`` gave."""
+    parts = sums.new_empty(2, *sums.shape)
+    torch.mul(sums, 1 / PAIRED, out=parts[1]).round_()
+    torch.sub(sums, parts[1], alpha=PAIRED, out=parts[0])
+    return parts.flatten(0, 1)[: len(scale)].mul_(scale[:, None])
 
 
 def coarse_products_pay(device: torch.device) -> bool:

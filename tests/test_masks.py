@@ -136,8 +136,8 @@ def test_paired_rows_are_summed_as_if_apart():
     paired, scale, lost = masks.pair(values)
     kept = torch.randint(0, 2, (values.shape[1], 40), generator=torch.Generator().manual_seed(1)).float()
     kept[:, 0], kept[:, 1:3] = 1, (values[:2] > 0).T.float()
-    sums = masks.parted((paired @ kept).T, scale).T
+    sums = masks.parted(paired @ kept, scale)
     whole = (values / scale[:, None]).round() @ kept
-    assert paired.shape == (3, values.shape[1]) and torch.allclose(sums, whole * scale[:, None])
+    assert paired.shape == (8, values.shape[1]) and torch.allclose(sums, whole * scale[:, None])
     off = (sums - values @ kept)[:, 3:]
     assert (off.var(1) <= 2 * lost).all() and (lost[[0, 1, 2, 4]] > 0).all() and not sums[3].any()

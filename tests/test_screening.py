@@ -98,7 +98,7 @@ def test_equal_superpositions_are_made_once_until_a_mask_or_a_weight_changes():
     batches = torch.randn(2, 1, *shape, generator=generator("alike"))
     _, layer = next(multitask.named(model, superposition.SuperposedModule))
     made = []
-    layer.superposition = lambda *of, make=layer.superposition: made.append(of) or make(*of)
+    layer.mean_superposition = lambda of, make=layer.mean_superposition: made.append(of) or make(of)
     for count, change in enumerate((None, layer.packed, layer.weight), start=1):
         if change is not None:
             change[0] = change[1]

@@ -24,25 +24,28 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import multitask, superposition
 from models.masked import Masked
 from models.masks import tiles
-from models.superposition import factors
 
 SCREENED = 100  # masks from which on ``auto`` screens: 1.9 times as fast at 100, 0.7 times at 50
-# Shares of the first layer's units and of the other layers' that are summed for all masks while too many could win.
-ROUNDS = ((1 / 20, 0), (1 / 6, 0), (1, 1))
+SHARES = (1 / 20, 1 / 6)  # of the first layer's units, that are summed for all masks
+STAGES = (1 / 2, 7 / 8)  # of the spread, that is summed for masks that could win
 LEAST = 8  # units of the first layer
 LEADS = 0.5  # of the largest lead, from which on a mask is not given up
-FEW = 16  # masks whose exact derivatives take no more time than more units, and one more for every 500
+NEAR = 0.85  # of the largest lead, from which on exact derivatives are taken at once, to know what is to be beaten
+FEW, MANY = 64, 8  # masks of a loss that are looked at further, and so many times fewer than all
+ALONE = 16  # losses that would share so little of a round that any number of masks is looked at without it
 COMMON = 6  # units from among which one is taken
 OFTEN = 8  # losses from which on a mask is unpacked for all of them, rather than what a loss needs of its masks
 RISK = 12.5  # minus the logarithm of the probability that a mask is given up that is the answer
 TIED = 2**-22
-SCREENED_BYTES = 2**28  # of derivatives of all masks at a time
-DECIDED_BYTES = 2**26  # of those that are looked at together
+LOSSES, MASKS = 2048, 16384  # whose sums are made together, so that what is read serves many
+TABLE_BYTES = 2**29  # of scores of all masks
+ABOVE = 2**22  # scores that are compared at a time
 
 Factors = Sequence[tuple[Masked, Tensor, Tensor]]  # layers, what they saw, and the gradients of what they gave
 
@@ -72,99 +75,166 @@ def smallest_derivatives(
     Returns:
         The index of one of ``tasks`` for each of ``b`` losses, int64 (b,).
     """
-    losses = len(next(iter(inputs.values())))
-    left = torch.arange(losses, device=next(iter(inputs.values())).device)  # that are not decided
-    best = torch.zeros_like(left)
-    for shares, (after, _) in zip(ROUNDS, (*ROUNDS[1:], (1, 1)), strict=True) if len(tasks) > 1 else ():
-        # The fewer are left, the less they share of the next round, and the more masks it pays to do without it.
-        few = max(FEW + len(tasks) // 500, int(2 * after * len(tasks) / len(left)))
-        undecided = []
-        for some in left.split(max(1, SCREENED_BYTES // (4 * len(tasks)))):
-            here = [{name: value[some] for name, value in part.items()} for part in (inputs, output_gradients)]
-            tie = TIED * superposition.products_size(model, *here)
-            best[some], clear = _round(tasks, list(factors(model, *here)), tie, shares, few)
+    device = next(iter(inputs.values())).device
+    best = torch.zeros(len(next(iter(inputs.values()))), dtype=torch.int64, device=device)
+    left = torch.arange(len(best), device=device) if len(tasks) > 1 else best[:0]  # that are not decided
+    for share in SHARES:
+        undecided = [left[:0]]
+        for some in left.split(max(1, min(LOSSES, TABLE_BYTES // (2 * len(tasks))))) if len(left) else ():
+            best[some], clear = _round(tasks, *_of(model, some, inputs, output_gradients), share)
             undecided.append(some[~clear])
         left = torch.cat(undecided)
-        if not len(left):
-            break
+    for some in left.split(max(1, TABLE_BYTES // (4 * len(tasks)))) if len(left) else ():
+        best[some] = _whole(tasks, *_of(model, some, inputs, output_gradients))
     return best
 
 
+def _of(
+    model: nn.Module, some: Tensor, inputs: dict[str, Tensor], output_gradients: dict[str, Tensor]
+) -> tuple[Factors, Tensor]:
+    """The layers and their factors for some losses, and by how little derivatives may differ that are equal, (b,)."""
+    here = [{name: value[some] for name, value in part.items()} for part in (inputs, output_gradients)]
+    return list(superposition.factors(model, *here)), TIED * superposition.products_size(model, *here)
+
+
 @torch.no_grad()
-def _round(
-    tasks: Sequence[int], layers: Factors, tie: Tensor, shares: tuple[float, float], few: int
-) -> tuple[Tensor, Tensor]:
+def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """The best mask of each loss, int64 (b,), and whether that is decided, bool (b,), by a share of the units.
 
     Args:
         tie: by how little derivatives may differ that are equal, (b,).
-        shares: of the first layer's units and of the others' that are summed for all masks.
-        few: masks of a loss that are computed in full if they could win; if there may be more it is not decided.
+        share: of the first layer's units that are summed for all masks.
     """
-    last = shares == ROUNDS[-1]
-    moments = [layer.unit_moments(x, gradient) for layer, x, gradient in layers]
-    chosen = _chosen(layers, [spread for _, spread, _ in moments], shares)
-    derivatives, rounded = tie.new_zeros(len(tie), len(tasks)), torch.zeros_like(tie)
-    for (layer, x, gradient), units in zip(layers, chosen, strict=True):
-        rounded += layer.add_unit_gradients(tasks, x, gradient, units, derivatives, coarse=not last)
-    summed = torch.cat(chosen, dim=1)
-    mean, spread, largest = (torch.cat(part, dim=1) for part in zip(*moments, strict=True))  # (b, units of all layers)
-    rest, known = (spread * ~summed).sum(1) + rounded, (spread * summed).sum(1)
-    single = (largest * ~summed).amax(1)
-    best, clear = torch.empty_like(tie, dtype=torch.int64), torch.ones_like(tie, dtype=torch.bool)
-    for some in tiles(len(tie), max(1, DECIDED_BYTES // (4 * len(tasks)))):
-        if last:  # what is summed is exact
-            within = derivatives[some] <= derivatives[some].amin(1, keepdim=True) + tie[some, None]
-            best[some] = within.int().argmax(1)
-            continue
-        lead = derivatives[some].mean(1, keepdim=True) - derivatives[some]
-        # Bits of one mask are not quite independent: by how much less, what is summed tells.
-        seen = torch.linalg.vector_norm(lead, dim=1).square() / len(tasks)
-        wider = (seen / known[some]).nan_to_num(1, 1).clamp(min=1)
-        least = mean[some].sum(1) - _margin(wider * rest[some], single[some])
-        here = [(layer, x[some], gradient[some]) for layer, x, gradient in layers]
-        best[some], clear[some] = _decide(tasks, here, lead, least, tie[some], few)
-    return best, clear
+    few = max(FEW, len(tasks) // MANY)  # masks that are looked at further; if more could win it is not decided
+    layer, x, gradient = layers[0]
+    moments = Moments(layers)
+    chosen = _chosen(gradient, moments.spread[:, : gradient.shape[2]], share)
+    moments.take(F.pad(chosen, (0, moments.spread.shape[1] - chosen.shape[1])))
+    # How far each mask leads, in standard deviations: few digits are enough to tell which ones are looked at further.
+    scores = torch.empty(len(tie), len(tasks), dtype=torch.float16, device=tie.device)
+    unit = moments.known.sqrt().maximum(tie).clamp(min=1e-30)
+    mean, square = torch.zeros_like(tie), torch.zeros_like(tie)
+    for here in tiles(len(tasks), MASKS):
+        part = -moments.summed[:, None].repeat(1, here.stop - here.start)
+        rounded = layer.add_unit_gradients(tasks[here], x, gradient, chosen, part, coarse=True)
+        scores[:, here] = part.div_(-unit[:, None])
+        mean += part.sum(1) / len(tasks)
+        square += torch.linalg.vector_norm(part, dim=1).square() / len(tasks)
+    # Bits of one mask are not quite independent: by how much less, what is summed tells.
+    moments.wider = (square - mean.square()).clamp(min=1)
+    best = scores.amax(1) - mean
+    # Those that lead most say what there is to beat.
+    row, mask, clear = _above(scores, NEAR * best + mean, few)
+    exact = row, mask, _sums(tasks, layers, row, mask, moments.every)
+    limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact[2], "amin") + tie
+    least = ((moments.least(rounded) - limit) / unit).minimum(LEADS * best)
+    row, mask, some = _above(scores, torch.where(clear, least + mean, torch.inf), few)
+    clear &= some
+    more = row.bincount(minlength=len(tie)) > exact[0].bincount(minlength=len(tie))
+    found = _narrow(tasks, layers, moments, limit, row[more[row]], mask[more[row]])
+    row, mask, exact = (torch.cat(part) for part in zip(exact, found, strict=True))
+    limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact, "amin") + tie
+    within = exact <= limit[row]
+    answer = torch.full_like(limit, len(tasks), dtype=torch.int64)
+    return answer.scatter_reduce(0, row[within], mask[within], "amin"), clear
 
 
-def _chosen(layers: Factors, spreads: Sequence[Tensor], shares: tuple[float, float]) -> list[Tensor]:
-    """Which units of each layer are summed, bool (b, out), as ``shares`` tell, by their spreads (b, out)."""
-    chosen = []
-    for number, ((_, _, gradient), spread) in enumerate(zip(layers, spreads, strict=True)):
-        share, least = (shares[0], LEAST) if number == 0 else (shares[1], 0)
-        count = max(least, math.ceil(share * spread.shape[1]))
-        # From among those that matter to most losses: a unit costs little more for many losses than for a few.
-        common = (spread / spread.sum(1, keepdim=True).clamp(min=1e-30)).sum(0).argsort(descending=True, stable=True)
-        spread = spread.index_fill(1, common[COMMON * count :], 0)
-        rank = spread.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        chosen.append((gradient != 0).any(1) & (rank < count))
-    return chosen
+def _above(scores: Tensor, least: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The places of scores (b, k) that are at least so large (b,), but not of losses that have more than a few.
+
+    Where no more than ``ALONE`` losses have more they count as well, for these would share little of another round.
+
+    Returns:
+        Their rows and columns, int64 (places,), and whose they are, bool (b,).
+    """
+    least = least.to(scores.dtype)[:, None]
+    clear, found = torch.ones(len(scores), dtype=torch.bool, device=scores.device), []
+    for some in tiles(len(scores), max(1, ABOVE // scores.shape[1])):
+        row, column = (scores[some] >= least[some]).nonzero().unbind(1)
+        clear[some] = row.bincount(minlength=some.stop - some.start) <= few
+        row += some.start
+        found.append((row[clear[row]], column[clear[row]]))
+    many = (~clear).nonzero().flatten()
+    if len(many) <= ALONE:
+        for row in many:
+            column = (scores[row] >= least[row]).nonzero().flatten()
+            found.append((row.expand_as(column), column))
+        clear[many] = True
+    rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
+    return rows, columns, clear
 
 
-def _decide(
-    tasks: Sequence[int], layers: Factors, lead: Tensor, least: Tensor, tie: Tensor, few: int
-) -> tuple[Tensor, Tensor]:
-    """The best mask of each loss as far as screened derivatives tell, int64 (b,), and whether they do, bool.
+def _narrow(
+    tasks: Sequence[int], layers: Factors, moments: "Moments", limit: Tensor, row: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which pairs of a loss and a mask, (pairs,) each, are left when more and more units are summed, and their sums.
 
     Args:
-        lead: by how much they are below their mean, (b, k).
-        least: what the exact derivative of a mask that does not lead is at the least, (b,).
-        tie, few: as in ``_round``.
+        limit: what derivatives are to beat, (b,).
     """
-    few = min(few, len(tasks) - 1)
-    leads, masks = lead.topk(few + 1)
-    exact = torch.full_like(leads, torch.inf)
-    stay, clear = leads >= leads[:, :1] * LEADS, torch.ones_like(tie, dtype=torch.bool)
-    for _ in range(2):  # those that lead much, then those that are not far enough above the best of them
-        if few + 1 < len(tasks):
-            clear &= ~stay[:, few]  # there may be more
-        more = stay & clear[:, None] & exact.isinf()
-        row, place = more.nonzero().unbind(1)
-        exact[row, place] = _exact(tasks, layers, row, masks[row, place])
-        limit = exact.amin(1) + tie
-        clear &= limit.isfinite()
-        stay = least[:, None] - leads <= limit[:, None]
-    return masks.masked_fill(exact > limit[:, None], len(tasks)).amin(1), clear
+    found, size = limit.new_zeros(len(row)), moments.spread.sum(1, keepdim=True)
+    moments.left = moments.every
+    # Units that spread most for their weights come first.
+    weights = torch.cat([x.new_full(gradient.shape[2:], x.shape[2]) for _, x, gradient in layers])
+    order = (moments.spread / weights).argsort(dim=1, descending=True, stable=True)
+    sorted_ = moments.spread.gather(1, order)
+    before = torch.empty_like(size.expand_as(order)).scatter_(1, order, sorted_.cumsum(1) - sorted_)
+    for share in STAGES:
+        units = moments.left & (before < share * size)
+        found += _sums(tasks, layers, row, mask, units)
+        moments.take(units)
+        lead = moments.summed[row] - found
+        best = torch.zeros_like(limit).scatter_reduce(0, row, lead, "amax")
+        stay = (lead >= LEADS * best[row]) | (moments.least(torch.zeros_like(limit))[row] - lead <= limit[row])
+        row, mask, found = row[stay], mask[stay], found[stay]
+    return row, mask, found + _sums(tasks, layers, row, mask, moments.left)
+
+
+class Moments:
+    """What is known of the derivatives of ``b`` losses over the masks, by units of all layers (b, units).
+
+    Attributes:
+        mean, spread, largest: as ``Masked.unit_moments`` has them.
+        every, left: all units, and those that have not been summed, bool.
+        summed, known: the mean and the spread of what was, (b,).
+        wider: by how much what was summed spreads more than that, (b,).
+    """
+
+    def __init__(self, layers: Factors):
+        moments = [layer.unit_moments(x, gradient) for layer, x, gradient in layers]
+        self.mean, self.spread, self.largest = (torch.cat(part, dim=1) for part in zip(*moments, strict=True))
+        self.every = self.left = torch.ones_like(self.mean, dtype=torch.bool)
+        self.summed = self.known = torch.zeros_like(self.mean[:, 0])
+        self.wider = torch.ones_like(self.known)
+
+    def take(self, units: Tensor) -> None:
+        self.left = self.left & ~units
+        self.summed, self.known = (self.mean * ~self.left).sum(1), (self.spread * ~self.left).sum(1)
+
+    def least(self, rounded: Tensor) -> Tensor:
+        """What the exact derivative of a mask that does not lead in what was summed is at the least, (b,)."""
+        rest, single = (self.spread * self.left).sum(1) + rounded, (self.largest * self.left).amax(1)
+        return self.mean.sum(1) - _margin(self.wider * rest, single)
+
+
+@torch.no_grad()
+def _whole(tasks: Sequence[int], layers: Factors, tie: Tensor) -> Tensor:
+    """The best mask of each loss, int64 (b,), by all units that have a gradient."""
+    derivatives = tie.new_zeros(len(tie), len(tasks))
+    for here in tiles(len(tasks), MASKS):
+        for layer, x, gradient in layers:
+            layer.add_unit_gradients(tasks[here], x, gradient, (gradient != 0).any(1), derivatives[:, here])
+    return (derivatives <= derivatives.amin(1, keepdim=True) + tie[:, None]).int().argmax(1)
+
+
+def _chosen(gradient: Tensor, spread: Tensor, share: float) -> Tensor:
+    """Which units are summed for all masks, bool (b, out), by their spreads (b, out)."""
+    count = max(LEAST, math.ceil(share * spread.shape[1]))
+    # From among those that matter to most losses: a unit costs little more for many losses than for a few.
+    common = (spread / spread.sum(1, keepdim=True).clamp(min=1e-30)).sum(0).argsort(descending=True, stable=True)
+    spread = spread.index_fill(1, common[COMMON * count :], 0)
+    rank = spread.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (gradient != 0).any(1) & (rank < count)
 
 
 def _margin(variance: Tensor, single: Tensor) -> Tensor:
@@ -173,10 +243,19 @@ def _margin(variance: Tensor, single: Tensor) -> Tensor:
     return tail + (tail.square() + 2 * RISK * variance).sqrt()
 
 
-def _exact(tasks: Sequence[int], layers: Factors, losses: Tensor, masks: Tensor) -> Tensor:
-    """The exact derivatives (pairs,) of pairs of a loss (pairs,) and the index of a mask (pairs,)."""
+def _sums(tasks: Sequence[int], layers: Factors, losses: Tensor, masks: Tensor, units: Tensor) -> Tensor:
+    """What some units add to the derivatives of pairs of a loss (pairs,) and the index of a mask (pairs,): (pairs,).
+
+    Args:
+        units: which of all layers' units for each loss, bool (b, units).
+    """
     found = torch.zeros(len(losses), device=losses.device)
     often = masks.bincount(minlength=1)[masks] >= OFTEN
+    sizes = [gradient.shape[2] for _, _, gradient in layers]
+    layers = [
+        (layer, x, gradient * some[:, None])
+        for (layer, x, gradient), some in zip(layers, units.split(sizes, dim=1), strict=True)
+    ]
     for mask, pairs in _by(masks, often):
         rows = losses[pairs]
         for layer, x, gradient in layers:
