@@ -33,12 +33,11 @@ from models.masks import tiles
 
 SCREENED = 100  # masks from which on ``auto`` screens: 1.9 times as fast at 100, 0.7 times at 50
 SHARES = (1 / 20, 1 / 6)  # of the first layer's units, that are summed for all masks
-STAGES = (1 / 2, 7 / 8)  # of the spread, that is summed for masks that could win
 LEAST = 8  # units of the first layer
 LEADS = 0.5  # of the largest lead, from which on a mask is not given up
 NEAR = 0.85  # of the largest lead, from which on exact derivatives are taken at once, to know what is to be beaten
 FEW, MANY = 64, 8  # masks of a loss that are looked at further, and so many times fewer than all
-ALONE = 16  # losses that would share so little of a round that any number of masks is looked at without it
+ALONE = 16  # losses that would share so little of all units that any number of masks is looked at before that
 COMMON = 6  # units from among which one is taken
 OFTEN = 8  # losses from which on a mask is unpacked for all of them, rather than what a loss needs of its masks
 RISK = 12.5  # minus the logarithm of the probability that a mask is given up that is the answer
@@ -80,8 +79,9 @@ def smallest_derivatives(
     left = torch.arange(len(best), device=device) if len(tasks) > 1 else best[:0]  # that are not decided
     for share in SHARES:
         undecided = [left[:0]]
+        few = len(tasks) if share > SHARES[0] and len(left) <= ALONE else max(FEW, len(tasks) // MANY)
         for some in left.split(max(1, min(LOSSES, TABLE_BYTES // (2 * len(tasks))))) if len(left) else ():
-            best[some], clear = _round(tasks, *_of(model, some, inputs, output_gradients), share)
+            best[some], clear = _round(tasks, *_of(model, some, inputs, output_gradients), share, few)
             undecided.append(some[~clear])
         left = torch.cat(undecided)
     for some in left.split(max(1, TABLE_BYTES // (4 * len(tasks)))) if len(left) else ():
@@ -98,14 +98,14 @@ def _of(
 
 
 @torch.no_grad()
-def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, few: int) -> tuple[Tensor, Tensor]:
     """The best mask of each loss, int64 (b,), and whether that is decided, bool (b,), by a share of the units.
 
     Args:
         tie: by how little derivatives may differ that are equal, (b,).
         share: of the first layer's units that are summed for all masks.
+        few: masks of a loss that are looked at further if they could win; if there are more it is not decided.
     """
-    few = max(FEW, len(tasks) // MANY)  # masks that are looked at further; if more could win it is not decided
     layer, x, gradient = layers[0]
     moments = Moments(layers)
     chosen = _chosen(gradient, moments.spread[:, : gradient.shape[2]], share)
@@ -131,7 +131,9 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float) -> 
     row, mask, some = _above(scores, torch.where(clear, least + mean, torch.inf), few)
     clear &= some
     more = row.bincount(minlength=len(tie)) > exact[0].bincount(minlength=len(tie))
-    found = _narrow(tasks, layers, moments, limit, row[more[row]], mask[more[row]])
+    row, mask = row[more[row]], mask[more[row]]
+    sums = moments.summed[row] - (scores[row, mask] - mean[row]) * unit[row]
+    found = _narrow(tasks, layers, moments, (limit, tie, rounded), row, mask, sums)
     row, mask, exact = (torch.cat(part) for part in zip(exact, found, strict=True))
     limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact, "amin") + tie
     within = exact <= limit[row]
@@ -142,52 +144,60 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float) -> 
 def _above(scores: Tensor, least: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
     """The places of scores (b, k) that are at least so large (b,), but not of losses that have more than a few.
 
-    Where no more than ``ALONE`` losses have more they count as well, for these would share little of another round.
-
     Returns:
-        Their rows and columns, int64 (places,), and whose they are, bool (b,).
+        Their rows and columns, int64 (places,), and which losses have no more than a few, bool (b,).
     """
-    least = least.to(scores.dtype)[:, None]
+    least = torch.sub(least, least.abs(), alpha=2**-9).to(scores.dtype)[:, None]  # by as much as they may be rounded
     clear, found = torch.ones(len(scores), dtype=torch.bool, device=scores.device), []
     for some in tiles(len(scores), max(1, ABOVE // scores.shape[1])):
         row, column = (scores[some] >= least[some]).nonzero().unbind(1)
         clear[some] = row.bincount(minlength=some.stop - some.start) <= few
         row += some.start
         found.append((row[clear[row]], column[clear[row]]))
-    many = (~clear).nonzero().flatten()
-    if len(many) <= ALONE:
-        for row in many:
-            column = (scores[row] >= least[row]).nonzero().flatten()
-            found.append((row.expand_as(column), column))
-        clear[many] = True
     rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
     return rows, columns, clear
 
 
 def _narrow(
-    tasks: Sequence[int], layers: Factors, moments: "Moments", limit: Tensor, row: Tensor, mask: Tensor
+    tasks: Sequence[int],
+    layers: Factors,
+    moments: "Moments",
+    bounds: tuple[Tensor, Tensor, Tensor],
+    row: Tensor,
+    mask: Tensor,
+    sums: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which pairs of a loss and a mask, (pairs,) each, are left when more and more units are summed, and their sums.
+    """Which pairs of a loss and a mask, (pairs,) each, are left when more units are summed; third their derivatives.
+
+    First units of the first layer, until it is half of its spread, then those of the second layer and of the others,
+    whose weights are few.
 
     Args:
-        limit: what derivatives are to beat, (b,).
+        bounds: what derivatives are to beat, until more is known; the tie; and the variance of rounding: (b,) each.
+        sums: what the units that were summed add to the derivatives, (pairs,).
     """
-    found, size = limit.new_zeros(len(row)), moments.spread.sum(1, keepdim=True)
-    moments.left = moments.every
-    # Units that spread most for their weights come first.
-    weights = torch.cat([x.new_full(gradient.shape[2:], x.shape[2]) for _, x, gradient in layers])
-    order = (moments.spread / weights).argsort(dim=1, descending=True, stable=True)
-    sorted_ = moments.spread.gather(1, order)
-    before = torch.empty_like(size.expand_as(order)).scatter_(1, order, sorted_.cumsum(1) - sorted_)
-    for share in STAGES:
-        units = moments.left & (before < share * size)
-        found += _sums(tasks, layers, row, mask, units)
+    limit, tie, rounded = bounds
+    spread = moments.spread[:, : layers[0][2].shape[2]]
+    order = spread.argsort(dim=1, descending=True, stable=True)
+    before = torch.empty_like(spread).scatter_(1, order, spread.gather(1, order).cumsum(1)) - spread
+    half = F.pad(before < spread.sum(1, keepdim=True) / 2, (0, moments.every.shape[1] - spread.shape[1])) & moments.left
+    sizes = [gradient.shape[2] for _, _, gradient in layers]
+    place = torch.arange(sum(sizes), device=limit.device).expand_as(half)
+    second, others = (place >= sizes[0]) & (place < sum(sizes[:2])), place >= sum(sizes[:2])
+    leads = torch.zeros_like(row, dtype=torch.bool)
+    for units in (half, second, others):
+        sums = sums + _sums(tasks, layers, row, mask, units)
         moments.take(units)
-        lead = moments.summed[row] - found
-        best = torch.zeros_like(limit).scatter_reduce(0, row, lead, "amax")
-        stay = (lead >= LEADS * best[row]) | (moments.least(torch.zeros_like(limit))[row] - lead <= limit[row])
-        row, mask, found = row[stay], mask[stay], found[stay]
-    return row, mask, found + _sums(tasks, layers, row, mask, moments.left)
+        lead = moments.summed[row] - sums
+        best = torch.zeros_like(limit).scatter_reduce(0, row, lead, "amax")[row]
+        first = lead >= best
+        exact = _sums(tasks, layers, row[first], mask[first], moments.every)
+        limit = limit.minimum(torch.full_like(limit, torch.inf).scatter_reduce(0, row[first], exact, "amin") + tie)
+        if units is half:  # the other layers say little of what masks have learned
+            leads = lead >= LEADS * best
+        stay = leads | (moments.least(rounded)[row] - lead <= limit[row])
+        row, mask, sums, leads = row[stay], mask[stay], sums[stay], leads[stay]
+    return row, mask, _sums(tasks, layers, row, mask, moments.every)
 
 
 class Moments:
@@ -250,7 +260,8 @@ def _sums(tasks: Sequence[int], layers: Factors, losses: Tensor, masks: Tensor, 
         units: which of all layers' units for each loss, bool (b, units).
     """
     found = torch.zeros(len(losses), device=losses.device)
-    often = masks.bincount(minlength=1)[masks] >= OFTEN
+    times = masks.bincount(minlength=1)[masks]
+    often = (times >= OFTEN) & (times > losses.bincount(minlength=1)[losses])
     sizes = [gradient.shape[2] for _, _, gradient in layers]
     layers = [
         (layer, x, gradient * some[:, None])
