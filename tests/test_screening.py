@@ -38,7 +38,14 @@ def test_units_that_have_a_gradient_make_the_whole_derivative(kind, images):
 @pytest.mark.parametrize("images", [1, 5], ids=["one image", "several"])
 @pytest.mark.parametrize("kind", ["fc", "conv"])
 @pytest.mark.parametrize("masks", ["random", "one bit apart", "in pairs"])
-def test_screening_chooses_the_task_of_the_smallest_derivative(kind, images, masks):
+@pytest.mark.parametrize("few", [64, 1], ids=["few masks could win", "too many"])
+def test_screening_chooses_the_task_of_the_smallest_derivative(kind, images, masks, few, monkeypatch):
+    monkeypatch.setattr(screening, "FEW", few)
+    if few == 1:  # more rounds, in the end of all units, and everything in parts
+        for name, value in {"MANY": 1000, "ALONE": 0, "MASKS": 16, "LOSSES": 4, "ABOVE": 128}.items():
+            monkeypatch.setattr(screening, name, value)
+    whole, calls = screening._whole, []
+    monkeypatch.setattr(screening, "_whole", lambda *of: calls.append(of) or whole(*of))
     model, shape = random_tasks(kind, 60)
     for task in range(60):
         source = 0 if masks == "one bit apart" else task % 30 if masks == "in pairs" else task
@@ -51,7 +58,7 @@ def test_screening_chooses_the_task_of_the_smallest_derivative(kind, images, mas
     gradient = derivatives(model, range(60), batches)
     chosen = inference.one_shot(model, range(60), batches, inference.entropy, infer="screened")
     again = inference.one_shot(model, range(60), batches, inference.entropy, infer="screened")
-    assert torch.equal(chosen, again)
+    assert torch.equal(chosen, again) and bool(calls) == (few == 1)
     lead = gradient.gather(1, chosen[:, None])[:, 0] - gradient.amin(1)
     layers = [(weight.double(), bits.double()) for weight, bits in float_masks(model, 60)]
     alphas = torch.full((60,), 1 / 60, dtype=torch.float64)
@@ -91,6 +98,15 @@ def test_inference_by_the_first_layers_is_autograd_through_their_masks_alone(kin
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
         chosen = inference.one_shot(model, range(9), batches, FAST["entropy"], layers=layers)
         assert chosen.tolist() == slow.argmin(1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["fc", "conv"])
+def test_the_mean_of_more_masks_than_a_byte_counts_is_their_superposition(kind):
+    model, _ = random_tasks(kind, 260)
+    tasks = [*range(259, -1, -1), *range(260)]
+    for _, layer in multitask.named(model, superposition.SuperposedModule):
+        mean = layer.superposition(tasks, torch.full((520,), 1 / 520))
+        assert torch.allclose(layer.mean_superposition(tasks), mean, rtol=1e-5, atol=1e-7)
 
 
 def test_equal_superpositions_are_made_once_until_a_mask_or_a_weight_changes():

@@ -5,13 +5,15 @@ every unit from the superposition itself, ``⟨∂L/∂W_eff, W_eff⟩``, and so
 units of the first layer that spread most are summed for all masks, for what masks have learned of their images lies
 there; the other units stand with their mean. Losses take theirs from among the units that matter to most, so that many
 share what is read of a unit, and two of them share a float32, as whole numbers: these sums are a little off. Then the
-exact derivatives of a few masks are taken, and they decide, unless too many others could still win: then more units
-are summed, in the end, and not rounded, all whose gradient is not zero.
+exact derivatives of the masks that lead most say what there is to beat. Those that could still do so are narrowed down:
+more of the first layer is summed for them, then the other layers, and each time fewer are left, the last of which are
+computed in full and decide. Where too many could win, more units are summed for all masks, and in the end, not rounded,
+all whose gradient is not zero.
 
-A mask is given up if two things hold. Its screened derivative leads the mean of the masks by less than half of what the
-best one does. And it is above the best exact one by more than the units that were not summed can make up for, but for
-a probability of ``e^-RISK``, 3.7 in a million, by Bernstein's inequality for bits that are independent; by how much
-less than that they are so is measured on what was summed.
+A mask is given up if two things hold. What was summed of its first layer leads the mean of the masks by less than half
+of what the best one does. And it is above the best exact one by more than the units that were not summed can make up
+for, but for a probability of ``e^-RISK``, 3.7 in a million, by Bernstein's inequality for bits that are independent; by
+how much less than that they are so is measured on what was summed.
 For masks that have nothing to do with the data that is a bound; for the mask that explains them it is a rule, which
 fails where the units that were summed say nothing of a mask that is the best by all others, while another mask is
 nearly as good. ``docs/speed.md`` has how often that was seen.
