@@ -126,11 +126,11 @@ class Masked(SuperposedModule):
             return super().superpose(tasks, alphas)
         of = tuple(tasks), *((tensor.data_ptr(), tensor._version) for tensor in (self.packed, self.weight))
         if self.alike is None or self.alike[0] != of:
-            self.alike = of, self.mean_superposition(tasks)
+            self.alike = of, self._mean_superposition(tasks)
         self.effective = self.alike[1].clone()
 
     @torch.no_grad()
-    def mean_superposition(self, tasks: Sequence[int]) -> Tensor:
+    def _mean_superposition(self, tasks: Sequence[int]) -> Tensor:
         """``superposition`` with equal coefficients: how many masks keep a weight is counted, a few masks at a time."""
         rows, size = self._rows(tasks), self.weight.numel()
         kept = torch.zeros(size, dtype=torch.int32, device=rows.device)

@@ -106,7 +106,7 @@ def test_the_mean_of_more_masks_than_a_byte_counts_is_their_superposition(kind):
     tasks = [*range(259, -1, -1), *range(260)]
     for _, layer in multitask.named(model, superposition.SuperposedModule):
         mean = layer.superposition(tasks, torch.full((520,), 1 / 520))
-        assert torch.allclose(layer.mean_superposition(tasks), mean, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(layer._mean_superposition(tasks), mean, rtol=1e-5, atol=1e-7)
 
 
 def test_equal_superpositions_are_made_once_until_a_mask_or_a_weight_changes():
@@ -114,7 +114,7 @@ def test_equal_superpositions_are_made_once_until_a_mask_or_a_weight_changes():
     batches = torch.randn(2, 1, *shape, generator=generator("alike"))
     _, layer = next(multitask.named(model, superposition.SuperposedModule))
     made = []
-    layer.mean_superposition = lambda of, make=layer.mean_superposition: made.append(of) or make(of)
+    layer._mean_superposition = lambda of, make=layer._mean_superposition: made.append(of) or make(of)
     for count, change in enumerate((None, layer.packed, layer.weight), start=1):
         if change is not None:
             change[0] = change[1]
