@@ -14,7 +14,6 @@ a model for any of it.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -40,7 +39,8 @@ class MultitaskModule(nn.Module, ABC):
     task: int | None  # in training, or trained last
     trains = True  # whether a task has parameters of its own here
     depends = False  # whether a task builds on what earlier ones have left here
-    takes_stacks = False  # whether it computes (tasks, batch, ...) at once with what ``stacked`` gives
+    # Whether it computes (tasks, batch, ...) at once with what ``stacked`` gives: buffers, None while a task trains.
+    takes_stacks = False
     per_task: tuple[str, ...] = ()  # the names of the buffers that have a row for each task
 
     @abstractmethod
@@ -294,24 +294,37 @@ def begin_tasks(model: nn.Module, tasks: Sequence[int], rng: Rng) -> dict[str, T
     return {name: nn.Parameter(value) if name in trained else value for name, value in stacked.items()}
 
 
-def call_tasks(model: nn.Module, state: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The network of every task of a stacked ``state`` on its own images.
+def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The network of every task of a stacked ``state``, each on its own images.
 
     Args:
-        state: as ``begin_tasks`` gives it; a task of the model is in training.
-        x: (tasks, batch, channels, height, width).
+        state: as ``begin_tasks`` gives it; a task of the model is in training. It is looked at in each call.
 
     Returns:
-        Logits (tasks, batch, outputs).
+        From x (tasks, batch, channels, height, width) to logits (tasks, batch, outputs).
     """
-    used = _stacked(model, state)
+    layers = [(module, _part(state, name, module)) for name, module in named(model, MultitaskModule)]
 
     def call(used: dict[str, Tensor], x: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, used, (x,))
         return logits
 
-    layers = [model, *(module for _, module in named(model, MultitaskModule))]
-    return call(used, x) if all(getattr(layer, "takes_stacks", False) for layer in layers) else vmap(call)(used, x)
+    def call_stack(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return call(_stacked(model, state), x)
+        places = [(module, name, value) for module, part in layers for name, value in module.stacked(part).items()]
+        try:
+            for module, name, value in places:
+                setattr(module, name, value)
+            logits: Tensor = model(x)
+        finally:
+            for module, name, _ in places:
+                setattr(module, name, None)
+        return logits
+
+    if all(getattr(layer, "takes_stacks", False) for layer in (model, *(module for module, _ in layers))):
+        return call_stack
+    return lambda x: vmap(call)(_stacked(model, state), x)
 
 
 def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -324,13 +337,13 @@ def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def tasks_to_test(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """``call_tasks`` for the ``state`` as it is now, in evaluation: each task answers as it will when it is selected.
+    """``network_of_tasks`` for the ``state`` as it is now, in evaluation: each task answers as it will when it is selected.
 
     To the bit on a processor, where one product for all tasks sums in another order than a task's own, and a factor
     that begins somewhere in the middle of a stack is summed from another place on than one that lies by itself.
     """
     if next(iter(state.values())).device.type != "cpu":
-        return partial(call_tasks, model, state)
+        return network_of_tasks(model, state)
     used = _stacked(model, state)
     tasks = len(next(iter(used.values())))
     alone = [{name: values[place].clone() for name, values in used.items()} for place in range(tasks)]

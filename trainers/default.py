@@ -20,6 +20,7 @@ from utils.checkpoint import joined, named_part
 from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
+from utils.recording import Recorded
 
 # glibc hands the top of its heap back to the system when twice the largest block that was ever freed, of those up to 32
 # MiB, lies free there; the next batch then pays for every page of it again. One such block, freed, ends that.
@@ -80,7 +81,7 @@ class DefaultTrainer:
         torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
         if options.compile:
             torch.compiler.reset()  # what was compiled for other networks counts against this one's
-        self.group = Group()
+        self.group, self.draws = Group(), is_converted(model)
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
     def join(self, group: Group) -> None:
@@ -160,7 +161,7 @@ class DefaultTrainer:
         if self.trains_weights(task):
             parameters, lr = parameters + shared, self.options.train_weight_lr
         self._optimise(parameters, lr)
-        self._compile(self.model)
+        self._train_through(self.model)
 
     def _optimise(self, parameters: list[nn.Parameter], lr: float) -> None:
         o = self.options
@@ -168,10 +169,13 @@ class DefaultTrainer:
         self.optimizer = make_optimizer(o.optimizer, parameters, lr, o.momentum, o.weight_decay)
         self.schedule = make_schedule(o.lr_policy, self.optimizer, o.epochs, o.warmup_length)
 
-    def _compile(self, network: Network) -> None:
+    def _train_through(self, network: Network) -> None:
+        """Compute with ``network`` in the steps of what is in training."""
         self.network = network
         if self.options.compile:  # once: the scores of each later task are other inputs of the same code
             self.network = torch.compile(network)
+        alone = self.group.size == 1 and not (self.draws or self.options.compile)
+        self.update = Recorded(self._update, self.parameters[0].device, wanted=alone)
 
     def end_task(self) -> Learned:
         """Keep what was learned as one bit a weight, and select the task."""
@@ -180,7 +184,7 @@ class DefaultTrainer:
         return Learned(self.task, self.task, [self.task])
 
     def _forget(self) -> None:
-        del self.optimizer, self.schedule, self.parameters, self.network
+        del self.optimizer, self.schedule, self.parameters, self.network, self.update
 
     def task_record(self, task: int) -> dict[str, Tensor]:
         """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
@@ -292,7 +296,10 @@ class DefaultTrainer:
 
     def _set_rate(self, epoch: int) -> None:
         """Learn at the rate that the schedule has for an epoch."""
+        before = self.rate
         set_epoch(self.schedule, epoch)
+        if self.rate != before:
+            self.update.forget()
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Train on one batch.
@@ -304,13 +311,21 @@ class DefaultTrainer:
         Returns:
             The mean loss of the batch, () or (tasks,); None if it was not learned from.
         """
-        if is_converted(self.model):  # its own layers may draw, as dropout does: by the task and batch alone
+        if self.draws:  # its own layers may draw, as dropout does: by the task and batch alone
             torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
-        self.optimizer.zero_grad()
+        losses, gradients = self.update(x, y)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return losses
+
+    def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Change what is in training by a batch; gives the mean loss, () or (tasks,), and each parameter's gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
         losses = self._losses(x, y)
         self.group.backward(losses.sum(), self.parameters, images=y.shape[-1])
         self.optimizer.step()
-        return losses.detach()
+        return losses.detach(), [parameter.grad for parameter in self.parameters]
 
     def _losses(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean loss of a batch of the task, ()."""
@@ -320,7 +335,9 @@ class DefaultTrainer:
         return losses.sum() / max(1, len(y))  # a process's share of a small batch may be nothing
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.amp == "bf16"):
+        if self.options.amp is None:
+            return self.network(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
             return self.network(x).float()
 
     def check_progress(self, accuracies: Sequence[float]) -> None:

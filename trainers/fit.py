@@ -129,7 +129,7 @@ def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: Defa
     images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is computed one task after the other
-        multitask.call_tasks(model.train(), state, images)
+        multitask.network_of_tasks(model.train(), state)(images)
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:

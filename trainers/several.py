@@ -1,7 +1,6 @@
 """Several tasks trained at once: their scores, data and steps stacked, each as if it were trained alone."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ class SeveralTrainer(DefaultTrainer):
             return super().begin_tasks(tasks)
         self.state = multitask.begin_tasks(self.model, tasks, self.rng)
         self._optimise([value for value in self.state.values() if isinstance(value, nn.Parameter)], self.options.lr)
-        self._compile(partial(multitask.call_tasks, self.model, self.state))
+        self._train_through(multitask.network_of_tasks(self.model, self.state))
         self._count(tasks)
 
     def end_tasks(self) -> Iterator[Learned]:
