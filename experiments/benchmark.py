@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py --data DIR                 # everything: an hour or more, 7 GB of memory
     python experiments/benchmark.py --data DIR --quick         # small versions of everything, a few minutes
-    python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, threads, ...
+    python experiments/benchmark.py --data DIR --only train    # of train, infer, scale, growth, resnet, host, ...
     python experiments/benchmark.py --data DIR --only infer growth --tasks 2500    # with so many tasks only
 
 Each time is the median of several repetitions after a warm-up, the two sides taking turns; machines are shared and
@@ -38,6 +38,7 @@ sys.path.insert(0, str(PROJECT))
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402
+from models.small import FullyConnected  # noqa: E402
 from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
 from utils.cores import available_cores  # noqa: E402
 from utils.paths import user_path  # noqa: E402
@@ -213,6 +214,31 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
         report.add("train", f"a task, 1,000 batches and 3 tests{form}", *whole, note=note)
         products = f"bare matrix products beside it{form}"
         report.add("train", products, per * t["floor"], ours_s, note="ratio: ours / these")
+
+
+# (j) the host's part of it
+
+
+def host(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """What a step of training, and the end of a group of tasks, cost beside arithmetic: with next to none of it."""
+    data = DATASETS["DigitsPerm"](num_tasks=64, batch_size=2, device=device)
+    batches = 50 if quick else 400
+    model = FullyConnected(Builder(RNG, 64), (4, 4), data.input_shape, 10).to(device)
+
+    def steps(kind: type[DefaultTrainer], tasks: Sequence[int]) -> Callable[[], object]:
+        trainer, (loader, _) = kind(model, TrainingOptions(epochs=1, iter_lim=batches), RNG), data.loaders(tasks)
+
+        def train():
+            trainer.begin_tasks(tasks)
+            trainer.train(loader, epoch=0)
+
+        return train
+
+    t = medians({"one": steps(DefaultTrainer, [0]), "many": steps(SeveralTrainer, range(64))}, 2 if quick else 7)
+    t = {name: 1e6 * seconds / batches for name, seconds in t.items()}
+    note = "layers of 4 units, batches of 2, their loading included"
+    report.add("host", "a step of a task", t["one"], None, "µs", note=note)
+    report.add("host", "a step of 64 tasks at once", t["many"], 64 * t["one"], "µs", note=f"{note}; beside 64 of one")
 
 
 # (b) inference
@@ -721,6 +747,7 @@ PARTS = {
     "threads": threads,
     "slices": slices,
     "images": images,
+    "host": host,
 }
 
 

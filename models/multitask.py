@@ -322,9 +322,15 @@ def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Te
                 setattr(module, name, None)
         return logits
 
-    if all(getattr(layer, "takes_stacks", False) for layer in (model, *(module for module, _ in layers))):
+    if takes_stacks(model):
         return call_stack
     return lambda x: vmap(call)(_stacked(model, state), x)
+
+
+def takes_stacks(model: nn.Module) -> bool:
+    """Whether a network computes for stacked tasks by itself: a product of all, where others are mapped over tasks."""
+    layers = (model, *(module for _, module in named(model, MultitaskModule)))
+    return all(getattr(layer, "takes_stacks", False) for layer in layers)
 
 
 def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -337,7 +343,7 @@ def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def tasks_to_test(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """``network_of_tasks`` for the ``state`` as it is now, in evaluation: each task answers as it will when it is selected.
+    """``network_of_tasks`` for the ``state`` as it is now, in evaluation: tasks answer as they will when selected.
 
     To the bit on a processor, where one product for all tasks sums in another order than a task's own, and a factor
     that begins somewhere in the middle of a stack is summed from another place on than one that lies by itself.

@@ -23,7 +23,8 @@ class _Tape(TorchDispatchMode):
         kwargs, schema = dict(kwargs or {}), func._schema
         if schema.name.partition("::")[2] in WAITS | {"lift_fresh"}:
             raise RuntimeError(f"{schema.name} cannot be recorded: it waits for the device")
-        for part, value in zip(schema.arguments, [*args, *(kwargs.get(a.name) for a in schema.arguments[len(args) :])]):
+        values = [*args, *(kwargs.get(part.name) for part in schema.arguments[len(args) :])]
+        for part, value in zip(schema.arguments, values, strict=True):
             written = part.alias_info is not None and part.alias_info.is_write
             if written or part.name in ("running_mean", "running_var"):  # of which batch norm's schema does not tell
                 for tensor in tree_leaves(value):

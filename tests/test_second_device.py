@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import yaml
 from device import DEVICE, There, second_device
 from tiny import RUNS, Tiny, TinyBN, call_main
 
 from data.kept import crop
 from models import BN_TYPES, CONV_TYPES, MODELS
-from trainers import ADAPTORS
+from trainers import ADAPTORS, setup
 
 SHORT = "--epochs 1 --iter-lim 2 --num-tasks 2 --test-batch-size 500 "
 LAYERS = {
@@ -65,3 +66,32 @@ def test_crops_of_kept_images(device):
     what = images, torch.tensor([[3, 5, 20, 30], [0, 1, 30, 20]]), torch.tensor([False, True]), (16, 16)
     here, there = crop(*what, torch.device("cpu")), crop(*what, DEVICE)
     assert there.device == DEVICE and (there.cpu().int() - here.int()).abs().max() <= 1
+
+
+def at_once_of(run):
+    return yaml.safe_load((run / "settings.yaml").read_text())["settings"]["tasks_in_parallel"]
+
+
+@pytest.mark.parametrize(
+    "free, words, at_once",
+    [
+        (10**9, "", 3),
+        (10**6, "", 1),
+        (8 * 10**6, "", 2),
+        (10**9, "--tasks-in-parallel 2", 2),
+        (10**9, "--trainer nns", 1),
+        (10**9, "--train-weight-tasks 1 --adaptor gt", 1),
+        (10**9, RUNS["at once, batch norm"].replace("--tasks-in-parallel 2", ""), 1),
+        (10**9, "--set SplitDigits", 1),
+    ],
+)
+def test_as_many_tasks_at_once_as_memory_has_room_for(free, words, at_once, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "free_memory", lambda device: free)
+    assert call_main(tmp_path, *SHORT.split(), "--num-tasks", "3", *words.split()) == 0
+    assert at_once_of(tmp_path / "run") == at_once
+
+
+def test_on_a_processor_tasks_are_trained_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "Tiny", Tiny)
+    assert call_main(tmp_path, *SHORT.split()) == 0
+    assert at_once_of(tmp_path / "run") == 1

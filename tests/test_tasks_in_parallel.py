@@ -99,20 +99,21 @@ def test_eight_tasks_at_once_are_as_accurate_as_one_by_one(tmp_path):
 
 def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch):
     words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "5", "--iter-lim", "4", "--tasks-in-parallel", "3"]
-    words += ["--log-dir", str(tmp_path / "log"), "--name", "run"]
+    words += ["--eval-ckpts", "2", "--log-dir", str(tmp_path / "log"), "--name", "run"]
 
-    kept, keep_task = [], RunRecord.keep_task
+    kept, keep_tasks = [], RunRecord.keep_tasks
 
-    def keep_two(self, task, *rest):
-        if len(kept) == 2:
+    def keep_two(self, tasks):
+        if kept:
             raise KeyboardInterrupt
-        kept.append(task)
-        keep_task(self, task, *rest)
+        kept.append(len(tasks))
+        keep_tasks(self, tasks)
 
-    monkeypatch.setattr(RunRecord, "keep_task", keep_two)
+    monkeypatch.setattr(RunRecord, "keep_tasks", keep_two)
     with pytest.raises(KeyboardInterrupt):
         main.main(words)
     monkeypatch.undo()
+    assert kept == [2]  # of a group of three, for an evaluation is due after two
     assert main.main([*words, "--resume"]) == 0
     whole = [*words[:-4], "--log-dir", str(tmp_path / "whole"), "--name", "run"]
     assert main.main(whole) == 0

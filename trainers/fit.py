@@ -40,7 +40,7 @@ def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: Default
     if (s.task_eval or s.tasks) and (why := why_in_order(s, model)):
         raise UserError(f"{slice_of(s)}: {why}, so it cannot be learned alone")
     trainer.check(s.tasks_to_learn)
-    if s.tasks_in_parallel > 1:
+    if (s.tasks_in_parallel or 1) > 1:
         _check_at_once(s, data, model, trainer)
 
 

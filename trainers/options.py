@@ -31,7 +31,7 @@ class RunOptions:
         predict, out: images to answer for, and the file for that.
         task_eval, tasks: which tasks to learn; None for all.
         trainer, adaptor: keys of ``TRAINERS`` and ``ADAPTORS``.
-        tasks_in_parallel: how many tasks are trained at once.
+        tasks_in_parallel: how many tasks are trained at once; None for as many as the device is best used by.
         eval_ckpts: the numbers of learned tasks after which to evaluate, beside the end.
         score_when_learned: whether a task's score is the one from when it was just learned.
     """
@@ -55,7 +55,7 @@ class RunOptions:
     tasks: str | None = None
     trainer: str = "default"
     adaptor: str = "se_oneshot_entropy_minimization"
-    tasks_in_parallel: int = 1
+    tasks_in_parallel: int | None = None
     eval_ckpts: Sequence[int] | None = None
     score_when_learned: bool = False
 

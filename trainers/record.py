@@ -3,7 +3,7 @@
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,21 @@ from utils.results import check_row
 from utils.run import RunFolder
 
 OTHER_DATA = "images, labels or classes have changed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task that was just learned, and how it answered.
+
+    Attributes:
+        accuracies: after each of its epochs, with the task given.
+        right: how many answers of each test batch were, if it will answer so whenever it is selected until what tasks
+            share changes.
+    """
+
+    learned: Learned
+    accuracies: Sequence[float]
+    right: Sequence[int] | None = None
 
 
 class RunRecord:
@@ -208,7 +223,7 @@ class RunRecord:
         self._append(record)
         self.folder.log(f"task {task}: taken from behind the damage in {self._checkpoint.aside}")
         if record.values["row"] is not None:
-            self._tables.publish(record.values["row"], again=True)
+            self._tables.publish([record.values["row"]], again=True)
         return True
 
     def _take_over(self, task: int, path: Path, record: Record) -> None:
@@ -228,7 +243,7 @@ class RunRecord:
                 multitask.load_task_state(self.model, task, named_part(record.tensors, "own"))
                 best = record.values["row"]["Best Val"] if record.values["row"] else accuracy
         of_trainer = self.trainer.load_task_record(task, named_part(record.tensors, "trainer"))
-        self.keep_task(of_trainer, [best, accuracy])
+        self.keep_tasks([Measured(of_trainer, [best, accuracy])])
         self.folder.log(f"task {task}: accuracy {accuracy:.4f}, learned in {path}")
 
     def _recall_beginning(self, records: Sequence[Record], path: Path) -> None:
@@ -352,39 +367,37 @@ class RunRecord:
             about |= {ORIGINAL: True} if self._original else {}
             self._append(Record("run", about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
-                self._write_task(task, None)
+                self._append(self._record_of(task, None, self._saved))
 
-    def keep_task(
-        self, learned: Learned, accuracies: Sequence[float], right: Sequence[int] | None = None
-    ) -> None:
-        """Keep a task that was just learned; ``accuracies`` after each of its epochs, with the task given.
-
-        Args:
-            right: how many answers of each test batch were, if it will answer so whenever it is selected until what
-                tasks share changes.
-        """
-        task = learned.task
-        self._take(learned)
-        self.accuracies[task] = accuracies[-1]
-        self._note_shared()
-        if self._shared_news:
-            self.right.clear()
-        if right is not None:
-            self.right[task] = right
-        about = {"Task": task, "Accuracy Given": accuracies[-1]}
-        row = self._row(f"task {task} when just learned", accuracies[-1], max(accuracies), **about)
-        self._write_task(task, row)
+    def keep_tasks(self, tasks: Sequence[Measured]) -> None:
+        """Keep tasks that were just learned; they come to the disk together."""
+        first, rows, records = not self.learned, [], []
+        for measured in tasks:
+            learned, accuracies = measured.learned, measured.accuracies
+            task = learned.task
+            self._take(learned)
+            self.accuracies[task] = accuracies[-1]
+            self._note_shared()
+            if self._shared_news:
+                self.right.clear()
+            if measured.right is not None:
+                self.right[task] = measured.right
+            about = {"Task": task, "Accuracy Given": accuracies[-1]}
+            rows.append(self._row(f"task {task} when just learned", accuracies[-1], max(accuracies), **about))
+            records.append(self._record_of(task, rows[-1], self._saved + len(records)))
+            if learned.mask is not None and (kept := masked.kept_fractions(self.model, learned.mask)):
+                self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
+        self._append(*records)
         self.unfinished.drop()
         self._tables.write(self._rows_of_trainer)
-        self._tables.publish(row, again=self._damaged > 0)
-        if learned.mask is not None and (kept := masked.kept_fractions(self.model, learned.mask)):
-            self.folder.tensorboard.add_scalar("tasks/share of kept weights", kept["total"], len(self.learned))
-        if len(self.learned) == 1:
+        self._tables.publish(rows, again=self._damaged > 0)
+        if first:
             self._write_settings()
             kept = self._kept_fractions()
             self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
 
-    def _write_task(self, task: int, row: dict | None) -> None:
+    def _record_of(self, task: int, row: dict | None, place: int) -> Record:
+        """What the checkpoint keeps of a learned task, the so manieth that it has."""
         known = self.trainer.tasks_known
         parts = {
             "own": multitask.task_state(self.model, task) if known else {},
@@ -393,16 +406,17 @@ class RunRecord:
         }
         tensors = joined(parts)
         latest = [name for name in tensors if name.startswith("shared.") or not known]
-        values = {"task": task, "place": self._saved, "accuracy": self.accuracies[task], "row": row}
-        self._append(Record("task", values, tensors, latest))
+        values = {"task": task, "place": place, "accuracy": self.accuracies[task], "row": row}
         self._shared_news = set()
+        return Record("task", values, tensors, latest)
 
-    def _append(self, record: Record) -> None:
-        """Write a record of this run."""
+    def _append(self, *records: Record) -> None:
+        """Write records of this run."""
         assert self._checkpoint is not None  # since ``open``
-        record.values["run"] = self._mark
-        self._checkpoint.append(record)
-        self._saved += record.kind == "task"
+        for record in records:
+            record.values["run"] = self._mark
+        self._checkpoint.append(*records)
+        self._saved += sum(record.kind == "task" for record in records)
 
     def saved(self) -> str:
         """What of the run is safe, and how to go on."""
@@ -460,7 +474,7 @@ class RunRecord:
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
         self._append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
-        self._tables.publish(row, again=self._damaged > 0)
+        self._tables.publish([row], again=self._damaged > 0)
         self._tables.write_evaluations(self.evaluations)
         self._write_settings()
         self._tables.draw(means, scores)

@@ -11,7 +11,7 @@ from torch import nn
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
 from trainers.options import InferenceOptions
-from trainers.record import RunRecord
+from trainers.record import Measured, RunRecord
 from trainers.tables import mean
 from utils.errors import Stopped, UserError
 from utils.run import RunFolder, progress
@@ -85,16 +85,27 @@ class Run:
         accuracies = self._train(group)
         right = self.trainer.right
         seconds = (time.perf_counter() - started) / len(group)
+        together: list[Measured] = []
         for learned in self.trainer.end_tasks():
-            task = learned.task
-            measured = [epoch[group.index(task)] for epoch in accuracies]
-            self.record.keep_task(learned, measured, right[group.index(task)] if right else None)
-            self.folder.log(f"task {task}: accuracy {measured[-1]:.4f}, {seconds:.1f} s")
-            if learned.note:
-                self.folder.log(learned.note)
-            self._evaluate_if_due()
+            place = group.index(learned.task)
+            measured = [epoch[place] for epoch in accuracies]
+            together.append(Measured(learned, measured, right[place] if right else None))
+            if len(self.record.learned) + len(together) in self.plan.evaluated_after:
+                self._keep(together, seconds)
+                together = []
+        self._keep(together, seconds)
         for task, why in self.trainer.failed.items():
             self.record.leave_out(task, why)
+            self._evaluate_if_due()
+
+    def _keep(self, tasks: Sequence[Measured], seconds: float) -> None:
+        """Keep tasks that were learned in so many seconds each, and evaluate if it is due."""
+        if tasks:
+            self.record.keep_tasks(tasks)
+            for task in tasks:
+                self.folder.log(f"task {task.learned.task}: accuracy {task.accuracies[-1]:.4f}, {seconds:.1f} s")
+                if task.learned.note:
+                    self.folder.log(task.learned.note)
             self._evaluate_if_due()
 
     def _train(self, group: Sequence[int]) -> list[list[float]]:

@@ -19,10 +19,12 @@ from data import DATASETS
 from data.base import TaskDataset, digest
 from models import MODELS, Builder, get_model, multitask
 from models.builder import product_sizes
+from models.masked import mask_shapes
 from trainers import TRAINERS
 from trainers.checks import check_same
 from trainers.default import DefaultTrainer
 from trainers.export import load_export
+from trainers.fit import why_in_order
 from trainers.merge import Part, join_parts
 from trainers.options import DataOptions, InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
 from trainers.original import ORIGINAL
@@ -33,13 +35,14 @@ from trainers.tables import RecordOptions
 from utils.checkpoint import Record
 from utils.cores import WORTH_THREADS, available_cores, choose_threads, wanted_threads
 from utils.errors import UserError, no_memory
-from utils.parallel import Group, gpu_fault
+from utils.parallel import Group, free_memory, gpu_fault
 from utils.paths import PROJECT, default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, PART
 from utils.slices import named
 
 MOST_WORKERS = 16  # that nobody has asked for
+MOST_AT_ONCE = 64  # tasks: so many small products fill a GPU, and what is learned is kept after each such group
 MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
 
 
@@ -102,8 +105,7 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     s.num_tasks = s.num_tasks or data.num_tasks
     vars(s).update(data.settled())
     rng = partial(generator, s.seed)
-    trainer = SeveralTrainer if s.tasks_in_parallel > 1 and s.trainer == "default" else TRAINERS[s.trainer]
-    builder = Builder(rng, max(s.num_tasks, trainer.room), **pick(NetworkOptions, s).layers)
+    builder = Builder(rng, max(s.num_tasks, TRAINERS[s.trainer].room), **pick(NetworkOptions, s).layers)
     try:
         model = get_model(s.model, builder, data.input_shape, s.output_size).to(device)
         _make_room(model, s.num_tasks)
@@ -115,7 +117,32 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
         if not no_memory(error):
             raise
         raise UserError(f"`num_tasks` {s.num_tasks}: memory has no room for a network with so many tasks") from None
+    if s.tasks_in_parallel is None:
+        s.tasks_in_parallel = best_at_once(s, data, model, device)
+    trainer = SeveralTrainer if s.tasks_in_parallel > 1 and s.trainer == "default" else TRAINERS[s.trainer]
     return data, model, trainer(model, pick(TrainingOptions, s), rng)
+
+
+def best_at_once(s: Settings, data: TaskDataset, model: nn.Module, device: torch.device) -> int:
+    """How many tasks to train at once, where nobody says it.
+
+    One on a processor, where more change the order of sums; on a GPU, which a single small product does not fill, as
+    many as there are and have room in half of its free memory, ``MOST_AT_ONCE`` at the most. Only of networks that
+    compute for stacked tasks by themselves, for of convolutions it is not known to pay; and only of tasks that do not
+    depend on each other.
+    """
+    tasks = s.tasks_to_learn
+    few = device.type == "cpu" or len(tasks) == 1 or "," in (s.multigpu or "") or s.trainer != "default"
+    if few or not multitask.takes_stacks(model) or why_in_order(s, model):
+        return 1
+    try:
+        data.loaders(tasks)
+    except ValueError:
+        return 1
+    # Floats: four for each weight and what a step needs beside them; of each layer what it sees, gives and sends back.
+    shapes = list(mask_shapes(model).values())
+    size = 4 * sum(6 * shape.numel() + 2 * s.batch_size * (shape[0] + shape[1]) for shape in shapes)
+    return max(1, min(len(tasks), MOST_AT_ONCE, free_memory(device) // 2 // size))
 
 
 def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset:
@@ -154,7 +181,7 @@ def settle_threads(
     """
 
     def product_size() -> float:
-        images = min(s.tasks_in_parallel, len(s.tasks_to_learn)) * s.batch_size // len(devices)
+        images = min(s.tasks_in_parallel or 1, len(s.tasks_to_learn)) * s.batch_size // len(devices)
         try:
             return fmean(product_sizes(MODELS[s.model], (max(1, images), *input_shape), s.output_size, s.width_mult))
         except Exception:  # whatever a user's own network raises that has no numbers to compute with
@@ -248,7 +275,7 @@ def plan_of(s: Settings) -> Plan:
     """What the settings ask for."""
     return Plan(
         tasks=s.tasks_to_learn,
-        at_once=s.tasks_in_parallel,
+        at_once=s.tasks_in_parallel or 1,
         skips=s.on_nan == "skip",
         evaluated_after=s.eval_ckpts or (),
         adaptor=s.adaptor,

@@ -58,9 +58,9 @@ class Tables:
             which = f"line{'s' * (len(bad) > 1)} {', '.join(map(str, bad[:10]))}{' ...' * (len(bad) > 10)}"
             self.folder.log(f"warning: {self._results.path}: {which}: no row of results; left as it is")
 
-    def publish(self, row: dict, again: bool = False) -> None:
-        """Add a row to ``results.csv``; ``again``: it may stand there already, as what a damaged checkpoint lost."""
-        (self._results.agree if again else self._results.add)([row])
+    def publish(self, rows: Sequence[dict], again: bool = False) -> None:
+        """Add rows to ``results.csv``; ``again``: they may stand there already, as what a damaged checkpoint lost."""
+        (self._results.agree if again else self._results.add)(rows)
 
     def row(
         self, what: str, current: float | None, best: float | None, learned: int, storage: Storage, **more: object

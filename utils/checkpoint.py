@@ -220,13 +220,13 @@ class Checkpoint:
             short = len(frame) < FRAME.size or FRAME.unpack(frame)[0] > self.path.stat().st_size - file.tell()
         return short and next(self.behind_damage(), None) is None
 
-    def append(self, record: Record) -> None:
-        """Add a record; when this returns it is on the disk.
+    def append(self, *records: Record) -> None:
+        """Add records; when this returns they are on the disk.
 
         Raises:
-            OSError: the disk is full or gone, or the file is not what it was; the records before this one stay.
+            OSError: the disk is full or gone, or the file is not what it was; the records before these stay.
         """
-        data = record.to_bytes()
+        data = b"".join(record.to_bytes() for record in records)
         if self._end not in (None, self.size()):
             raise OSError(errno.ESTALE, "was changed or removed by another process", str(self.path))
         with open(self.path, "ab") as file:
@@ -244,7 +244,8 @@ class Checkpoint:
             self._end = file.tell()
         if not begin:
             sync_folder(self.path.parent)
-        self._count(record)
+        for record in records:
+            self._count(record)
         if self._dead > DEAD_BYTES and self._dead > self._end / 2:
             self._compact()
 

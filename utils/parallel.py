@@ -165,6 +165,11 @@ def gpu_fault() -> str | None:
     return None
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that nobody uses; 0 of other devices, of which it is not known."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]) -> None:
     """End this process, from a thread of its own, when one of the others fails; the first would wait for it for long.
 

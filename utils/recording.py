@@ -104,6 +104,8 @@ class Recorded(Generic[Kept]):
         except RuntimeError as error:
             self._works = False
             why = (str(error).splitlines() or ["no reason is given"])[0]
-            warnings.warn(f"steps of training cannot be recorded, so that they take the host longer: {why}", stacklevel=3)
+            warnings.warn(
+                f"steps of training cannot be recorded, so that they take the host longer: {why}", stacklevel=3
+            )
             return
         self._recorder, self._places = recorder, places
