@@ -64,10 +64,6 @@ class Masked(SuperposedModule):
         """
         return self.check_task(task)
 
-    def kept(self, task: int) -> int:
-        """How many weights the learned ``task`` keeps."""
-        return int(np.unpackbits(self.packed[self.row(task)].cpu().numpy()).sum())
-
     def magnitude(self, scores: Tensor) -> Tensor:
         """What decides on the mask of ``scores`` (..., *weight shape): they themselves, or a function of them."""
         return scores
@@ -364,7 +360,8 @@ def only_masks(model: nn.Module) -> bool:
 def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
     """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
     layers = dict(multitask.named(model, Masked))
-    kept = {name: module.kept(task) for name, module in layers.items()}
+    rows = {name: module.packed[module.row(task)].cpu().numpy() for name, module in layers.items()}
+    kept = {name: int(np.unpackbits(row).sum()) for name, row in rows.items()}
     sizes = {name: module.weight.numel() for name, module in layers.items()}
     fractions = {name: kept[name] / sizes[name] for name in kept}
     if sizes:
