@@ -220,23 +220,24 @@ def train(report: Report, data_root: str, device: torch.device, quick: bool, cou
 
 
 def host(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
-    """What a step of training, and the end of a group of tasks, cost beside arithmetic: with next to none of it."""
+    """What a step of training costs beside arithmetic, its batch's loading included: one with next to none of it."""
     data = DATASETS["DigitsPerm"](num_tasks=64, batch_size=2, device=device)
     batches = 50 if quick else 400
-    model = FullyConnected(Builder(RNG, 64), (4, 4), data.input_shape, 10).to(device)
 
     def steps(kind: type[DefaultTrainer], tasks: Sequence[int]) -> Callable[[], object]:
-        trainer, (loader, _) = kind(model, TrainingOptions(epochs=1, iter_lim=batches), RNG), data.loaders(tasks)
+        network = FullyConnected(Builder(RNG, 64), (4, 4), data.input_shape, 10).to(device).train()
+        trainer, (loader, _) = kind(network, TrainingOptions(), RNG), data.loaders(tasks)
+        trainer.begin_tasks(tasks)
 
         def train():
-            trainer.begin_tasks(tasks)
-            trainer.train(loader, epoch=0)
+            for x, y in islice(loader, batches):
+                trainer.step(x, y)
 
         return train
 
     t = medians({"one": steps(DefaultTrainer, [0]), "many": steps(SeveralTrainer, range(64))}, 2 if quick else 7)
     t = {name: 1e6 * seconds / batches for name, seconds in t.items()}
-    note = "layers of 4 units, batches of 2, their loading included"
+    note = "layers of 4 units, batches of 2"
     report.add("host", "a step of a task", t["one"], None, "µs", note=note)
     report.add("host", "a step of 64 tasks at once", t["many"], 64 * t["one"], "µs", note=f"{note}; beside 64 of one")
 

@@ -361,8 +361,8 @@ def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
     """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
     layers = dict(multitask.named(model, Masked))
     rows = {name: module.packed[module.row(task)].cpu().numpy() for name, module in layers.items()}
-    kept = {name: int(np.unpackbits(row).sum()) for name, row in rows.items()}
     sizes = {name: module.weight.numel() for name, module in layers.items()}
+    kept = {name: int(np.unpackbits(row, count=sizes[name]).sum()) for name, row in rows.items()}
     fractions = {name: kept[name] / sizes[name] for name in kept}
     if sizes:
         fractions["total"] = math.fsum(kept.values()) / sum(sizes.values())

@@ -322,12 +322,12 @@ def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Te
                 setattr(module, name, None)
         return logits
 
-    if takes_stacks(model):
+    if computes_stacked(model):
         return call_stack
     return lambda x: vmap(call)(_stacked(model, state), x)
 
 
-def takes_stacks(model: nn.Module) -> bool:
+def computes_stacked(model: nn.Module) -> bool:
     """Whether a network computes for stacked tasks by itself: a product of all, where others are mapped over tasks."""
     layers = (model, *(module for _, module in named(model, MultitaskModule)))
     return all(getattr(layer, "takes_stacks", False) for layer in layers)

@@ -52,7 +52,7 @@ class TapeRecorder:
     def works_on(device):
         return True
 
-    def beside(self):
+    def warming_up(self):
         return nullcontext()
 
     def record(self, function):

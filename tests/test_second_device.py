@@ -73,20 +73,21 @@ def at_once_of(run):
 
 
 @pytest.mark.parametrize(
-    "free, words, at_once",
+    "memory, words, at_once",
     [
         (10**9, "", 3),
         (10**6, "", 1),
-        (8 * 10**6, "", 2),
+        (24 * 10**6, "", 2),
         (10**9, "--tasks-in-parallel 2", 2),
         (10**9, "--trainer nns", 1),
         (10**9, "--train-weight-tasks 1 --adaptor gt", 1),
         (10**9, RUNS["at once, batch norm"].replace("--tasks-in-parallel 2", ""), 1),
         (10**9, "--set SplitDigits", 1),
+        (10**9, "--conv-type BatchEnsembles --conv-init default --adaptor gt", 1),
     ],
 )
-def test_as_many_tasks_at_once_as_memory_has_room_for(free, words, at_once, device, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "free_memory", lambda device: free)
+def test_as_many_tasks_at_once_as_memory_has_room_for(memory, words, at_once, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "gpu_memory", lambda device: memory)
     assert call_main(tmp_path, *SHORT.split(), "--num-tasks", "3", *words.split()) == 0
     assert at_once_of(tmp_path / "run") == at_once
 

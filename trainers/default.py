@@ -65,6 +65,8 @@ class DefaultTrainer:
         right: for each of them, how many answers of each batch were right in the last test; empty before it, or if
             they may answer otherwise when they are selected.
         group: the processes that train together; see ``join``.
+        draws: whether the network may draw random numbers in a step, as that of a user may.
+        update: what a step does with a batch, which a GPU records; None before a task was begun.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
@@ -82,6 +84,7 @@ class DefaultTrainer:
         if options.compile:
             torch.compiler.reset()  # what was compiled for other networks counts against this one's
         self.group, self.draws = Group(), is_converted(model)
+        self.update: Recorded[list[Tensor | None]] | None = None
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
     def join(self, group: Group) -> None:
@@ -148,8 +151,8 @@ class DefaultTrainer:
 
     @property
     def given_up(self) -> bool:
-        """Whether nothing is left to train, for tasks have failed."""
-        return bool(self.failed) and (self.options.on_nan == "stop" or len(self.failed) == len(self.tasks))
+        """Whether nothing is left to train, for all tasks have failed."""
+        return bool(self.failed) and len(self.failed) == len(self.tasks)
 
     def _prepare(self, task: int) -> None:
         """Fresh scores, optimiser and schedule."""
@@ -174,8 +177,10 @@ class DefaultTrainer:
         self.network = network
         if self.options.compile:  # once: the scores of each later task are other inputs of the same code
             self.network = torch.compile(network)
-        alone = self.group.size == 1 and not (self.draws or self.options.compile)
-        self.update = Recorded(self._update, self.parameters[0].device, wanted=alone)
+        if self.update is None:
+            alone = self.group.size == 1 and not (self.draws or self.options.compile)
+            self.update = Recorded(self._update, self.parameters[0].device, wanted=alone)
+        self.update.forget()
 
     def end_task(self) -> Learned:
         """Keep what was learned as one bit a weight, and select the task."""
@@ -184,7 +189,9 @@ class DefaultTrainer:
         return Learned(self.task, self.task, [self.task])
 
     def _forget(self) -> None:
-        del self.optimizer, self.schedule, self.parameters, self.network, self.update
+        del self.optimizer, self.schedule, self.parameters, self.network
+        if self.update is not None:
+            self.update.forget()
 
     def task_record(self, task: int) -> dict[str, Tensor]:
         """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
@@ -298,7 +305,7 @@ class DefaultTrainer:
         """Learn at the rate that the schedule has for an epoch."""
         before = self.rate
         set_epoch(self.schedule, epoch)
-        if self.rate != before:
+        if self.rate != before and self.update is not None:
             self.update.forget()
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
@@ -313,6 +320,7 @@ class DefaultTrainer:
         """
         if self.draws:  # its own layers may draw, as dropout does: by the task and batch alone
             torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
+        assert self.update is not None  # since a task was begun
         losses, gradients = self.update(x, y)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

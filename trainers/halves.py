@@ -25,7 +25,8 @@ class HalvesTrainer(DefaultTrainer):
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         if self.batches_done == self.half:
             siblings.settle(self.model)
-            self.update.forget()
+            if self.update is not None:
+                self.update.forget()
         return super().step(x, y)
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:

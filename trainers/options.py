@@ -143,7 +143,8 @@ class TrainingOptions:
         reinit_adapt, reinit_most_recent_k, reinit_from: of ``ReinitTrainer``.
         num_tasks: for how many tasks ``NNsTrainer`` may have masks; None for one.
         stream_jitter, nns_every, nns_epsilon, nns_surprise: see ``NNsTrainer``.
-        on_nan: ``stop`` gives all tasks in training up when one fails; ``skip`` goes on with the others.
+        on_nan: whether the run ends, ``stop``, once others in training beside a task that fails are kept, or goes on
+            without it, ``skip``.
     """
 
     epochs: int = 30

@@ -371,7 +371,8 @@ class RunRecord:
 
     def keep_tasks(self, tasks: Sequence[Measured]) -> None:
         """Keep tasks that were just learned; they come to the disk together."""
-        first, rows, records = not self.learned, [], []
+        first, rows = not self.learned, []
+        records: list[Record] = []
         for measured in tasks:
             learned, accuracies = measured.learned, measured.accuracies
             task = learned.task
@@ -397,7 +398,7 @@ class RunRecord:
             self.folder.log("".join(f"kept of {name}: {fraction:.4f}\n" for name, fraction in kept.items()).rstrip())
 
     def _record_of(self, task: int, row: dict | None, place: int) -> Record:
-        """What the checkpoint keeps of a learned task, the so manieth that it has."""
+        """What the checkpoint keeps of a learned task, which has ``place`` tasks before it."""
         known = self.trainer.tasks_known
         parts = {
             "own": multitask.task_state(self.model, task) if known else {},

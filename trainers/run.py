@@ -70,14 +70,30 @@ class Run:
             UserError: a file of the data cannot be read.
         """
         self._evaluate_if_due()  # a run may have been cut short between learning and evaluation
-        todo, at_once = self.record.lacking(self.plan.tasks), self.plan.at_once
-        groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
+        groups, at_once = self._groups(self.record.lacking(self.plan.tasks)), self.plan.at_once
         for group in progress(groups, description="tasks", unit="task" if at_once == 1 else f"{at_once} tasks"):
             for task in group:
                 if self.record.recover(task):
                     self._evaluate_if_due()
             if group := self.record.lacking(group):
                 self._learn_group(group)
+
+    def _groups(self, todo: Sequence[int]) -> list[list[int]]:
+        """The tasks that are trained at once: as many as the plan says, but none beyond the next evaluation.
+
+        First those that were in training when the run was cut short, if this one trains several at once.
+        """
+        begun = self.record.unfinished.tasks
+        if begun != [task for task in todo if task in begun] or (len(begun) > 1 and not self.trainer.parallel):
+            begun = []
+        groups = [begun] if begun else []
+        rest = [task for task in todo if task not in begun]
+        for place, task in enumerate(rest):
+            learned = len(self.record.learned) + len(begun) + place
+            if place == 0 or len(groups[-1]) == self.plan.at_once or learned in self.plan.evaluated_after:
+                groups.append([])
+            groups[-1].append(task)
+        return groups
 
     def _learn_group(self, group: Sequence[int]) -> None:
         """Learn tasks at once, and keep what becomes of each."""
@@ -94,6 +110,8 @@ class Run:
                 self._keep(together, seconds)
                 together = []
         self._keep(together, seconds)
+        if self.trainer.failed and not self.plan.skips:
+            raise Stopped(next(iter(self.trainer.failed.values())))
         for task, why in self.trainer.failed.items():
             self.record.leave_out(task, why)
             self._evaluate_if_due()
@@ -134,8 +152,6 @@ class Run:
             raise
         if not trainer.given_up:
             trainer.check_progress(accuracies[-1])
-        if trainer.failed and not self.plan.skips:
-            raise Stopped(next(iter(trainer.failed.values())))
         return accuracies
 
     def _evaluate_if_due(self) -> None:

@@ -33,16 +33,16 @@ from trainers.run import Plan, follow
 from trainers.several import SeveralTrainer
 from trainers.tables import RecordOptions
 from utils.checkpoint import Record
-from utils.cores import WORTH_THREADS, available_cores, choose_threads, wanted_threads
+from utils.cores import WORTH_THREADS, available_cores, choose_threads, runs_at_once, wanted_threads
 from utils.errors import UserError, no_memory
-from utils.parallel import Group, free_memory, gpu_fault
+from utils.parallel import Group, gpu_fault, gpu_memory
 from utils.paths import PROJECT, default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, PART
 from utils.slices import named
 
 MOST_WORKERS = 16  # that nobody has asked for
-MOST_AT_ONCE = 64  # tasks: so many small products fill a GPU, and what is learned is kept after each such group
+MOST_AT_ONCE = 64  # tasks that nobody has asked for: what they learned is kept after each such group
 MadeOf = tuple[TaskDataset, nn.Module, DefaultTrainer]
 
 
@@ -127,22 +127,24 @@ def best_at_once(s: Settings, data: TaskDataset, model: nn.Module, device: torch
     """How many tasks to train at once, where nobody says it.
 
     One on a processor, where more change the order of sums; on a GPU, which a single small product does not fill, as
-    many as there are and have room in half of its free memory, ``MOST_AT_ONCE`` at the most. Only of networks that
-    compute for stacked tasks by themselves, for of convolutions it is not known to pay; and only of tasks that do not
-    depend on each other.
+    many as there are and have room in half of this run's share of its memory, ``MOST_AT_ONCE`` at the most. Only of
+    networks that compute for stacked tasks by themselves, for of convolutions it is not known to pay; and only of tasks
+    that do not depend on each other.
     """
     tasks = s.tasks_to_learn
     few = device.type == "cpu" or len(tasks) == 1 or "," in (s.multigpu or "") or s.trainer != "default"
-    if few or not multitask.takes_stacks(model) or why_in_order(s, model):
+    if few or not multitask.computes_stacked(model) or why_in_order(s, model):
         return 1
     try:
         data.loaders(tasks)
     except ValueError:
         return 1
-    # Floats: four for each weight and what a step needs beside them; of each layer what it sees, gives and sends back.
-    shapes = list(mask_shapes(model).values())
-    size = 4 * sum(6 * shape.numel() + 2 * s.batch_size * (shape[0] + shape[1]) for shape in shapes)
-    return max(1, min(len(tasks), MOST_AT_ONCE, free_memory(device) // 2 // size))
+    # Floats. Of each weight: score, its gradient, the mean of its squares, the masked weight, its gradient, and one to
+    # compute with. Of each layer and image: what it sees and gives, and the gradients of both.
+    images = max(s.batch_size, s.test_batch_size)
+    size = 4 * sum(6 * shape.numel() + 2 * images * (shape[0] + shape[1]) for shape in mask_shapes(model).values())
+    room = gpu_memory(device) // runs_at_once() // 2 // max(1, size)
+    return max(1, min(len(tasks), MOST_AT_ONCE, room)) if size else 1
 
 
 def make_data(o: DataOptions, device: torch.device, group: Group) -> TaskDataset:

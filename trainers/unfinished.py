@@ -43,6 +43,11 @@ class Unfinished:
             same = values.get("data", self.about["data"]) == self.about["data"] and values["learned"] == self.learned
             self._record = records[0] if same and _fits(values["settings"], self.about["settings"]) else None
 
+    @property
+    def tasks(self) -> list[int]:
+        """Those that a run was cut short in the middle of; none if there is nothing to go on from."""
+        return [] if self._record is None else list(self._record.values["tasks"])
+
     def open(self, folder: Path) -> None:
         """Begin to write in a run's folder."""
         self.path = folder / NAME

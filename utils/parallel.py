@@ -165,9 +165,9 @@ def gpu_fault() -> str | None:
     return None
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU's memory that nobody uses; 0 of other devices, of which it is not known."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+def gpu_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, whoever uses it; 0 of other devices."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Generic, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ class Recorder:
     """Keeps what a GPU computes, a CUDA graph, and does it again.
 
     Args:
-        device: the GPU.
+        device: the GPU; not the current one of torch, as a rule.
     """
 
     def __init__(self, device: torch.device):
@@ -30,13 +31,16 @@ class Recorder:
         return device.type == "cuda"
 
     @contextmanager
-    def beside(self) -> Iterator[None]:
-        """What is computed inside comes before a recording, which wants it on another stream than the usual one."""
-        usual, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
-        stream.wait_stream(usual)
-        with torch.cuda.stream(stream):
-            yield
-        usual.wait_stream(stream)
+    def warming_up(self) -> Iterator[None]:
+        """What is computed inside comes before a recording, which wants it on the stream that it will have itself."""
+        with torch.cuda.device(self.device):
+            usual, own = torch.cuda.current_stream(), _stream(self.device)
+            own.wait_stream(usual)
+            try:
+                with torch.cuda.stream(own):
+                    yield
+            finally:
+                usual.wait_stream(own)
 
     def record(self, function: Callable[[], Result]) -> Result:
         """Record what ``function`` computes, without doing it; the tensors that it gives are filled by ``replay``.
@@ -44,13 +48,26 @@ class Recorder:
         Raises:
             RuntimeError: it does what cannot be recorded, such as to look at a number that the device has.
         """
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            return function()
+        own = _stream(self.device)
+        with torch.cuda.device(self.device), torch.cuda.stream(own):  # both come back, however a recording ends
+            self.graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(self.graph, stream=own, capture_error_mode="thread_local"):
+                    return function()
+            except RuntimeError:
+                self.graph.reset()
+                raise
 
     def replay(self) -> None:
         """Do what was recorded, with the tensors that it was recorded with."""
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a device for what is recorded, and what comes before: each stream has memory of its own."""
+    return torch.cuda.Stream(device)
 
 
 class Recorded(Generic[Kept]):
@@ -85,7 +102,7 @@ class Recorded(Generic[Kept]):
         shapes, before = [tensor.shape for tensor in given], self._shapes
         self._calls, self._shapes = self._calls + 1, shapes
         if self._calls <= WARM_UP:
-            with Recorder(self.device).beside():
+            with Recorder(self.device).warming_up():
                 return self.function(*given)
         if self._result is None and shapes == before:
             self._record(given)
@@ -102,8 +119,9 @@ class Recorded(Generic[Kept]):
         try:
             self._result = recorder.record(lambda: self.function(*places))
         except RuntimeError as error:
-            self._works = False
-            why = (str(error).splitlines() or ["no reason is given"])[0]
+            self._works = False  # not for later tasks either
+            cause = error.__context__ or error  # the end of a recording that has failed is an error of its own
+            why = (str(cause).splitlines() or ["no reason is given"])[0]
             warnings.warn(
                 f"steps of training cannot be recorded, so that they take the host longer: {why}", stacklevel=3
             )
