@@ -160,7 +160,7 @@ def test_what_is_said_of_the_notebook_stands_in_its_outputs():
     assert f"The notebook took {seconds} on {threads}" in notebook
 
 
-@pytest.mark.parametrize("number, name", [(0, "inferred.csv"), (1, "routers.csv")])
+@pytest.mark.parametrize("number, name", [(0, "inferred.csv"), (1, "first_layer.csv"), (2, "routers.csv")])
 def test_the_tables_of_ways_to_infer_are_those_of_the_committed_files(number, name):
     page = (PROJECT / "docs" / "inference.md").read_text()
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
