@@ -451,7 +451,7 @@ def make_parser() -> _Parser:
         "--infer",
         choices=("exact", "screened", "auto"),
         help="one-shot inference: exact; screened by a few units first, which is faster among many masks "
-        "and may choose another task where two are close; auto: screened from 100 masks on, "
+        "and may choose another task where two are close; auto: screened from 150 masks on, "
         "on processors (default: %(default)s)",
     )
     add(

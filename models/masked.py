@@ -134,7 +134,7 @@ class Masked(SuperposedModule):
         """``superposition`` with equal coefficients: how many masks keep a weight is counted, a few masks at a time."""
         rows, size = self._rows(tasks), self.weight.numel()
         kept = torch.zeros(size, dtype=torch.int32, device=rows.device)
-        for some in rows.split(min(255, max(1, masks.TILE_BYTES // (4 * size)))):  # no more than a byte counts
+        for some in rows.split(min(255, max(1, masks.tile_bytes(rows.device) // (4 * size)))):  # no more than a byte counts
             kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
         return (kept / len(rows)).view_as(self.weight).mul_(self.weight)
 
@@ -143,7 +143,7 @@ class Masked(SuperposedModule):
         weight, rows = self.weight.flatten(), self._rows(tasks)
         mixed = torch.empty(*alphas.shape[:-1], len(weight), device=weight.device)
         # Some weights of all masks at a time, in whole bytes of eight.
-        for part in masks.tiles(len(weight), max(1, masks.TILE_BYTES // (4 * 8 * len(tasks))) * 8):
+        for part in masks.tiles(len(weight), max(1, masks.tile_bytes(weight.device) // (4 * 8 * len(tasks))) * 8):
             packed = self.packed[rows, part.start // 8 : math.ceil(part.stop / 8)]
             mixed[..., part] = alphas @ masks.unpack(packed, part.stop - part.start) * weight[part]
         weights: Tensor = mixed.unflatten(-1, self.weight.shape)
@@ -160,7 +160,7 @@ class Masked(SuperposedModule):
             x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
             weight = self.weight.flatten(1)  # (out, n / out)
             result = torch.zeros(len(inputs), len(tasks), device=inputs.device)
-            together = 1 if x.device.type == "cpu" else max(1, masks.TILE_BYTES // (4 * weight.numel()))
+            together = 1 if x.device.type == "cpu" else max(1, masks.tile_bytes(x.device) // (4 * weight.numel()))
             for some in masks.tiles(len(tasks), together):
                 masked = masks.unpack(self.packed[rows[some]], weight.numel()).view(-1, *weight.shape).mul_(weight)
                 for batch in masks.tiles(len(inputs), LOSSES):
@@ -193,10 +193,10 @@ class Masked(SuperposedModule):
         weight = self.weight.flatten(1)  # (out, n / out)
         result = torch.zeros(losses, len(rows), device=weight.device)
         whole = 8 // math.gcd(8, weight.shape[1])
-        unit_bytes = 4 * whole * weight.shape[1]
-        for batch in masks.tiles(losses, max(1, min(LOSSES, masks.TILE_BYTES // unit_bytes))):
+        unit_bytes, tile = 4 * whole * weight.shape[1], masks.tile_bytes(weight.device)
+        for batch in masks.tiles(losses, max(1, min(LOSSES, tile // unit_bytes))):
             widest = max(len(rows), batch.stop - batch.start)
-            for units in masks.tiles(len(weight), max(1, masks.TILE_BYTES // (unit_bytes * widest)) * whole):
+            for units in masks.tiles(len(weight), max(1, tile // (unit_bytes * widest)) * whole):
                 products = gradient(batch, units).mul_(weight[units])
                 first, size = units.start * weight.shape[1], (units.stop - units.start) * weight.shape[1]
                 bits = self.packed[rows, first // 8 : math.ceil((first + size) / 8)]
@@ -222,7 +222,7 @@ class Masked(SuperposedModule):
         products = (gradients @ inputs).mul_(weight).flatten()
         places, packed = some.nonzero().flatten(), self.packed.unflatten(1, (len(some), -1))
         result: Tensor = products.new_empty(len(rows))
-        for here in masks.tiles(len(rows), max(1, masks.TILE_BYTES // (4 * len(products) + 1))):
+        for here in masks.tiles(len(rows), max(1, masks.tile_bytes(weight.device) // (4 * len(products) + 1))):
             kept = masks.unpack(packed[rows[here, None], places], whole * size)
             result[here] = kept.flatten(1) @ products
         return result

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PAIRED = 2**12  # the second of two whole numbers in a float32 counts in these; 24 bits are exact
-TILE_BYTES = 24 * 2**20  # of unpacked masks or gradients; an allocator hands back more than 32 MiB after each use
+# Of unpacked masks or gradients. An allocator of a processor's memory hands back more than 32 MiB after each use; a GPU,
+# which keeps what it has, is given few products that are large.
+TILE_BYTES, GPU_TILE_BYTES = 24 * 2**20, 2**29
 
 Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and ones
 
@@ -231,6 +233,11 @@ def coarse_products() -> Iterator[None]:
         yield
     finally:
         setting.fp32_precision = before
+
+
+def tile_bytes(device: torch.device) -> int:
+    """How many bytes of unpacked masks or gradients a device has at a time."""
+    return TILE_BYTES if device.type == "cpu" else GPU_TILE_BYTES
 
 
 def tiles(length: int, size: int) -> Iterator[slice]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers import FloatStateModule, LayerOptions, convolve
-from models.masks import TILE_BYTES, tiles
+from models.masks import tile_bytes, tiles
 from models.superposition import SuperposedModule
 
 
@@ -61,7 +61,7 @@ class RankOneConv(FloatStateModule, SuperposedModule):
         outputs, factors = self._factors(tasks)
         weight, kernel = self.weight.flatten(1), self.weight.shape[2:].numel()
         parts = []
-        for batch in tiles(len(inputs), max(1, TILE_BYTES // (4 * weight.numel()))):
+        for batch in tiles(len(inputs), max(1, tile_bytes(inputs.device) // (4 * weight.numel()))):
             products = output_gradients[batch].mT @ inputs[batch]  # (b, out, in * kernel)
             products *= weight
             products = products.unflatten(2, (-1, kernel)).sum(-1)  # (b, out, in)
