@@ -134,7 +134,8 @@ class Masked(SuperposedModule):
         """``superposition`` with equal coefficients: how many masks keep a weight is counted, a few masks at a time."""
         rows, size = self._rows(tasks), self.weight.numel()
         kept = torch.zeros(size, dtype=torch.int32, device=rows.device)
-        for some in rows.split(min(255, max(1, masks.tile_bytes(rows.device) // (4 * size)))):  # no more than a byte counts
+        together = max(1, masks.tile_bytes(rows.device) // (4 * size))
+        for some in rows.split(min(255, together)):  # no more than a byte counts
             kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
         return (kept / len(rows)).view_as(self.weight).mul_(self.weight)
 

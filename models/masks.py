@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PAIRED = 2**12  # the second of two whole numbers in a float32 counts in these; 24 bits are exact
-# Of unpacked masks or gradients. An allocator of a processor's memory hands back more than 32 MiB after each use; a GPU,
-# which keeps what it has, is given few products that are large.
+# Of unpacked masks or gradients. The allocator of a processor's memory hands back more than 32 MiB after each use; that
+# of a GPU keeps what it has, and there few large products are best.
 TILE_BYTES, GPU_TILE_BYTES = 24 * 2**20, 2**29
 
 Binarise = Callable[[Tensor], Tensor]  # scores, or their sizes, to zeros and ones

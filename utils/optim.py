@@ -134,7 +134,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
         index, _, name = key.partition(".")
         states.setdefault(int(index), {})[name] = value.clone()
     for index, fresh in optimizer.state_dict()["state"].items():
-        if set(states.setdefault(index, fresh)) != set(fresh):  # of a parameter without a gradient it may know nothing
+        # Of a parameter that had no gradient a file may know nothing.
+        if not states or set(states.setdefault(index, fresh)) != set(fresh):
             raise ValueError(f"the state of the optimiser is {', '.join(fresh)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
