@@ -113,7 +113,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         main.main(words)
     monkeypatch.undo()
-    assert kept == [2]  # of a group of three, for an evaluation is due after two
+    assert kept == [2]  # no group goes beyond an evaluation, which is due after two
     assert main.main([*words, "--resume"]) == 0
     whole = [*words[:-4], "--log-dir", str(tmp_path / "whole"), "--name", "run"]
     assert main.main(whole) == 0

@@ -66,7 +66,7 @@ class DefaultTrainer:
             they may answer otherwise when they are selected.
         group: the processes that train together; see ``join``.
         draws: whether the network may draw random numbers in a step, as that of a user may.
-        update: what a step does with a batch, which a GPU records; None before a task was begun.
+        update: what a step does with a batch, which a GPU records.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
         tasks_known: whether a task that is learned is the model's task of that number. A trainer that finds out by
@@ -84,13 +84,14 @@ class DefaultTrainer:
         if options.compile:
             torch.compiler.reset()  # what was compiled for other networks counts against this one's
         self.group, self.draws = Group(), is_converted(model)
-        self.update: Recorded[list[Tensor | None]] | None = None
+        self.update = Recorded(self._update, self._device, wanted=not (self.draws or options.compile))
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
     def join(self, group: Group) -> None:
         """Train together with the other processes of ``group``, as one process with all their images would."""
         self.group = group
         if group.size > 1:
+            self.update = Recorded(self._update, self._device, wanted=False)
             share_statistics(self.model, group.gather)
 
     def trains_weights(self, task: int) -> bool:
@@ -177,9 +178,6 @@ class DefaultTrainer:
         self.network = network
         if self.options.compile:  # once: the scores of each later task are other inputs of the same code
             self.network = torch.compile(network)
-        if self.update is None:
-            alone = self.group.size == 1 and not (self.draws or self.options.compile)
-            self.update = Recorded(self._update, self.parameters[0].device, wanted=alone)
         self.update.forget()
 
     def end_task(self) -> Learned:
@@ -190,8 +188,7 @@ class DefaultTrainer:
 
     def _forget(self) -> None:
         del self.optimizer, self.schedule, self.parameters, self.network
-        if self.update is not None:
-            self.update.forget()
+        self.update.forget()
 
     def task_record(self, task: int) -> dict[str, Tensor]:
         """What this trainer itself must know of a learned task when it learns later ones, by name, for checkpoints."""
@@ -225,9 +222,13 @@ class DefaultTrainer:
         return self.position.state() | self.watch.state()
 
     def _load_place(self, record: dict[str, Tensor]) -> None:
-        device = next(chain(self.model.parameters(), self.model.buffers())).device
-        self.position.load(record, device)
-        self.watch.load(record, device)
+        self.position.load(record, self._device)
+        self.watch.load(record, self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is."""
+        return next(chain(self.model.parameters(), self.model.buffers())).device
 
     def load_task_record(self, task: int, record: dict[str, Tensor]) -> Learned:
         """The inverse of ``task_record``; called for each learned task, in the order of learning."""
@@ -305,7 +306,7 @@ class DefaultTrainer:
         """Learn at the rate that the schedule has for an epoch."""
         before = self.rate
         set_epoch(self.schedule, epoch)
-        if self.rate != before and self.update is not None:
+        if self.rate != before:
             self.update.forget()
 
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
@@ -320,7 +321,6 @@ class DefaultTrainer:
         """
         if self.draws:  # its own layers may draw, as dropout does: by the task and batch alone
             torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
-        assert self.update is not None  # since a task was begun
         losses, gradients = self.update(x, y)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

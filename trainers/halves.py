@@ -25,8 +25,7 @@ class HalvesTrainer(DefaultTrainer):
     def step(self, x: Tensor, y: Tensor) -> Tensor | None:
         if self.batches_done == self.half:
             siblings.settle(self.model)
-            if self.update is not None:
-                self.update.forget()
+            self.update.forget()
         return super().step(x, y)
 
     def load_training_record(self, record: dict[str, Tensor]) -> None:

@@ -128,7 +128,7 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, few
     # Those that lead most say what there is to beat.
     row, mask, clear = _above(scores, NEAR * best + mean, few)
     exact = row, mask, _sums(tasks, layers, row, mask, moments.every)
-    limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact[2], "amin") + tie
+    limit = _limit(row, exact[2], tie)
     least = ((moments.least(rounded) - limit) / unit).minimum(LEADS * best)
     row, mask, some = _above(scores, torch.where(clear, least + mean, torch.inf), few)
     clear &= some
@@ -137,10 +137,15 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, few
     sums = moments.summed[row] - (scores[row, mask] - mean[row]) * unit[row]
     found = _narrow(tasks, layers, moments, (limit, tie, rounded), row, mask, sums)
     row, mask, exact = (torch.cat(part) for part in zip(exact, found, strict=True))
-    limit = torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact, "amin") + tie
+    limit = _limit(row, exact, tie)
     within = exact <= limit[row]
     answer = torch.full_like(limit, len(tasks), dtype=torch.int64)
     return answer.scatter_reduce(0, row[within], mask[within], "amin"), clear
+
+
+def _limit(row: Tensor, exact: Tensor, tie: Tensor) -> Tensor:
+    """What is to be beaten, (b,): the smallest exact derivative of a loss's pairs (pairs,), or what is tied with it."""
+    return torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact, "amin") + tie
 
 
 def _above(scores: Tensor, least: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,7 +199,7 @@ def _narrow(
         best = torch.zeros_like(limit).scatter_reduce(0, row, lead, "amax")[row]
         first = lead >= best
         exact = _sums(tasks, layers, row[first], mask[first], moments.every)
-        limit = limit.minimum(torch.full_like(limit, torch.inf).scatter_reduce(0, row[first], exact, "amin") + tie)
+        limit = limit.minimum(_limit(row[first], exact, tie))
         if units is half:  # the other layers say little of what masks have learned
             leads = lead >= LEADS * best
         stay = leads | (moments.least(rounded)[row] - lead <= limit[row])
