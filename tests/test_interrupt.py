@@ -254,26 +254,57 @@ def test_a_damaged_state_inside_a_task_is_left_alone_and_the_task_starts_anew(da
 # Damage in the middle of the checkpoint
 
 
-@pytest.mark.parametrize("place", [0, 4, 60, -10])
-@pytest.mark.parametrize("name", ["default", "hopsupsup", "nns"])
-def test_only_a_task_that_was_damaged_is_learned_again_where_tasks_are_independent(name, place, tmp_path, monkeypatch):
-    words = RUNS[name].split()
-    assert call_main(tmp_path, *words) == 0
-    whole = outcome(tmp_path)
-    path = tmp_path / "run" / "checkpoint.pt"
+def damage(path, number, place):
+    """Turn a bit of a record, so many bytes from its beginning or, below 0, from its end; what the file is then."""
     ends = [len(checkpoint.MAGIC)]
     for record in Checkpoint(path).read()[0]:
         ends.append(ends[-1] + len(record.to_bytes()))
     data = bytearray(path.read_bytes())
-    data[ends[1] + place if place >= 0 else ends[2] + place] ^= 64  # in the record of the first task
+    data[ends[number] + place if place >= 0 else ends[number + 1] + place] ^= 64
     path.write_bytes(data)
-    trained, step = [], DefaultTrainer.step
-    monkeypatch.setattr(DefaultTrainer, "step", lambda t, x, y: trained.append(t.tasks[0]) or step(t, x, y))
+    return data
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The tasks of which batches are trained, one a batch."""
+    tasks, step = [], DefaultTrainer.step
+    monkeypatch.setattr(DefaultTrainer, "step", lambda t, x, y: tasks.append(t.tasks[0]) or step(t, x, y))
+    return tasks
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the settings", "the first task"])
+@pytest.mark.parametrize("place", [0, 4, 60, -10])
+@pytest.mark.parametrize("name", ["default", "hopsupsup", "nns"])
+def test_only_what_was_damaged_is_learned_again_where_tasks_are_independent(name, place, number, tmp_path, trained):
+    words = RUNS[name].split()
+    assert call_main(tmp_path, *words) == 0
+    whole = outcome(tmp_path)
+    data = damage(tmp_path / "run" / "checkpoint.pt", number, place)
+    trained.clear()
     assert call_main(tmp_path, *words, "--resume") == 0
-    assert set(trained) == ({0, 1, 2} if name == "nns" else {0})
+    assert set(trained) == ({0, 1, 2} if name == "nns" else set(range(number)))
     assert_same(whole, outcome(tmp_path))
     assert (tmp_path / "run" / "checkpoint.pt.damaged").read_bytes() == data
     assert "bytes of" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_behind_a_damaged_beginning_nothing_of_another_run_is_taken_or_thrown_away(tmp_path, trained, capsys):
+    words, path = ["--adaptor", "gt"], tmp_path / "run" / "checkpoint.pt"
+    assert call_main(tmp_path, *words, "--num-tasks", "2") == 0
+    assert call_main(tmp_path, *words, "--resume") == 0  # it has three tasks now
+    whole, data = outcome(tmp_path), damage(path, 0, 60)
+    trained.clear()
+    for other in (["--seed", "1"], ["--lr", "0.01"], []):
+        capsys.readouterr()
+        assert call_main(tmp_path, *words, *other, "--resume") == 2
+        said = capsys.readouterr().err
+        assert f"{path}: its beginning is damaged" in said and "--num-tasks" in said and len(said.splitlines()) == 1
+        assert path.read_bytes() == data
+    assert call_main(tmp_path, *words, "--num-tasks", "2", "--resume") == 0
+    assert call_main(tmp_path, *words, "--resume") == 0
+    assert not trained
+    assert_same(whole, outcome(tmp_path))
 
 
 # No room, no memory

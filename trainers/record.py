@@ -162,6 +162,8 @@ class RunRecord:
             raise UserError(f"`resume` {path}: cannot be written, and what is learned next goes there")
         if records:
             self._recall_beginning(records, path)
+        elif self._damaged:
+            self._check_headless(path)
         for record in records[1:]:
             self._recall(record, path)
         if self._original and not self.learned:  # the first task's record has the frozen weights
@@ -191,9 +193,11 @@ class RunRecord:
             records, damaged = journal.read() if journal.has_records() else ([], 0)
         except UserError:
             return
-        if not damaged or not records or records[0].values.get("settings") != self._began:
+        if not damaged or (records and records[0].values.get("settings") != self._began):
             return
         tasks = [record for record in journal.behind_damage() if record.kind == "task" and self._is_whole(record)]
+        if not records:  # then nothing but its own mark says that a record is of this run
+            tasks = [record for record in tasks if "run" in record.values]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
         alone = alone and not multitask.depends(self.model)
         if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
@@ -272,6 +276,19 @@ class RunRecord:
             self._check_mark(record)
         if values.get("data") not in (None, self.data):
             raise UserError(f"{path} was made with other data: {OTHER_DATA}; put back the old, or begin a new run")
+
+    def _check_headless(self, path: Path) -> None:
+        """See that what is whole behind a damaged beginning, if anything, is of this run.
+
+        Raises:
+            UserError: it bears the mark of another.
+        """
+        if any(record.values.get("run", self._mark) != self._mark for record in Checkpoint(path).behind_damage()):
+            raise UserError(
+                f"{path}: its beginning is damaged, and what is whole behind that is of other settings or data than "
+                "these; call with those that it began with (of `num_tasks` the first number), or begin a new run"
+            )
+        self.threads = threads_of(path.with_name("settings.yaml"))
 
     def _check_mark(self, record: Record) -> None:
         """Raises ``ValueError`` if a record is of another run; those of early checkpoints bear no mark."""
