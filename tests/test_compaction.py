@@ -1,5 +1,7 @@
 """A checkpoint whose tensors are replaced again and again stays small, and loses nothing by it."""
 
+import errno
+
 import pytest
 import torch
 
@@ -58,6 +60,31 @@ def test_a_file_that_was_read_goes_on_counting(tmp_path, monkeypatch):
     assert path.stat().st_size < 12 * KILOBYTES * 1024
     records, damaged = Checkpoint(path).read()
     assert damaged == 0 and len(records) == 40 and state(records)["shared.weight"][0] == 39 / 2
+
+
+def test_where_there_is_no_room_to_write_the_file_again_it_grows_and_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "DEAD_BYTES", 4 * KILOBYTES * 1024)
+    path, replace, tried = tmp_path / "checkpoint.pt", checkpoint.replace_with, []
+
+    def full(*_):
+        tried.append(path.stat().st_size)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "replace_with", full)
+    journal = Checkpoint(path)
+    for task in range(40):
+        journal.append(record(task))
+    records, damaged = Checkpoint(path).read()
+    assert damaged == 0 and [one.values["task"] for one in records] == [*range(40)]
+    assert len(tried) == 3  # with 5, 11 and 23 dead records
+    monkeypatch.setattr(checkpoint, "replace_with", replace)
+    for task in range(40, 60):
+        journal.append(record(task))
+    assert path.stat().st_size < 20 * KILOBYTES * 1024
+    assert len(Checkpoint(path).read()[0]) == 60
+    for task in range(60, 80):  # and from then on as ever
+        journal.append(record(task))
+    assert path.stat().st_size < 12 * KILOBYTES * 1024 + 80 * 512
 
 
 def test_a_crash_while_the_file_is_written_again_leaves_it_whole(tmp_path, monkeypatch):

@@ -118,6 +118,7 @@ class Checkpoint:
         self.path = Path(path)
         self._latest: dict[str, int] = {}  # bytes of the tensors of which only the latest counts
         self._dead = 0  # bytes of those before them
+        self._bearable = DEAD_BYTES  # of these: so many do not have the file written again
         self._end: int | None = None  # bytes of the file when this object last read or wrote it
 
     def read(self) -> tuple[list[Record], int]:
@@ -223,6 +224,9 @@ class Checkpoint:
     def append(self, *records: Record) -> None:
         """Add records; when this returns they are on the disk.
 
+        Where the file should then be written again and has no room for that, it goes on to grow; that is tried again
+        when as many more of its bytes are dead.
+
         Raises:
             OSError: the disk is full or gone, or the file is not what it was; the records before these stay.
         """
@@ -246,8 +250,11 @@ class Checkpoint:
             sync_folder(self.path.parent)
         for record in records:
             self._count(record)
-        if self._dead > DEAD_BYTES and self._dead > self._end / 2:
-            self._compact()
+        if self._dead > self._bearable and self._dead > self._end / 2:
+            self._bearable = 2 * self._dead
+            with suppress(OSError):  # the records are safe
+                self._compact()
+                self._bearable = DEAD_BYTES
 
     def _count(self, record: Record) -> None:
         for name in record.latest:
