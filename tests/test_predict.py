@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from functools import partial
 
 import numpy as np
@@ -52,6 +53,23 @@ def test_each_image_gets_the_label_that_its_task_gives_it(learned, capsys):
     right = [row["label"] == row["file"].split("/")[-2] for row in inferred]
     assert len(right) == 20 and np.mean(right) >= 0.5
     assert all(0 < float(row["probability"]) <= 1 for row in inferred)
+
+
+def test_a_run_that_may_only_be_read_answers_and_stays_as_it_is(learned, tmp_path, monkeypatch, capsys):
+    run, before = learned / "runs" / "run", answers(capsys, learned, learned / "tree" / "val")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name, other in (("checkpoint.pt", "backup.pt"), ("settings.yaml", "settings.yaml")):
+        (theirs / other).write_bytes((run / name).read_bytes())
+        (theirs / other).chmod(0o444)
+    theirs.chmod(0o555)
+    if os.geteuid() == 0:  # who may write everything
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode, **more: not mode & os.W_OK and access(path, mode, **more))
+    words = ["--predict", learned / "tree" / "val", "--resume", theirs / "backup.pt"]
+    assert main.main([*map(str, words)]) == 0
+    assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == before
+    assert {path.name for path in theirs.iterdir()} == {"backup.pt", "settings.yaml"}
 
 
 def test_files_of_any_kind_and_a_broken_one(learned, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """What a run has learned and measured so far: one verb for what becomes of a task, and the way back from the disk."""
 
-import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -148,18 +147,14 @@ class RunRecord:
         return list(self._storage)
 
     def restore(self, path: Path) -> None:
-        """Load a checkpoint, to go on from.
+        """Load a checkpoint, which is read alone.
 
         Raises:
-            UserError: it cannot be read or written, is damaged beyond use, or is of other settings.
+            UserError: it cannot be read, is damaged beyond use, or is of other settings.
         """
         self._checkpoint = Checkpoint(path)
         self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
-        if path.name != "checkpoint.pt":  # a run goes on in the file of that name
-            raise UserError(f"`resume` {path}: the file of a run to go on from is called checkpoint.pt")
-        if not os.access(path, os.W_OK):
-            raise UserError(f"`resume` {path}: cannot be written, and what is learned next goes there")
         if records:
             self._recall_beginning(records, path)
         elif self._damaged:

@@ -215,7 +215,8 @@ def recall(
         more: whether it may go on from a run of fewer tasks.
 
     Raises:
-        UserError: what it goes on from is damaged beyond use, or of other settings.
+        UserError: what it goes on from is damaged beyond use, or of other settings; or the run learns on, and it
+            cannot be written.
     """
     lasting = lasting_settings(s, model)
 
@@ -237,7 +238,17 @@ def recall(
     path = Path(s.resume) if s.resume else s.folder / "checkpoint.pt"
     if s.resume or (s.resume is not None and path.exists()):
         record.restore(path)
+        if s.predict is None:  # which reads alone
+            _check_goes_on(path)
     return record
+
+
+def _check_goes_on(path: Path) -> None:
+    """See that what is learned next can go where the rest lies. Raises ``UserError`` if it cannot."""
+    if path.name != "checkpoint.pt":  # a run goes on in the file of that name
+        raise UserError(f"`resume` {path}: the file of a run to go on from is called checkpoint.pt")
+    if not os.access(path, os.W_OK):
+        raise UserError(f"`resume` {path}: cannot be written, and what is learned next goes there")
 
 
 def lasting_settings(s: Settings, model: nn.Module) -> dict[str, object]:
