@@ -3,7 +3,9 @@
 With ``--full`` also on a real cluster of one node, which ``slurm_cluster.py`` starts and stops; that takes minutes.
 """
 
+import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from tiny import outcome
 import main
 from experiments import launcher, slurm
 from experiments.attempts import last_attempt
+from experiments.backends import queues
 from experiments.backends import slurm as backend
 from experiments.plan import Plan, Run
 
@@ -123,7 +126,55 @@ def test_a_call_finds_the_jobs_of_one_that_was_lost_and_ends_them(plan):
         job.tell_to_end()
     assert [wait_for(job.status) for job in jobs] == [-signal.SIGTERM] * 2
     assert [last_attempt(plan.log(run)).status for run in plan.runs] == [-signal.SIGTERM] * 2
+    assert json.loads((plan.folder / "slurm" / "jobs.json").read_text()) == {}, "nobody asks after them any more"
     assert found.start(plan.runs[0], found.places[0]).id is None, "what has ended is submitted anew"
+
+
+@pytest.fixture
+def local(plan, monkeypatch):
+    """The queue of this machine, which submits nothing and says that it was "7 then"."""
+    found = backend.Slurm(plan, slurm.parse(["cluster=local", "time=10"]))
+    monkeypatch.setattr(found.queue, "submit", lambda whats: ["7 then"] * len(whats))
+    monkeypatch.setattr(found.queue, "look_seconds", 0.0)
+    return found
+
+
+@pytest.mark.parametrize("born", ["", " then"], ids=["of an earlier version", "born at another time"])
+def test_a_process_that_has_the_number_of_an_earlier_job_is_not_taken_for_it(born, plan, local):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        earlier = f"{other.pid}{born}"
+        (plan.folder / "slurm" / "jobs.json").write_text(json.dumps({"a": earlier}))
+        jobs = [local.start(run, local.places[0]) for run in plan.runs]
+        assert [job.status() for job in jobs] == [None, None] and {job.id for job in jobs} == {"7 then"}
+        local.queue.cancel(earlier, kill=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_process_that_may_not_be_told_to_end_is_left_alone(local, monkeypatch):
+    own = f"{os.getpid()} {queues._born(str(os.getpid()))}"
+    assert local.queue.states([own, "1", f"{own}0"]) == {own: "RUNNING"}
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    local.queue.cancel(own, kill=False)
+
+
+@pytest.mark.parametrize("seconds, status", [(-60, -signal.SIGTERM), (60, 0)], ids=["older", "its own"])
+def test_a_result_from_before_a_job_was_submitted_is_of_another(seconds, status, plan, local):
+    result, submitted = (plan.folder / "slurm" / name for name in ("7_0_result.pkl", "7_submitted.pkl"))
+    submitted.touch()
+    result.write_bytes(pickle.dumps(("success", 0)))
+    os.utime(result, ns=(time.time_ns(), submitted.stat().st_mtime_ns + seconds * 10**9))
+    job = local.start(plan.runs[0], local.places[0])
+    assert [job.status() for _ in range(3)] == [None, None, status]
+    assert json.loads((plan.folder / "slurm" / "jobs.json").read_text()) == {}
 
 
 # With commands in the place of SLURM's

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import submitit
 
@@ -36,7 +37,7 @@ class Queue(ABC):
     look_seconds: float
 
     def submit(self, whats: Sequence[Callable[[], object]]) -> list[str]:
-        """Put jobs into the queue, as an array if it knows such; gives their ids.
+        """Put jobs into the queue, as an array if it knows such; gives their ids, which no other job ever has.
 
         Raises:
             FailedJobError, FailedSubmissionError, OSError: it does not take them.
@@ -44,6 +45,10 @@ class Queue(ABC):
         with self.executor.batch():
             jobs = [self.executor.submit(what) for what in whats]
         return [job.job_id for job in jobs]
+
+    def job(self, id: str) -> submitit.Job[Any]:
+        """What submitit knows of a job."""
+        return self.executor.job_class(self.executor.folder, id)
 
     @abstractmethod
     def states(self, ids: Iterable[str]) -> dict[str, str] | None:
@@ -87,7 +92,10 @@ class SlurmQueue(Queue):
 
 
 class LocalQueue(Queue):
-    """Processes of this machine, each started at once; they go on when the one that started them is gone."""
+    """Processes of this machine, each started at once; they go on when the one that started them is gone.
+
+    A job's id is its process's and when that began, as ``_born`` has it: another may have the number later.
+    """
 
     look_seconds = 0.5
 
@@ -100,16 +108,20 @@ class LocalQueue(Queue):
     def submit(self, whats: Sequence[Callable[[], object]]) -> list[str]:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher alone, as with a cluster
         try:
-            return super().submit(whats)
+            return [f"{process} {_born(process)}" for process in super().submit(whats)]
         finally:
             signal.signal(signal.SIGINT, before)
 
+    def job(self, id: str) -> submitit.Job[Any]:
+        return super().job(id.partition(" ")[0])
+
     def states(self, ids: Iterable[str]) -> dict[str, str] | None:
-        return {id: "RUNNING" for id in ids if _is_alive(int(id))}
+        return {id: "RUNNING" for id in ids if _is_alive(id)}
 
     def cancel(self, id: str, kill: bool) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(int(id), signal.SIGTERM)  # told again, the job kills its run
+        if _is_alive(id):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(int(id.partition(" ")[0]), signal.SIGTERM)  # told again, the job kills its run
 
 
 def queue_of(folder: Path, options: SlurmOptions) -> Queue:
@@ -123,10 +135,23 @@ def _python() -> str:
     return f"env {shlex.quote(f'PYTHONPATH={path}')} {shlex.quote(sys.executable)}"
 
 
-def _is_alive(process: int) -> bool:
+def _is_alive(id: str) -> bool:
+    process, _, born = id.partition(" ")
+    return bool(born) and _born(process) == born
+
+
+def _born(process: str) -> str:
+    """When the process of this number began, in the system's words; empty if none is under way that can be looked at."""
     with suppress(ChildProcessError):  # it is another call's
-        os.waitpid(process, os.WNOHANG)
-    with suppress(ProcessLookupError):
-        os.kill(process, 0)
-        return True
-    return False
+        os.waitpid(int(process), os.WNOHANG)
+    boot = ""
+    if sys.platform == "linux":  # ticks since the machine was booted
+        with suppress(OSError):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        with suppress(OSError):
+            state, *more = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            return "" if state in "ZX" else f"{boot} {more[18]}"
+        return ""
+    command, env = ["ps", "-o", "state=", "-o", "lstart=", "-p", process], {**os.environ, "LC_ALL": "C"}
+    state, *more = subprocess.run(command, capture_output=True, text=True, env=env).stdout.split() or ["Z"]
+    return "" if state.startswith("Z") else " ".join(more)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from experiments.attempts import is_under_way
 from experiments.backends import Job
@@ -105,6 +105,9 @@ class Slurm:
                 self._submit(known, states)
                 for job in self._jobs:
                     self._see(job, states)
+                ended = {job.id for job in self._jobs if job.ended is not None}
+                if not ended.isdisjoint(known.values()):
+                    self._note({run: id for run, id in known.items() if id not in ended})
         self._jobs = [job for job in self._jobs if job.ended is None]
         self._next_look = time.monotonic() + self.queue.look_seconds
 
@@ -126,10 +129,14 @@ class Slurm:
         for job, id in zip(new, ids, strict=True):
             job.id = known[job.run.name] = id
             states[id] = "PENDING"
+        self._note(known)
+
+    def _note(self, known: Mapping[str, str]) -> None:
+        """Keep on the disk which job has which run."""
         write_whole(self._folder / "jobs.json", json.dumps(known))
 
     def _known(self) -> dict[str, str]:
-        """The id of the last job of each run."""
+        """The id of the last job of each run, but of those of which a call has seen the end."""
         with suppress(FileNotFoundError):
             return json.loads((self._folder / "jobs.json").read_text(encoding="utf-8"))
         return {}
@@ -140,9 +147,16 @@ class Slurm:
         job.absences = 0 if job.state else job.absences + 1
         if job.id is None or job.absences < 2:
             return
-        of = self.queue.executor.job_class(self._folder, job.id)
-        if of.paths.result_pickle.exists():
+        of = self.queue.job(job.id)
+        if _has_result(of.paths):
             job.ended = of.result() if of.exception() is None else 1
         else:  # it was killed with all that it had started, or cancelled while it waited
             begun = job.log.exists() and job.log.stat().st_size > job.begins
             job.ended = -(signal.SIGKILL if begun else signal.SIGTERM)
+
+
+def _has_result(paths: JobPaths) -> bool:
+    """Whether a job has left a result; one from before it was submitted is of a job whose number it has got."""
+    with suppress(FileNotFoundError):
+        return paths.result_pickle.stat().st_mtime_ns >= paths.submitted_pickle.stat().st_mtime_ns
+    return False
