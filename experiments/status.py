@@ -34,6 +34,7 @@ from utils.slices import tasks_of  # noqa: E402
 
 WATCH_SECONDS = 5
 STOPPED = {0, *(status for number in NUMBERS for status in (-number, 128 + number))}  # how a run ends that is told to
+NONSENSE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # what comes of damaged values
 COLUMNS = ("run", "state", "machine", "tasks", "accuracy", "s/task", "left", "log")
 
 
@@ -55,24 +56,39 @@ class Status:
 
 
 def read(folder: Path) -> Status:
-    """The status of the run in ``folder``, whether or not a process is writing there."""
+    """The status of the run in ``folder``, whether or not a process is writing there.
+
+    It is that of the checkpoint's records up to the first that none can have written.
+    """
     state = "finished" if (folder / "finished").exists() else "begun" if folder.is_dir() else "new"
-    path, done, left_out, tasks, accuracy = folder / "checkpoint.pt", set(), set(), None, None
-    with suppress(OSError, ValueError):
-        for said in journal.values(path, proved=False) if path.is_file() else ():
-            if said.get("kind") == "run":
+    path, done, left_out = folder / "checkpoint.pt", set(), set()
+    alone, tasks, accuracy = False, None, None
+    with suppress(OSError, *NONSENSE):
+        for place, said in enumerate(journal.values(path, proved=False) if path.is_file() else ()):
+            kind = said["kind"]
+            if (kind == "run") != (place == 0):
+                break
+            if kind == "run":
                 settings = said["settings"]
                 some = settings.get("tasks") or settings.get("task_eval")
                 alone = some is not None
-                tasks = len(tasks_of(str(some))) if alone else settings.get("stream_tasks") or settings.get("num_tasks")
-            elif said.get("kind") == "more tasks" and not alone:
-                tasks = said["num_tasks"]
-            elif said.get("kind") == "left out":
-                left_out.add(said["task"])
-            elif said.get("kind") == "task":
-                done.add(said["task"])
-                accuracy = said["accuracy"]
+                count = settings.get("stream_tasks") or settings["num_tasks"]
+                tasks = len(tasks_of(str(some))) if alone else _number(count)
+            elif kind == "more tasks" and not alone:
+                tasks = _number(said["num_tasks"])
+            elif kind == "left out":
+                left_out.add(_number(said["task"]))
+            elif kind == "task":
+                task, accuracy = _number(said["task"]), float(said["accuracy"])
+                done.add(task)
     return Status(state, len(done), None if tasks is None else tasks - len(left_out - done), accuracy)
+
+
+def _number(value: object) -> int:
+    """A count or the number of a task. Raises ``ValueError`` if it is something else."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 # The command

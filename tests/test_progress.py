@@ -5,6 +5,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from tqdm import tqdm
 
@@ -47,6 +48,37 @@ def test_the_status_of_a_run_is_what_its_files_say(tmp_path):
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "checkpoint.pt").write_bytes(b"SupSup checkpoint 1\n" + b"\xff" * 99)
     assert status.read(tmp_path / "f") == Status("begun")
+
+
+SETTINGS = {"num_tasks": 4}
+
+
+@pytest.mark.parametrize(
+    "records, said",
+    [
+        ([{"kind": "task", "task": 0, "accuracy": 0.5}], Status("begun")),
+        ([{"task": 0}], Status("begun")),
+        ([{"kind": "run", "settings": None}], Status("begun")),
+        ([{"kind": "run", "settings": {"num_tasks": "many"}}], Status("begun")),
+        ([{"kind": "run", "settings": {"tasks": "0-"}}], Status("begun")),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "task", "tbsk": 0}], Status("begun", 0, 4)),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "task", "task": [0], "accuracy": 1}], Status("begun", 0, 4)),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "task", "task": 0, "accuracy": {}}], Status("begun", 0, 4)),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "more tasks"}], Status("begun", 0, 4)),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "left out", "task": None}], Status("begun", 0, 4)),
+        ([{"kind": "run", "settings": SETTINGS}, {"kind": "run", "settings": {}}], Status("begun", 0, 4)),
+    ],
+)
+def test_a_status_ends_before_a_record_that_no_run_can_have_written(records, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "tqdm", partial(tqdm, file=Terminal()))
+    run = tmp_path / "a"
+    run.mkdir()
+    (run / "checkpoint.pt").touch()
+    whole = {"kind": "task", "task": 3, "accuracy": 0.9}
+    monkeypatch.setattr(status.journal, "values", lambda *_, **__: iter([*records, whole]))
+    assert status.read(run) == said and status.line(run).cells
+    plan = Plan([Run("a", 0)], tmp_path, tmp_path / "main.py", tmp_path / "config.yaml", None)
+    assert progress.Progress(plan).bar.total == said.tasks
 
 
 def test_the_bar_counts_tasks_that_are_learned_and_begins_where_runs_go_on(tmp_path, monkeypatch):
