@@ -20,6 +20,7 @@ import main
 from data.digits import Digits
 from models import MODELS
 from models.small import FullyConnected
+from trainers.export import check_export
 from utils.checkpoint import MAGIC, Checkpoint, Record
 from utils.results import COLUMNS
 
@@ -302,6 +303,19 @@ def test_an_export_that_would_become_the_table_of_results_is_refused(folder, cap
     Path("new").mkdir()
     refused(main.main([*WORDS, "--log-dir", "new", "--export", "new/results.csv"]), capsys, "new/results.csv")
     assert list(Path("new").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["new/log/a", "new/log/A", "new/log/a~2", "new/./log/../log/a", "new/log/"])
+@pytest.mark.parametrize("there", [True, False], ids=["the experiment is there", "it is not"])
+def test_an_export_where_the_run_will_have_its_folder_is_refused(name, there, folder, capsys):
+    Path("new/log" if there else "new").mkdir(parents=True)
+    refused(main.main([*WORDS, "--log-dir", "new/log", "--name", "a", "--export", name]), capsys, "--export new/")
+    assert [path.name for path in Path("new").rglob("*")] == ["log"] * there
+
+
+def test_an_export_beside_the_folder_of_the_run_is_none_of_it(folder):
+    for name in ("log/run~", "log/runs", "log/a", "model.sup"):
+        check_export(Path(name), Path("log/run"))
 
 
 # Pipes and devices

@@ -1,6 +1,7 @@
 """What must be kept of a learned model: its size in several forms, and the file that holds the smallest of them."""
 
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -117,10 +118,14 @@ def check_export(path: Path, run: Path) -> None:
         check_kind(path)
     except OSError as error:
         raise UserError(f"`export` {path}: {error.strerror}") from None
-    place = path.absolute()
+    place, run = path.absolute(), run.resolve()
+    # The run's own folder, or one of those that it may get, or one around them.
+    own = place.parent.resolve() == run.parent and re.fullmatch(rf"{re.escape(run.name)}(~\d+)?", path.name, re.I)
+    if not os.path.exists(path) and (own or path.resolve() in run.parents):
+        raise UserError(f"`export` {path}: that is where the run's own folder will be; choose another")
     if not os.access(place.parent, os.W_OK):
         raise UserError(f"`export` {path}: its folder cannot be written")
-    taken = {run.resolve(): FILES, run.resolve().parent: TAKEN}.get(place.parent.resolve(), ())
+    taken = {run: FILES, run.parent: TAKEN}.get(place.parent.resolve(), ())
     if path.name.casefold() in taken or (os.path.exists(path) and not _is_export(path)):
         raise UserError(f"`export` {path}: that is the name of a file that is no export; choose another")
 
