@@ -17,6 +17,7 @@ from utils import results
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.results import COLUMNS, Results, to_csv
+from utils.run import RunFolder
 
 ORIGINAL = ["Date Finished", "Name", "Current Val", "Best Val", "Save Directory"]
 HOSTILE = [
@@ -313,6 +314,24 @@ def test_where_the_file_system_knows_no_locks_a_file_says_who_writes(tmp_path, m
     lock.write_text(f"{dead.pid}\nanother-machine\n")  # where nobody here can tell whether it still runs
     with pytest.raises(UserError, match=f"if none runs, delete {lock}"):
         Results(path).add([row("c")])
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_run_folder_that_is_taken_tells_what_a_killed_run_may_have_left(tmp_path, monkeypatch):
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    with FileLock(lock), pytest.raises(UserError, match="another process is running in this folder$"):
+        RunFolder(tmp_path, "run", resume=True)
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    lock.write_text("7\nanother-machine\n")
+    with pytest.raises(UserError, match=f"another process is running in this folder; if none does, delete {lock}$"):
+        RunFolder(tmp_path, "run", resume=True)
+    lock.unlink()
+    RunFolder(tmp_path, "run", resume=True).close()
 
 
 # Whole files

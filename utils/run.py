@@ -1,5 +1,6 @@
 """The folder of a run: settings, log, TensorBoard; and progress on the terminal."""
 
+import fcntl
 import os
 import platform
 import stat
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy
 import torch
 import yaml
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -132,9 +133,23 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
         except Timeout:
             if not resume:  # another was quicker to go on in the folder that was just made
                 continue
-            # The kernel's locks end with their process; the file that stands in for one elsewhere may outlive it.
-            left = f"; if none does, delete {path / '.lock'}" if isinstance(lock, SoftFileLock) else ""
+            left = "" if _is_held(path / ".lock") else f"; if none does, delete {path / '.lock'}"
             raise UserError(f"{path}: another process is running in this folder{left}") from None
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process has the kernel's lock of a file, which ends with it.
+
+    Where there are no such locks a file stands in for one, which may outlive its process.
+    """
+    try:
+        with open_file(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class Scalars:
