@@ -36,12 +36,14 @@ class SlurmOptions:
 
     @property
     def devices(self) -> str:
-        """The devices of a run as ``--multigpu`` names them: the GPUs that it is given, which count from 0 there."""
+        """The devices of a run as ``--multigpu`` names them: the GPUs that it is given, which count from 0 there.
+
+        Raises:
+            ValueError: it is not understood how many these are.
+        """
         for name in ("gpus-per-node", "gpus-per-task", "gpus", "gres"):
-            asked = self.sbatch.get(name)
-            if asked is not None and (name != "gres" or asked.partition(":")[0] == "gpu"):
-                number = asked.rpartition(":")[2]
-                return ",".join(map(str, range(int(number) if number.isdecimal() else 1))) or "cpu"
+            if name in self.sbatch and (count := _gpus(name, self.sbatch[name])) is not None:
+                return ",".join(map(str, range(count))) or "cpu"
         return "cpu"
 
 
@@ -99,6 +101,23 @@ def check(options: SlurmOptions) -> None:
     if done.returncode:
         said = "; ".join(line for line in done.stderr.splitlines() if not line.startswith("Try "))
         raise ValueError(f"--slurm: no job can be submitted so: {said or f'status {done.returncode}'}")
+
+
+def _gpus(key: str, text: str) -> int | None:
+    """How many GPUs an option of sbatch asks for: ``2``, ``a100:2``, and of ``gres`` such as ``ssd:1,gpu:2(S:0-1)``.
+
+    None if ``gres`` asks for other things alone. Raises ``ValueError`` if it is not understood.
+    """
+    counts = []
+    for part in re.sub(r"\([^()]*\)", "", text).split(","):
+        asked = part if key == "gres" else f"gpu:{part}"
+        if "gpu" not in asked.partition(":")[0].lower():
+            continue
+        found = re.fullmatch(r"gpu(?::(?:[\w.-]+:)?([0-9]{1,4})|:[A-Za-z][\w.-]*)?", asked)
+        if not found:
+            raise ValueError(f"--slurm {key}={text}: does not tell how many GPUs; say gpus-per-node=N")
+        counts.append(int(found[1] or 1))
+    return sum(counts) if counts else None
 
 
 def _count(key: str, text: str) -> int:

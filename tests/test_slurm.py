@@ -267,8 +267,25 @@ def test_times_are_those_of_sbatch(text, minutes):
         ("gres=gpu", "0"),
         ("gres=gpu:a100:4", "0,1,2,3"),
         ("gres=disk:3", "cpu"),
+        ("gres=ssd:1,gpu:2", "0,1"),
+        ("gres=gpu:2,ssd:1", "0,1"),
+        ("gres=gpu:a100:2(S:0-1)", "0,1"),
+        ("gres=gpu:a100:1(IDX:0,2),gpu:v100:1,license:4", "0,1"),
+        ("gres=gpu:1g.10gb:2", "0,1"),
+        ("gres=gpu:a100", "0"),
+        ("gres=gpu:0", "cpu"),
+        ("gpus=a100:2,v100:1", "0,1,2"),
         ("mem=4G", "cpu"),
     ],
 )
 def test_a_run_uses_the_gpus_that_its_job_asks_for(word, devices):
     assert slurm.parse(["time=60", word]).devices == devices
+
+
+@pytest.mark.parametrize(
+    "word", ["gres=gpu:", "gres=gpu:2k", "gres=gres/gpu:2", "gres=gpu:a:b:2", "gpus=2,", "gpus=a100:x"]
+)
+def test_how_many_gpus_a_job_asks_for_is_understood_or_refused(word, tmp_path, capsys):
+    assert launch(tmp_path / "runs", "--slurm", "cluster=local", "time=60", word) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--slurm {word}: does not tell how many GPUs" in line and not (tmp_path / "runs").exists()

@@ -141,7 +141,7 @@ def _is_alive(id: str) -> bool:
 
 
 def _born(process: str) -> str:
-    """When the process of this number began, in the system's words; empty if none is under way that can be looked at."""
+    """When the process of this number began, in the system's words; empty if there is none to be seen."""
     with suppress(ChildProcessError):  # it is another call's
         os.waitpid(int(process), os.WNOHANG)
     boot = ""
