@@ -4,6 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.signals import Signals, end_at_once
+
+if __name__ == "__main__":
+    end_at_once("main.py")
+
 from args import parse_arguments, with_flags
 from trainers.checks import check_same
 from trainers.options import Settings
@@ -35,7 +40,6 @@ from utils.parallel import Group, group_of
 from utils.results import Results, to_csv
 from utils.run import RunFolder
 from utils.settings import NETWORK, OUTCOME
-from utils.signals import Signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:

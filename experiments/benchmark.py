@@ -27,14 +27,19 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
-
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
+from utils.signals import end_at_once  # noqa: E402
+
+if __name__ == "__main__":
+    end_at_once("benchmark.py")  # what follows takes seconds to load
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402

@@ -20,11 +20,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
+from utils.signals import end_at_once  # noqa: E402
+
+if __name__ == "__main__":
+    end_at_once("inferred.py")  # what follows takes seconds to load
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
 from data import DATASETS  # noqa: E402
 from models import Builder, get_model, multitask  # noqa: E402
 from trainers import ADAPTORS, DefaultTrainer, InferenceOptions, TrainingOptions, inference  # noqa: E402

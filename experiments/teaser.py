@@ -13,19 +13,24 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from utils.signals import end_at_once  # noqa: E402
+
+if __name__ == "__main__":
+    end_at_once("teaser.py")  # what follows takes seconds to load
+
 try:
     import matplotlib
 except ModuleNotFoundError as error:  # runs do without
     if __name__ == "__main__":
         sys.exit(f"teaser.py: error: {error.name} is missing; pip install -r requirements-notebook.txt")
     raise
-import numpy
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+import numpy  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 TEASER = ROOT / "images" / "teaser_supsup.png"
 TASKS, HIDDEN_TASK, SEED, EPOCHS = 4, 2, 0, 10
 WIDTH, HEIGHT = 11, 3.6  # inches
