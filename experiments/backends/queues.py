@@ -144,8 +144,8 @@ def _born(process: str) -> str:
     """When the process of this number began, in the system's words; empty if there is none to be seen."""
     with suppress(ChildProcessError):  # it is another call's
         os.waitpid(int(process), os.WNOHANG)
-    boot = ""
     if sys.platform == "linux":  # ticks since the machine was booted
+        boot = ""
         with suppress(OSError):
             boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         with suppress(OSError):
