@@ -554,7 +554,8 @@ def _check_told(told: Mapping[str, object], given: set[str], source: str) -> Non
             f"{source}: is of the network {model}, and only you may say that its file is run: `model` {model}"
         )
     name = data.partition(":")[2]
-    if DATASETS.form(data) and "set" not in given and (os.path.basename(name) != name or name in ("", ".", "..") or name[0] == "~"):
+    beside = os.path.basename(name) == name not in (".", "..") and name[:1] != "~"
+    if DATASETS.form(data) and not beside and "set" not in given:
         raise UserError(f"{source}: is of the data {data}, and only you may say that they are read there: `set` {data}")
 
 
