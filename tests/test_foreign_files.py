@@ -295,7 +295,13 @@ def test_an_export_takes_the_place_of_nothing_but_an_export(name, folder, capsys
     Path("notes").write_text("mine")
     os.mkfifo("pipe")
     refused(resume("--export", name), capsys, f"--export {name}")
+    Path("link").symlink_to(name)
+    refused(resume("--export", "link"), capsys, "--export link")
     assert resume("--export", "model.sup") == 0
+    Path("link").unlink()
+    Path("link").symlink_to("elsewhere.sup")
+    assert resume("--export", "link") == 0 and Path("link").is_symlink()
+    assert Path("elsewhere.sup").read_bytes() == Path("model.sup").read_bytes()
 
 
 def test_an_export_that_would_become_the_table_of_results_is_refused(folder, capsys):

@@ -16,7 +16,7 @@ from trainers.original import ORIGINAL, load_original
 from utils import storage
 from utils.checkpoint import Checkpoint, Record, fraction, index, write_records
 from utils.errors import UserError
-from utils.files import check_kind
+from utils.files import place_of
 from utils.run import FILES, TAKEN
 
 
@@ -114,14 +114,13 @@ def check_export(path: Path, run: Path) -> None:
         UserError: it cannot be, or would.
     """
     try:
-        check_kind(path)
+        place = place_of(path)
     except OSError as error:
         raise UserError(f"`export` {path}: {error.strerror}") from None
-    place = path.absolute()
     if not os.access(place.parent, os.W_OK):
         raise UserError(f"`export` {path}: its folder cannot be written")
-    taken = {run.resolve(): FILES, run.resolve().parent: TAKEN}.get(place.parent.resolve(), ())
-    if path.name.casefold() in taken or (os.path.exists(path) and not _is_export(path)):
+    taken = {run.resolve(): FILES, run.resolve().parent: TAKEN}.get(place.parent, ())
+    if place.name.casefold() in taken or (os.path.exists(place) and not _is_export(place)):
         raise UserError(f"`export` {path}: that is the name of a file that is no export; choose another")
 
 
@@ -156,7 +155,7 @@ def write_export(
             yield Record("exported task", values, {**rest, "masks": torch.from_numpy(code)})
 
     try:
-        write_records(path, records())
+        write_records(place_of(path), records())
     except OSError as error:
         raise UserError(f"`export` {path}: {error.strerror}") from None
 

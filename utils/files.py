@@ -32,6 +32,33 @@ def check_kind(path: Path | str) -> None:
             raise OSError(errno.EINVAL, "Is a pipe or a device, not a file", str(path))
 
 
+def place_of(path: Path | str) -> Path:
+    """Where a file lies, or will, that a user names: behind links, which so stay links.
+
+    Raises:
+        OSError: as ``check_kind``.
+    """
+    check_kind(path)
+    return Path(os.path.realpath(path))
+
+
+def write_out(path: Path | str, text: str) -> None:
+    """Write a text to where a user says: a file whole or not at all, behind links; straight into a pipe or a device.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        place = place_of(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        with open(path, "wb") as file:
+            file.write(text.encode())
+    else:
+        write_whole(place, text)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, so that a reader sees the old content or the new, never a part."""
     replace_with(path, lambda file: file.write(text.encode()))
