@@ -110,17 +110,17 @@ class SupSup:
         if not isinstance(model, (nn.Module, str)):
             raise ValueError(f"model: is a {type(model).__name__}, should be a torch.nn.Module or a network's name")
         self.settings: dict[str, Any] = {
-            "model": None if isinstance(model, nn.Module) else model,
-            "outputs": plain(outputs),
+            "model": None if isinstance(model, nn.Module) else plain(model),
+            "outputs": outputs,
             "input_shape": [whole("input_shape", size) for size in input_shape],
             "masks": one_of("masks", masks, MASKED_LAYERS),
-            "sparsity": plain(sparsity),
-            "er_sparsity": plain(er_sparsity),
-            "weights": weights,
+            "sparsity": sparsity,
+            "er_sparsity": er_sparsity,
+            "weights": plain(weights),
             "norms": one_of("norms", norms, NORMS),
             "layers": None if layers is None else {name: plain(value) for name, value in layers.items()},
             "real_neurons": None if real_neurons is None else whole("real_neurons", real_neurons),
-            "seed": plain(seed),
+            "seed": seed,
         }
         self._settle()
         self.outputs, self.device = self.settings["outputs"], torch.device(device)
@@ -153,17 +153,15 @@ class SupSup:
             raise ValueError("layers: are those of the project's own networks; say masks, sparsity, weights, norms")
         if len(s["input_shape"]) != 3:
             raise ValueError(f"input_shape={s['input_shape']}: should be (channels, height, width)")
-        given = {
-            "output_size": s["outputs"],
-            "seed": s["seed"],
+        told = {"output_size": s["outputs"], "seed": s["seed"], **({} if name is None else {"model": name})}
+        usual = {
             "conv_type": MASKED_LAYERS[s["masks"]],
             "bn_type": NORMS[s["norms"]],
             "sparsity": s["sparsity"],
             "er_sparsity": s["er_sparsity"],
-            **({} if name is None else {"model": name}),
             **({} if s["weights"] is None else {"conv_init": s["weights"]}),
         }
-        checked = _checked("SupSup", given)
+        checked = _checked("SupSup", told | usual)
         s |= {"outputs": checked.output_size, "seed": checked.seed}
         s |= {"sparsity": checked.sparsity, "er_sparsity": checked.er_sparsity}
         if (real := s["real_neurons"]) is not None and real >= s["outputs"]:
@@ -171,7 +169,7 @@ class SupSup:
         known = NetworkOptions().layers.keys() - {"weights"}
         if unknown := sorted((layers or {}).keys() - known):
             raise ValueError(f"layers: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
-        self._layers = pick(NetworkOptions, _checked("layers", given | layers) if layers else checked).layers
+        self._layers = pick(NetworkOptions, _checked("layers", told | layers) if layers else checked).layers
 
     @property
     def _fixed(self) -> bool:
@@ -232,12 +230,9 @@ class SupSup:
         """
         self._check_new(name)
         self._check_place()
-        if options.get("train_weight_tasks"):
-            raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
-        if unknown := sorted(options.keys() - MORE):
-            raise TypeError(f"learn has no option {unknown[0]!r}{nearest(unknown[0], MORE)}")
-        told = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr, **options}
-        settings = _checked("learn", {name: plain(value) for name, value in told.items()})
+        _check_options(options)
+        options |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr}
+        settings = _checked("learn", options)
         number = len(self.tasks)
         loader = OwnLoader(
             data,
@@ -259,8 +254,7 @@ class SupSup:
             self.model.eval()
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
-        for _ in trainer.end_tasks():
-            self.tasks.append(str(name))
+        self.tasks += [str(name) for _ in trainer.end_tasks()]
         self._image_shape = self._image_shape or loader.image_shape
         return losses[-1]
 
@@ -587,10 +581,23 @@ def _checked(of: str, given: Mapping[str, object]) -> Settings:
         ValueError: one of them cannot be.
     """
     try:
-        return settings_from(given, of)
+        return settings_from({name: plain(value) for name, value in given.items()}, of)
     except UserError as error:
         words = re.sub(rf"`?\b({'|'.join(CALLED)})\b`?", lambda found: CALLED[found[1]], str(error))
         raise ValueError(words) from None
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    """See that there are such options of ``learn``.
+
+    Raises:
+        TypeError: there is no option of a name.
+        ValueError: weights should be trained.
+    """
+    if options.get("train_weight_tasks"):
+        raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
+    if unknown := sorted(options.keys() - MORE):
+        raise TypeError(f"learn has no option {unknown[0]!r}{nearest(unknown[0], MORE)}")
 
 
 def _check_outputs(outputs: int, _: nn.Module, inputs: tuple[Any, ...], answer: object) -> None:
@@ -623,7 +630,8 @@ def _failing(name: str) -> Iterator[None]:
     except (IndexError, RuntimeError) as error:
         if no_memory(error):
             raise
-        raise ValueError(f"{name}: the network fails on such a batch: {str(error).splitlines()[0]}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: the network fails on such a batch: {said}") from error
 
 
 class _Tests:

@@ -116,11 +116,12 @@ class OwnLoader:
             )
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(f"data: labels y are whole numbers, not {y.dtype}")
+        y = y.long()  # first: of some whole numbers torch finds no least one
         if len(y) and not (0 <= y.min() and y.max() < self.outputs):
             raise ValueError(f"data: labels y go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
         self.check(x)
         self.image_shape = tuple(x.shape[1:])
-        return x, y.long()
+        return x, y
 
 
 def _has_length(data: Iterable[Any]) -> bool:

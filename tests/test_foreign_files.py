@@ -321,6 +321,15 @@ def test_a_pipe_in_the_place_of_a_file_of_the_run_is_refused(name, folder, capsy
     refused(resume(), capsys, path.name)
 
 
+@pytest.mark.parametrize("name", ["log.txt", ".lock"])
+def test_nothing_is_written_where_a_link_in_the_folder_of_a_run_leads(name, folder, capsys):
+    Path("mine").write_text("mine")
+    Path("log/run", name).unlink(missing_ok=True)
+    Path("log/run", name).symlink_to(folder / "mine")
+    refused(resume(), capsys, name, "Is a link")
+    assert Path("mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "name", ["training.pt", ".settings.yaml.part", ".training.pt.part", "settings.yaml", "finished"]
 )

@@ -192,6 +192,7 @@ def test_data_come_in_many_forms(tasks):
     x, y = (torch.cat(parts) for parts in zip(*tasks[1]["cats"], strict=True))
     forms = {
         "arrays": (x.numpy(), y.numpy()),
+        "labels without signs": (x.numpy(), y.numpy().astype(np.uint16)),
         "bytes": ((x * 30 + 60).clamp(0, 255).byte(), y),
         "loader": DataLoader(TensorDataset(x, y), batch_size=100),
         "iterator": iter([(x, y)]),
@@ -396,6 +397,15 @@ def test_a_network_that_answers_with_something_else_is_refused():
 
     with pytest.raises(ValueError, match="^outputs=10: .*with tuple"):
         SupSup(Two(), 10).learn("a", (X, Y))
+
+
+def test_a_network_that_fails_without_a_word_is_told_so_too():
+    class Silent(nn.Sequential):
+        def forward(self, x):
+            raise RuntimeError
+
+    with pytest.raises(ValueError, match="^data: the network fails .*RuntimeError"):
+        SupSup(Silent(nn.Linear(16, 10)), 10).learn("a", (X, Y))
 
 
 def test_labels_are_those_of_real_neurons():

@@ -32,6 +32,17 @@ def check_kind(path: Path | str) -> None:
             raise OSError(errno.EINVAL, "Is a pipe or a device, not a file", str(path))
 
 
+def check_own(path: Path) -> None:
+    """``check_kind``, of a file that a run writes on in its folder, which may be somebody else's: it is no link either.
+
+    Raises:
+        OSError: as ``check_kind``, and for a link, which may lead anywhere.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "Is a link, not a file", str(path))
+    check_kind(path)
+
+
 def place_of(path: Path | str) -> Path:
     """Where a file lies, or will, that a user names: behind links, which so stay links.
 

@@ -31,7 +31,7 @@ def one_of(name: str, value: object, choices: Iterable[str]) -> str:
     known = [*choices]
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}={value!r}: is not one of {', '.join(known)}{nearest(str(value), known)}")
-    return value
+    return str(value)
 
 
 def whole(name: str, value: Any) -> int:
