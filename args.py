@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data import DATASETS, TASKS_BY
-from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
+from models import BN_TYPES, CONV_TYPES, IN_FILE, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from trainers.checks import check_settings
 from trainers.options import Settings
@@ -20,6 +20,7 @@ from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.paths import PROJECT, user_path
 from utils.registry import nearest
+from utils.settings import TOLD
 from utils.slices import named, tasks_of
 
 # What settings are called on the command line, and where a message names one.
@@ -477,8 +478,8 @@ def parse_arguments(
 
     Args:
         argv: the command line without the program's name; ``None`` for that of the process.
-        defaults: settings by name that stand in for the flags' own defaults, each checked as if it stood on the
-            command line.
+        defaults: settings by name that stand in for the flags' own defaults, as a file tells them: each checked as if
+            it stood on the command line, others than those of ``TOLD`` left out.
         source: where they come from, for messages.
         notes: gets lines on what a user should know: of flags and keys without effect, of defaults not our own.
 
@@ -514,7 +515,8 @@ def with_flags(text: str) -> str:
 
 def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: list[str], source: str) -> Settings:
     parser = make_parser()
-    parser.set_defaults(**checked(parser, defaults, source))
+    told = checked(parser, {name: value for name, value in defaults.items() if name in TOLD}, source)
+    parser.set_defaults(**told)
     if argv is None:
         import sys
 
@@ -524,10 +526,7 @@ def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: li
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         raise UserError(f"{unknown[0]}: there is no such flag{nearest(unknown[0].split('=')[0], flags)}")
-    if (model := str(defaults.get("model"))).rpartition(":")[0].endswith(".py") and "model" not in _given(argv):
-        raise UserError(
-            f"{source}: is of the network {model}, and only you may say that its file is run: `model` {model}"
-        )
+    _check_told(told, _given(argv), source)
     config = parser.parse_args(argv).config
     if config is not None:
         parser.set_defaults(**read_config(parser, Path(config), _given(argv), notes))
@@ -537,6 +536,27 @@ def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: li
     check_settings(settings)
     _settle(settings)
     return settings
+
+
+def _check_told(told: Mapping[str, object], given: set[str], source: str) -> None:
+    """See that settings out of a file run no other file, and look for data nowhere but where the user says they lie.
+
+    Args:
+        told: the settings, checked each by itself.
+        given: those that the command line names.
+
+    Raises:
+        UserError: they do.
+    """
+    model, data = (str(told.get(name)) for name in ("model", "set"))
+    if MODELS.form(model) == IN_FILE and "model" not in given:
+        raise UserError(
+            f"{source}: is of the network {model}, and only you may say that its file is run: `model` {model}"
+        )
+    name = data.partition(":")[2]
+    beside = os.path.basename(name) == name not in (".", "..") and name[:1] != "~"
+    if DATASETS.form(data) and not beside and "set" not in given:
+        raise UserError(f"{source}: is of the data {data}, and only you may say that they are read there: `set` {data}")
 
 
 def _dashed(word: str) -> str:

@@ -14,7 +14,7 @@ from trainers.checks import check_same
 from trainers.options import Settings
 from utils.cores import sleep_while_waiting
 from utils.errors import Stopped, UserError, complain, no_memory, out_of_memory, stopping
-from utils.output import lasting_output
+from utils.output import is_output, lasting_output
 
 if __name__ == "__main__":
     sleep_while_waiting()
@@ -34,7 +34,7 @@ from trainers.original import as_import, check_trainer, settings_told
 from trainers.run import Run, report
 from trainers.setup import build, find_data, join, merge, plan_of, recall, set_up, settle_threads
 from utils.checkpoint import Record
-from utils.files import write_whole
+from utils.files import write_out
 from utils.original import is_original, read_original
 from utils.parallel import Group, group_of
 from utils.results import Results, to_csv
@@ -120,11 +120,11 @@ def answer(argv: Sequence[str] | None, settings: Settings) -> None:
     if broken:
         print(f"note: cannot be read, so left out: {', '.join(broken)}", file=sys.stderr)
     text = to_csv(list(rows[0]), rows)
-    if settings.out is None:
+    if settings.out is None or is_output(settings.out):
         sys.stdout.write(text)
         return
     try:
-        write_whole(Path(settings.out), text)
+        write_out(settings.out, text)
     except OSError as error:
         raise UserError(f"--out {settings.out}: {error.strerror}") from None
 

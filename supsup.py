@@ -10,6 +10,7 @@ See ``SupSup``.
 """
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from args import settings_from
 from data.own import OwnLoader, numbers_of, tensor_of
-from models import Builder, get_model, multitask
+from models import IN_FILE, MODELS, Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
@@ -31,16 +32,25 @@ from trainers import ADAPTORS
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
 from trainers.inference import Objective, alpha_gradients, entropy, of_first, superfluous, uniform
-from trainers.options import InferenceOptions, TrainingOptions
+from trainers.options import InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
 from trainers.original import learned_tasks, settings_told
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
-from utils.errors import no_memory
+from utils.errors import UserError, no_memory
+from utils.files import place_of
+from utils.given import in_own_modes, one_of, plain, whole
 from utils.original import is_original, read_original
+from utils.registry import nearest
 from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
 ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
-MASKED_LAYERS = {"threshold": "FastMultitaskMaskConv", "top-k": "MultitaskMaskConv"}  # of the project's own networks
+# Of the project's own networks, the layers of each kind of masks and of norms.
+MASKED_LAYERS = {"threshold": "FastMultitaskMaskConv", "top-k": "MultitaskMaskConv"}
+NORMS = {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}
+# What settings of a run are called here.
+CALLED = {"output_size": "outputs", "conv_init": "weights"}
+# Options of ``learn``, beside those that it names.
+MORE = ("iter_lim", "momentum", "weight_decay", "lr_policy", "warmup_length", "amp", "channels_last", "compile")
 
 # Settings of ``models.Builder``, and what else a network of the original code is told.
 LAYERS = ("conv_type", "bn_type", "conv_init", "sparsity", "er_sparsity", "individual_heads", "width_mult")
@@ -76,9 +86,11 @@ class SupSup:
         tasks: the names of the learned tasks, in the order of learning.
 
     Raises:
-        ValueError: the network has weights that cannot be masked, or other outputs.
+        ValueError: the network has weights that cannot be masked, or something given is not what it should be. That a
+            module has other outputs is known, and raised, when it answers for the first time: when it learns.
     """
 
+    @in_own_modes
     def __init__(
         self,
         model: nn.Module | str,
@@ -95,35 +107,69 @@ class SupSup:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        if masks not in MASKED_LAYERS:
-            raise ValueError(f"masks={masks!r}: is not one of {', '.join(MASKED_LAYERS)}")
-        if real_neurons is not None and not 0 < real_neurons < outputs:
-            raise ValueError(f"real_neurons={real_neurons}: should be at least 1 and fewer than the outputs, {outputs}")
+        if not isinstance(model, (nn.Module, str)):
+            raise ValueError(f"model: is a {type(model).__name__}, should be a torch.nn.Module or a network's name")
         self.settings: dict[str, Any] = {
-            "model": model if isinstance(model, str) else None,
+            "model": None if isinstance(model, nn.Module) else plain(model),
             "outputs": outputs,
-            "input_shape": list(input_shape),
-            "masks": masks,
+            "input_shape": [whole("input_shape", size) for size in input_shape],
+            "masks": one_of("masks", masks, MASKED_LAYERS),
             "sparsity": sparsity,
             "er_sparsity": er_sparsity,
-            "weights": weights,
-            "norms": norms,
-            "layers": layers,
-            "real_neurons": real_neurons,
+            "weights": plain(weights),
+            "norms": one_of("norms", norms, NORMS),
+            "layers": None if layers is None else {name: plain(value) for name, value in layers.items()},
+            "real_neurons": None if real_neurons is None else whole("real_neurons", real_neurons),
             "seed": seed,
         }
-        self.outputs, self.device = outputs, torch.device(device)
+        self._settle()
+        self.outputs, self.device = self.settings["outputs"], torch.device(device)
         self.tasks: list[str] = []
-        self._seed, self._rng = seed, partial(generator, seed)
+        self._seed: int = self.settings["seed"]
+        self._rng = partial(generator, self._seed)
         self.model = self._network(model).to(self.device).eval()
+        if not self._fixed:
+            self.model.register_forward_hook(partial(_check_outputs, self.outputs))
         # Of the networks that take images of one shape alone; of the user's own, that of the first task's.
-        self._image_shape = tuple(input_shape) if self._fixed else None
+        self._image_shape = tuple(self.settings["input_shape"]) if self._fixed else None
         # The same inference, for many tests and for one batch.
         self._adaptor = "se_oneshot_entropy_minimization"
         self._objective: Objective = entropy
         if real_neurons is not None:
             self._adaptor = "se_oneshot_g_minimization"
-            self._objective = partial(superfluous, real_neurons=real_neurons)
+            self._objective = partial(superfluous, real_neurons=self.settings["real_neurons"])
+
+    def _settle(self) -> None:
+        """Check the settings as those of a run are, and find the keywords of ``models.Builder`` that they make.
+
+        Raises:
+            ValueError: one of them is not what it should be.
+        """
+        s = self.settings
+        name, layers = s["model"], s["layers"]
+        if name is not None and MODELS.form(name) == IN_FILE:  # a file may not name code that is run
+            raise ValueError(f"model={name!r}: is no network of the project or torchvision; give the module itself")
+        if layers is not None and not self._fixed:
+            raise ValueError("layers: are those of the project's own networks; say masks, sparsity, weights, norms")
+        if len(s["input_shape"]) != 3:
+            raise ValueError(f"input_shape={s['input_shape']}: should be (channels, height, width)")
+        told = {"output_size": s["outputs"], "seed": s["seed"], **({} if name is None else {"model": name})}
+        usual = {
+            "conv_type": MASKED_LAYERS[s["masks"]],
+            "bn_type": NORMS[s["norms"]],
+            "sparsity": s["sparsity"],
+            "er_sparsity": s["er_sparsity"],
+            **({} if s["weights"] is None else {"conv_init": s["weights"]}),
+        }
+        checked = _checked("SupSup", told | usual)
+        s |= {"outputs": checked.output_size, "seed": checked.seed}
+        s |= {"sparsity": checked.sparsity, "er_sparsity": checked.er_sparsity}
+        if (real := s["real_neurons"]) is not None and real >= s["outputs"]:
+            raise ValueError(f"real_neurons={real}: should be at least 1 and fewer than the outputs, {s['outputs']}")
+        known = NetworkOptions().layers.keys() - {"weights"}
+        if unknown := sorted((layers or {}).keys() - known):
+            raise ValueError(f"layers: there is no {unknown[0]!r}{nearest(unknown[0], known)}")
+        self._layers = pick(NetworkOptions, _checked("layers", told | layers) if layers else checked).layers
 
     @property
     def _fixed(self) -> bool:
@@ -133,23 +179,10 @@ class SupSup:
 
     def _network(self, model: nn.Module | str) -> nn.Module:
         s = self.settings
-        if isinstance(model, str) and not model.startswith("torchvision:"):
-            if ":" in model:  # a file may not name code that is run
-                raise ValueError(
-                    f"model={model!r}: is no network of the project or torchvision; give the module itself"
-                )
+        if isinstance(model, str) and self._fixed:
             if s["weights"] is None:
                 raise ValueError(f"weights=None: {model} has none that were given; say how they are drawn")
-            layers = s["layers"] or {
-                "conv_type": MASKED_LAYERS[s["masks"]],
-                "bn_type": {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}[s["norms"]],
-                "conv_init": s["weights"],
-                "sparsity": s["sparsity"],
-                "er_sparsity": s["er_sparsity"],
-            }
-            return get_model(model, Builder(self._rng, ROOM, **layers), tuple(s["input_shape"]), self.outputs)
-        if s["layers"] is not None:
-            raise ValueError("layers: are those of the project's own networks; say masks, sparsity, weights, norms")
+            return get_model(model, Builder(self._rng, ROOM, **self._layers), tuple(s["input_shape"]), self.outputs)
         if isinstance(model, str):
             model = torchvision_network(model.partition(":")[2], self.outputs, self._seed)
         return convert(
@@ -163,6 +196,7 @@ class SupSup:
             norms=s["norms"],
         )
 
+    @in_own_modes
     def learn(
         self,
         name: str,
@@ -177,39 +211,41 @@ class SupSup:
         """Learn a task: a mask that answers its data.
 
         Args:
-            name: of the task; new.
+            name: of the task, a text; new.
             data: batches (x, y) in any form that ``data.own.OwnLoader`` takes: a ``DataLoader``, two arrays, a list.
             epochs: passes over the data.
             batch_size: of arrays.
             optimizer, lr: of the scores.
-            options: more of ``trainers.TrainingOptions``, such as ``iter_lim`` or ``lr_policy``.
+            options: more of ``trainers.TrainingOptions``: those of ``MORE``, such as ``iter_lim`` or ``lr_policy``.
 
         Returns:
             The mean loss of the last epoch.
 
         Raises:
-            ValueError: there is a task of that name, the data are not batches with labels in [0, outputs), or layers of
-                a checkpoint of the original code have no place for a task's own.
+            ValueError: there is a task of that name, an option is not what it should be, the data are not batches with
+                labels in [0, real_neurons) or [0, outputs), the network has other outputs, or layers of a checkpoint of
+                the original code have no place for a task's own.
+            TypeError: there is no such option.
             RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
         """
         self._check_new(name)
         self._check_place()
-        if options.get("train_weight_tasks"):
-            raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
+        _check_options(options)
+        options |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr}
+        settings = _checked("learn", options)
         number = len(self.tasks)
         loader = OwnLoader(
             data,
-            self.outputs,
+            self._labels,
             device=self.device,
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             shuffle=True,
             seed=self._seed,
             task=number,
             check=self._check_images,
         )
         self._make_room(number + 1)
-        more = TrainingOptions(epochs=epochs, optimizer=optimizer, lr=lr, **options)
-        trainer = DefaultTrainer(self.model, more, self._rng)
+        trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), self._rng)
         trainer.begin_tasks([number])
         try:
             with _failing("data"):
@@ -218,11 +254,11 @@ class SupSup:
             self.model.eval()
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
-        for _ in trainer.end_tasks():
-            self.tasks.append(name)
+        self.tasks += [str(name) for _ in trainer.end_tasks()]
         self._image_shape = self._image_shape or loader.image_shape
         return losses[-1]
 
+    @in_own_modes
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
         """How much each learned task explains a batch: ``-∂L/∂alpha`` of its coefficient (paper, equation 4).
 
@@ -234,11 +270,10 @@ class SupSup:
             A number a task, by name; the largest is that of the inferred task.
 
         Raises:
-            ValueError: no task is learned, or x is no batch of images that the network takes.
+            ValueError: no task is learned, x is no batch of images that the network takes, or has what is no number.
         """
         self._check_learned()
-        if images is not None and images < 1:
-            raise ValueError(f"images={images}: should be at least 1")
+        images = None if images is None else whole("images", images)
         numbers = range(len(self.tasks))
         x = self._batch(x)[None]
         objective = of_first(self._objective, images)
@@ -246,6 +281,8 @@ class SupSup:
             x = x[:, :images]
         with _failing("x"):
             gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
+        if not gradients.isfinite().all():
+            raise ValueError("x: the network's answer is no finite number, so no task can be told from another")
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
     def infer(self, x: Tensor, images: int | None = None) -> str:
@@ -256,6 +293,7 @@ class SupSup:
         scores = self.scores(x, images)
         return max(scores, key=scores.__getitem__)
 
+    @in_own_modes
     @torch.no_grad()
     def logits(self, x: Tensor, task: str | None = None) -> Tensor:
         """What the network answers, float32 (batch, outputs), with the mask of ``task``; None infers it from x.
@@ -277,6 +315,7 @@ class SupSup:
         """
         return self.logits(x, task).argmax(dim=1)
 
+    @in_own_modes
     def evaluate(
         self,
         data: Mapping[str, Iterable[Any]],
@@ -296,20 +335,24 @@ class SupSup:
         Returns:
             For each task its accuracies ``given`` and ``adapted`` (inferred) in [0, 1], and ``inferred_right``, the
             share of batches whose task was inferred right.
+
+        Raises:
+            ValueError: no task is learned, none of such a name, or data or another value are not what they should be.
         """
         self._check_learned()
+        if not data:
+            return {}
+        images = sys.maxsize if images is None else whole("images", images)
+        batch_size = whole("batch_size", batch_size)
         loaders = {
             self._number(name): OwnLoader(
-                batches, self.outputs, device=self.device, batch_size=batch_size, check=self._check_images
+                batches, self._labels, device=self.device, batch_size=batch_size, check=self._check_images
             )
             for name, batches in data.items()
         }
         for loader in loaders.values():
             loader.keep()  # some batches are answered twice, and must be the same then
-        real = self.settings["real_neurons"]
-        options = InferenceOptions(
-            images or sys.maxsize, real_neurons=real or self.outputs, unshared_labels=unshared_labels
-        )
+        options = InferenceOptions(images, real_neurons=self._labels, unshared_labels=unshared_labels)
         with _failing("data"):
             scores = evaluate(
                 self.model, _Tests(loaders), list(loaders), self._adaptor, options, candidates=range(len(self.tasks))
@@ -319,20 +362,22 @@ class SupSup:
     def save(self, path: str | Path) -> None:
         """Keep all that was learned in one file: masks, and what no seed makes again.
 
-        The file holds tensors and JSON alone. It is there whole, or not at all.
+        The file holds tensors and JSON alone. It is there whole, or not at all; a link stays one.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, or the path is that of a pipe or a device.
         """
+        place = place_of(Path(path).expanduser())
         about = {"settings": self.settings, "frozen": self._fingerprint(), "image_shape": list(self._image_shape or ())}
         first = Record(KIND, about, self._given())
         tasks = [
             Record("task", {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
             for number, name in enumerate(self.tasks)
         ]
-        write_records(Path(path).expanduser(), [first, *tasks])
+        write_records(place, [first, *tasks])
 
     @classmethod
+    @in_own_modes
     def load(cls, path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu") -> "SupSup":
         """What ``save`` kept, ready to infer, and to learn more; or what a checkpoint of the original code holds.
 
@@ -352,7 +397,7 @@ class SupSup:
             return cls._load_original(path, device)
         first, tasks = _read(path)
         settings = dict(first.values["settings"])
-        name, outputs = settings.pop("model"), settings.pop("outputs")
+        name = settings.pop("model")
         if (name is None) != (model is not None):
             raise ValueError(
                 f"{path}: is of a network given as a module; give one of the same layers as model"
@@ -360,9 +405,12 @@ class SupSup:
                 else f"{path}: is of the network {name}, so no model is needed"
             )
         network = model if model is not None else name
-        net = cls(network, outputs, **{**settings, "input_shape": tuple(settings["input_shape"])}, device=device)
+        try:
+            net = cls(network, **settings, device=device)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: is damaged: its settings are not those of a SupSup: {error}") from error
         multitask.load_shared_state(net.model, first.tensors)
-        if net._fingerprint() != first.values["frozen"]:
+        if net._fingerprint() != first.values.get("frozen"):
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")
         net._take(path, tasks)
         if "image_shape" in first.values:
@@ -394,6 +442,7 @@ class SupSup:
         net._image_shape = None  # such a file tells how many numbers an image has, not its shape
         return net
 
+    @in_own_modes
     def merge(self, path: str | Path) -> None:
         """Take the tasks of another file of ``save``, learned elsewhere over the same frozen weights: all, or none.
 
@@ -403,7 +452,7 @@ class SupSup:
         """
         path = Path(path).expanduser()
         first, tasks = _read(path)
-        if first.values["frozen"] != self._fingerprint():
+        if first.values.get("frozen") != self._fingerprint():
             raise ValueError(f"{path}: its masks are over other frozen weights")
         for record in tasks:
             self._check_new(record.values["name"])
@@ -477,7 +526,15 @@ class SupSup:
         one = f"; of one image it is {name}[None]" if x.ndim == len(wanted) else ""
         raise ValueError(f"{name} {tuple(x.shape)}: should be (batch, {', '.join(map(str, wanted))}){one}")
 
+    @property
+    def _labels(self) -> int:
+        """What labels are below."""
+        real: int | None = self.settings["real_neurons"]
+        return self.outputs if real is None else real
+
     def _check_new(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise ValueError(f"name={name!r}: of a task should be a text")
         if name in self.tasks:
             raise ValueError(f"there is a task {name!r} already")
 
@@ -506,10 +563,53 @@ def _read(path: Path) -> tuple[Record, list[Record]]:
     records, damaged = Checkpoint(path).read()
     if damaged or not records or records[0].kind != KIND:
         raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
+    settings, shape = (records[0].values.get(name, []) for name in ("settings", "image_shape"))
+    if not isinstance(settings, dict) or "model" not in settings:
+        raise ValueError(f"{path}: is damaged: it does not tell what network it is of")
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        raise ValueError(f"{path}: is damaged: images have the shape {shape!r}")
     names = [record.values.get("name") for record in records[1:]]
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{path}: is damaged: its tasks are called {names}")
     return records[0], records[1:]
+
+
+def _checked(of: str, given: Mapping[str, object]) -> Settings:
+    """Settings that a caller of ``of`` gives, each checked as one of a run is; the others at their defaults.
+
+    Raises:
+        ValueError: one of them cannot be.
+    """
+    try:
+        return settings_from({name: plain(value) for name, value in given.items()}, of)
+    except UserError as error:
+        words = re.sub(rf"`?\b({'|'.join(CALLED)})\b`?", lambda found: CALLED[found[1]], str(error))
+        raise ValueError(words) from None
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    """See that there are such options of ``learn``.
+
+    Raises:
+        TypeError: there is no option of a name.
+        ValueError: weights should be trained.
+    """
+    if options.get("train_weight_tasks"):
+        raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
+    if unknown := sorted(options.keys() - MORE):
+        raise TypeError(f"learn has no option {unknown[0]!r}{nearest(unknown[0], MORE)}")
+
+
+def _check_outputs(outputs: int, _: nn.Module, inputs: tuple[Any, ...], answer: object) -> None:
+    """See that a network that answers a batch has so many outputs; a hook of its forward pass.
+
+    Raises:
+        ValueError: it has others.
+    """
+    said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    wanted = (len(inputs[0]), outputs)
+    if said != wanted:
+        raise ValueError(f"outputs={outputs}: the network answers {wanted[0]} images with {said}, should be {wanted}")
 
 
 def _shape_in(first: Record) -> tuple[int, ...] | None:
@@ -530,7 +630,8 @@ def _failing(name: str) -> Iterator[None]:
     except (IndexError, RuntimeError) as error:
         if no_memory(error):
             raise
-        raise ValueError(f"{name}: the network fails on such a batch: {str(error).splitlines()[0]}") from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: the network fails on such a batch: {said}") from error
 
 
 class _Tests:

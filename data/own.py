@@ -56,7 +56,7 @@ class OwnLoader:
             if not isinstance(data, Iterable):
                 raise ValueError(f"data: should be batches (x, y), or two arrays, not {type(data).__name__}")
             # An iterator is its own iterable: the second epoch would find nothing.
-            self.batches = list(data) if iter(data) is data or not hasattr(data, "__len__") else data
+            self.batches = list(data) if iter(data) is data or not _has_length(data) else data
             self.num_images = 0
         if len(self.batches) == 0:
             raise ValueError("data: there is no batch (x, y) in the data")
@@ -116,21 +116,31 @@ class OwnLoader:
             )
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(f"data: labels y are whole numbers, not {y.dtype}")
+        y = y.long()  # first: of some whole numbers torch finds no least one
         if len(y) and not (0 <= y.min() and y.max() < self.outputs):
             raise ValueError(f"data: labels y go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
         self.check(x)
         self.image_shape = tuple(x.shape[1:])
-        return x, y.long()
+        return x, y
+
+
+def _has_length(data: Iterable[Any]) -> bool:
+    """Whether it is known how many batches there are: not of a ``DataLoader`` over a stream, which has ``len``."""
+    try:
+        return len(data) >= 0  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def tensor_of(values: Any, name: str) -> Tensor:
-    """Values as a tensor.
+    """Values as a tensor that gradients can be taken through.
 
     Raises:
         ValueError: they are no array of numbers; it begins with ``name``.
     """
     try:
-        return torch.as_tensor(values)
+        tensor = torch.as_tensor(values)
+        return tensor.clone() if tensor.is_inference() else tensor  # of torch.inference_mode(), which knows none
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: is no array of numbers: {str(error).splitlines()[0]}") from None
 

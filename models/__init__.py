@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from models.builder import Builder
 
+IN_FILE = "FILE.py:CLASS"  # the form of networks whose file is run
 # What ``model`` can name.
 MODELS = Registry(
     {
@@ -18,7 +19,7 @@ MODELS = Registry(
         **of("models.gemresnet", "GEMResNet18"),
         **of("models.resnet", "ResNet18", "ResNet50", "ResNet101", "WideResNet50_2"),
         "torchvision:NAME": "models.outside:torchvision",
-        "FILE.py:CLASS": "models.outside:from_file",
+        IN_FILE: "models.outside:from_file",
     }
 )
 # Layers whose tasks train weights that later tasks build on.
@@ -58,7 +59,7 @@ INITIALISERS = Registry(
 )
 
 __all__ = [
-    *("MASKS_OF", "STATISTICS_OF", "SIBLINGS", "BN_TYPES", "CONV_TYPES", "INITIALISERS", "MODELS"),
+    *("MASKS_OF", "STATISTICS_OF", "SIBLINGS", "BN_TYPES", "CONV_TYPES", "INITIALISERS", "IN_FILE", "MODELS"),
     *("Builder", "get_model"),
 ]
 

@@ -119,7 +119,7 @@ def convert(
     nonlinearity: str = "relu",
     norms: str = "task",
 ) -> nn.Module:
-    """A copy of ``model`` that learns a mask for each task over its frozen weights.
+    """A copy of ``model``, in float32, that learns a mask for each task over its frozen weights.
 
     Masked are the weights of ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` and the projections of
     ``nn.MultiheadAttention``. Batch norms keep statistics for each task. Layer norms, embeddings and parameters of
@@ -139,7 +139,7 @@ def convert(
         ValueError: a layer has weights that cannot be masked, which the message names, or no layer has any that can.
     """
     _check(model)
-    model, options, count = copy.deepcopy(model), LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
+    model, options, count = copy.deepcopy(model).float(), LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
     for module, name in list(_weights(model)):
         weight = getattr(module, name)
         masked = MASKS[masks](weight, options).to(weight.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.util
 import inspect
+import os
+import stat
 import sys
 import traceback
 import warnings
@@ -111,6 +113,8 @@ def load_weights(model: nn.Module, path: str) -> None:
         ValueError: the file cannot be read, or is of another network.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+            raise OSError("is no file")
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 

@@ -296,7 +296,13 @@ def test_an_export_takes_the_place_of_nothing_but_an_export(name, folder, capsys
     Path("notes").write_text("mine")
     os.mkfifo("pipe")
     refused(resume("--export", name), capsys, f"--export {name}")
+    Path("link").symlink_to(name)
+    refused(resume("--export", "link"), capsys, "--export link")
     assert resume("--export", "model.sup") == 0
+    Path("link").unlink()
+    Path("link").symlink_to("elsewhere.sup")
+    assert resume("--export", "link") == 0 and Path("link").is_symlink()
+    assert Path("elsewhere.sup").read_bytes() == Path("model.sup").read_bytes()
 
 
 def test_an_export_that_would_become_the_table_of_results_is_refused(folder, capsys):
@@ -327,6 +333,15 @@ def test_a_pipe_in_the_place_of_a_file_of_the_run_is_refused(name, folder, capsy
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     refused(resume(), capsys, path.name)
+
+
+@pytest.mark.parametrize("name", ["log.txt", ".lock"])
+def test_nothing_is_written_where_a_link_in_the_folder_of_a_run_leads(name, folder, capsys):
+    Path("mine").write_text("mine")
+    Path("log/run", name).unlink(missing_ok=True)
+    Path("log/run", name).symlink_to(folder / "mine")
+    refused(resume(), capsys, name, "Is a link")
+    assert Path("mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

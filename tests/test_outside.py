@@ -212,6 +212,49 @@ def test_only_a_user_names_a_file_that_is_run(files, capsys, monkeypatch):
     assert main.main(named) == 0 and (files / "was run").exists()
 
 
+@pytest.mark.parametrize("model", ["evil.py:b:c", "evil.py:b", "evil.py:b.c", "./evil.py:1", "evil.py:b\n", "evil.py:"])
+def test_no_name_of_a_network_in_a_file_makes_it_run_another(model, files, capsys, monkeypatch):
+    """However the name is written: told by an export, by the settings of a run, or by a config that they name."""
+    monkeypatch.chdir(files)
+    assert main.main(words(files, "nets.py:made", "--adaptor", "gt", "--export", "e.sup")) == 0
+    Image.new("RGB", (8, 8)).save("a.png")
+    (files / "evil.py").write_text("open('was run', 'w')\n")
+    first, *tasks = Checkpoint("e.sup").read()[0]
+    first.values["settings"]["model"] = model
+    write_records(files / "e.sup", [first, *tasks])
+    first, *more = Checkpoint("runs/run/checkpoint.pt").read()[0]
+    (files / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    first.values |= {"original": True, "settings": first.values["settings"] | {"config": "config.yaml"}}
+    first.values["settings"]["model"] = "torchvision:resnet18"
+    write_records(files / "runs/run/checkpoint.pt", [first, *more])
+    path = files / "runs/run/settings.yaml"
+    about = yaml.safe_load(path.read_text())
+    about["settings"]["model"] = model
+    path.write_text(yaml.safe_dump(about))
+    for argv in (["--import", "e.sup"], ["--merge", "e.sup"], ["--predict", "a.png", "--resume", "runs/run"]):
+        capsys.readouterr()
+        assert main.main([*argv, "--log-dir", "new"]) == 2, argv
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "only you" in line or "invalid choice" in line, line
+    main.main(["--resume", "runs/run/checkpoint.pt"])
+    assert not (files / "was run").exists() and not (files / "new").exists()
+
+
+@pytest.mark.parametrize("data", ["folder:/", "folder:..", "npz:../small.npz", "folder:~", "npz:/dev/zero"])
+def test_no_file_says_that_data_lie_where_only_the_user_may_say(data, files, capsys, monkeypatch):
+    monkeypatch.chdir(files)
+    argv = words(files, "LeNet", "--num-tasks", "1", "--adaptor", "gt", "--export", "e.sup")
+    assert main.main(argv) == 0
+    first, *tasks = Checkpoint("e.sup").read()[0]
+    assert first.values["settings"]["set"] == "npz:small.npz"
+    first.values["settings"]["set"] = data
+    write_records(files / "e.sup", [first, *tasks])
+    capsys.readouterr()
+    for flag in ("--import", "--merge"):
+        assert main.main([flag, "e.sup", "--log-dir", "new"]) == 2
+        assert f"only you may say that they are read there: --set {data}" in capsys.readouterr().err
+
+
 def test_products_are_counted_where_shapes_tell_them(files):
     sizes = product_sizes(MODELS[f"{files / 'nets.py'}:made"], (16, 3, 8, 8), 10)
     assert sizes == [16 * 10 * 192]

@@ -86,6 +86,11 @@ def test_files_of_any_kind_and_a_broken_one(learned, tmp_path, capsys):
     out = tmp_path / "out.csv"
     assert answers(capsys, learned, tmp_path, "--task-eval", task, "--out", out) == []
     assert list(csv.DictReader(out.open())) == rows
+    (tmp_path / "link").symlink_to(out)
+    out.write_text("old")
+    assert answers(capsys, learned, tmp_path, "--task-eval", task, "--out", tmp_path / "link") == []
+    assert (tmp_path / "link").is_symlink() and list(csv.DictReader(out.open())) == rows
+    assert answers(capsys, learned, tmp_path, "--task-eval", task, "--out", "/dev/stdout") == rows
 
 
 def test_what_cannot_be_answered_is_said_in_one_line(learned, tmp_path, capsys):
@@ -97,6 +102,10 @@ def test_what_cannot_be_answered_is_said_in_one_line(learned, tmp_path, capsys):
         ([tmp_path], "--resume RUN"),
         ([tmp_path, "--resume", run, "--task-eval", "5"], "--task-eval 5"),
         ([tmp_path, "--resume", run, "--adaptor", "gt"], "--adaptor gt"),
+        (
+            ["absent.png", "--resume", run, "--out", tmp_path / "absent" / "out.csv"],
+            "out.csv: its folder does not exist",
+        ),
     ):
         capsys.readouterr()
         assert main.main(["--predict", *map(str, words)]) == 2

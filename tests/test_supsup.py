@@ -1,14 +1,16 @@
 """The interface in Python: learn, infer, predict, evaluate, save, load, merge."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from data import DATASETS
 from supsup import SupSup
@@ -190,6 +192,7 @@ def test_data_come_in_many_forms(tasks):
     x, y = (torch.cat(parts) for parts in zip(*tasks[1]["cats"], strict=True))
     forms = {
         "arrays": (x.numpy(), y.numpy()),
+        "labels without signs": (x.numpy(), y.numpy().astype(np.uint16)),
         "bytes": ((x * 30 + 60).clamp(0, 255).byte(), y),
         "loader": DataLoader(TensorDataset(x, y), batch_size=100),
         "iterator": iter([(x, y)]),
@@ -272,6 +275,244 @@ def test_a_loss_that_is_no_number_is_not_kept(tasks):
         net.learn("a", [(x * float("nan"), y)])
     net.learn("b", [(x, y)])
     assert net.tasks == ["b"]
+
+
+X, Y = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+
+
+def small(outputs=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, outputs))
+
+
+@pytest.mark.parametrize("name", [7, None, b"cats", ("cats",)], ids=repr)
+def test_a_task_has_a_text_for_a_name(name):
+    net = SupSup(small(), 10)
+    with pytest.raises(ValueError, match="^name=.*should be a text"):
+        net.learn(name, (X, Y))
+    assert net.tasks == []
+
+
+def test_numbers_of_numpy_and_torch_are_taken_kept_and_give_what_plain_ones_give(tmp_path):
+    odd = {"sparsity": np.float32(0.25), "er_sparsity": np.bool_(False), "seed": np.int64(3)}
+    odd |= {"real_neurons": np.int8(5), "input_shape": np.array([1, 4, 4]), "masks": np.str_("top-k")}
+    plain = {"sparsity": 0.25, "seed": 3, "real_neurons": 5, "input_shape": (1, 4, 4), "masks": "top-k"}
+    nets = [SupSup("LeNet", np.int64(10), **odd), SupSup("LeNet", 10, **plain)]
+    nets[0].learn(np.str_("a"), (X, Y), epochs=torch.tensor(2), lr=np.float64(0.01), batch_size=np.int64(4))
+    nets[1].learn("a", (X, Y), epochs=2, lr=0.01, batch_size=4)
+    nets[0].save(tmp_path / "net.sup")
+    loaded = SupSup.load(tmp_path / "net.sup")
+    assert loaded.settings == nets[0].settings == nets[1].settings and loaded.tasks == ["a"]
+    assert torch.equal(loaded.logits(X), nets[1].logits(X))
+    layers = SupSup("LeNet", 10, input_shape=(1, 4, 4), layers={"sparsity": np.float32(0.25)})
+    layers.save(tmp_path / "layers.sup")
+    assert SupSup.load(tmp_path / "layers.sup").settings == layers.settings
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"model": "Lenet"}, "model: .*did you mean LeNet"),
+        ({"model": nn.Linear}, "^model: is a type"),
+        ({"model": "evil.py:b"}, "give the module itself"),
+        ({"model": "evil.py:b:c"}, "model: invalid choice"),
+        ({"outputs": 0}, "^SupSup: outputs: '0' is not a whole number"),
+        ({"outputs": 10.5}, "^SupSup: outputs"),
+        ({"input_shape": (28, 28)}, "^input_shape"),
+        ({"input_shape": (1, 28, 2.5)}, "^input_shape=2.5"),
+        ({"masks": "treshold"}, "^masks='treshold'.*did you mean threshold"),
+        ({"masks": "top-k", "sparsity": 1.5}, "sparsity. 1.5: is a fraction"),
+        ({"sparsity": float("nan")}, "^SupSup: sparsity"),
+        ({"er_sparsity": 1}, "^SupSup: er_sparsity"),
+        ({"weights": "signed"}, "^SupSup: weights: .*did you mean signed_constant"),
+        ({"weights": "signed", "model": small()}, "^SupSup: weights: .*did you mean signed_constant"),
+        ({"norms": "tasks"}, "^norms='tasks'.*did you mean task"),
+        ({"norms": ["task"]}, "^norms"),
+        ({"layers": {"conv_typ": "MaskConv"}}, "^layers: there is no 'conv_typ'; did you mean conv_type"),
+        ({"layers": {"conv_type": "PSP"}}, "^layers: conv_type: .*did you mean PSPRotation"),
+        ({"real_neurons": 10}, "^real_neurons=10"),
+        ({"real_neurons": 2.5}, "^real_neurons=2.5"),
+        ({"seed": -1}, "^SupSup: seed"),
+    ],
+    ids=str,
+)
+def test_what_a_network_cannot_be_given_is_refused_by_its_name(given, said):
+    with pytest.raises(ValueError, match=said):
+        SupSup(**{"model": "LeNet", "outputs": 10} | given)
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ({"optimizer": "adams"}, "optimizer: .*did you mean adam"),
+        ({"lr_policy": "cosine"}, "lr_policy: .*did you mean cosine_lr"),
+        ({"amp": "fp16"}, "amp"),
+        ({"epochs": 0}, "epochs: '0' is not a whole number that is at least 1"),
+        ({"epochs": 1.5}, "epochs"),
+        ({"iter_lim": 0}, "iter_lim"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -3}, "batch_size"),
+        ({"lr": 0}, "lr"),
+        ({"lr": None}, "lr"),
+        ({"lr": [0.1]}, "lr"),
+        ({"momentum": 2}, "momentum"),
+        ({"warmup_length": -1}, "warmup_length"),
+        ({"train_weight_tasks": 1}, "train_weight_tasks"),
+    ],
+    ids=str,
+)
+def test_what_learning_cannot_be_told_is_refused_before_anything_is_kept(option, said):
+    net = SupSup(small(), 10)
+    with pytest.raises(ValueError, match=said):
+        net.learn("a", (X, Y), **option)
+    with pytest.raises(TypeError, match="no option 'iter_limit'; did you mean iter_lim"):
+        net.learn("a", (X, Y), iter_limit=3)
+    assert net.tasks == []
+
+
+def test_evaluation_refuses_numbers_that_are_none_and_has_nothing_to_say_of_no_data():
+    net = SupSup(small(), 10)
+    net.learn("a", (X, Y))
+    for wrong in ({"images": 0}, {"images": -1}, {"images": 1.5}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))}="):
+            net.evaluate({"a": (X, Y)}, **wrong)
+    assert net.evaluate({}) == {}
+
+
+@pytest.mark.parametrize("outputs, real", [(50, 20), (50, None), (5, None)])
+def test_a_network_that_has_other_outputs_than_it_is_said_to_have_learns_nothing(outputs, real):
+    net = SupSup(small(10), outputs=outputs, real_neurons=real)
+    with pytest.raises(ValueError, match=rf"^outputs={outputs}: .*\(8, 10\), should be \(8, {outputs}\)"):
+        net.learn("a", (X, Y))
+    assert net.tasks == []
+
+
+def test_a_network_that_answers_with_something_else_is_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = small()
+
+        def forward(self, x):
+            return self.layers(x), x
+
+    with pytest.raises(ValueError, match="^outputs=10: .*with tuple"):
+        SupSup(Two(), 10).learn("a", (X, Y))
+
+
+def test_a_network_that_fails_without_a_word_is_told_so_too():
+    class Silent(nn.Sequential):
+        def forward(self, x):
+            raise RuntimeError
+
+    with pytest.raises(ValueError, match="^data: the network fails .*RuntimeError"):
+        SupSup(Silent(nn.Linear(16, 10)), 10).learn("a", (X, Y))
+
+
+def test_labels_are_those_of_real_neurons():
+    net = SupSup(small(), 10, real_neurons=3)
+    with pytest.raises(ValueError, match="labels y go from 0 to 3, should lie in 0 to 2"):
+        net.learn("a", (X, Y))
+    net.learn("a", (X, Y % 3))
+    with pytest.raises(ValueError, match="should lie in 0 to 2"):
+        net.evaluate({"a": (X, Y)})
+    assert net.tasks == ["a"]
+
+
+@pytest.mark.parametrize("model", ["LeNet", "module", "norms"])
+def test_modes_of_torch_that_know_no_gradient_change_nothing(model, tmp_path):
+    def made():
+        own = {
+            "LeNet": "LeNet",
+            "module": small(),
+            "norms": nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)),
+        }
+        return own[model]
+
+    def used(x, y, mode):
+        net = SupSup(made(), 10, input_shape=(1, 4, 4))
+        for name, part in (("a", slice(0, 4)), ("b", slice(4, 8))):
+            net.learn(name, [(x[part], y[part])], epochs=3)
+        net.save(tmp_path / mode)
+        net = SupSup.load(tmp_path / mode, made() if model != "LeNet" else None)
+        answers = [net.scores(x), net.scores(x, images=2), net.infer(x), net.evaluate({"a": (x, y), "b": [(x, y)]})]
+        return answers, [net.logits(x), net.logits(x, "b"), net.predict(x)]
+
+    answers, tensors = used(X, Y, "usual")
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            assert torch.is_inference_mode_enabled() == (X.clone().is_inference()) == (mode is torch.inference_mode)
+            again, others = used(X.clone(), Y.clone(), mode.__name__)
+        assert again == answers
+        assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
+
+
+def test_what_is_no_number_is_of_no_task():
+    net = SupSup(small(), 10)
+    for name in ("a", "b"):
+        net.learn(name, (X, Y))
+    with pytest.raises(ValueError, match="^x: .*no finite number"):
+        net.infer(X * float("nan"))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_network_of_another_precision_computes_in_float32(kind):
+    net = SupSup(small().to(kind), 10, weights=None)
+    net.learn("a", (X, Y))
+    assert net.infer(X) == "a" and net.logits(X).dtype == torch.float32
+
+
+def test_a_loader_over_a_stream_is_data_too():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return zip(X, Y, strict=True)
+
+    nets = [SupSup(small(), 10, seed=1) for _ in range(2)]
+    nets[0].learn("a", DataLoader(Stream(), batch_size=4), epochs=2)
+    nets[1].learn("a", [(X[:4], Y[:4]), (X[4:], Y[4:])], epochs=2)
+    assert torch.equal(nets[0].logits(X), nets[1].logits(X))
+
+
+def test_saving_goes_where_a_link_leads_and_takes_the_place_of_no_pipe(tmp_path):
+    net = SupSup("LeNet", 10, input_shape=(1, 4, 4))
+    (tmp_path / "far").mkdir()
+    for name in ("there.sup", "new.sup"):
+        (tmp_path / name).symlink_to(tmp_path / "far" / name)
+    (tmp_path / "far" / "there.sup").write_text("old")
+    for name in ("there.sup", "new.sup"):
+        net.save(tmp_path / name)
+        assert (tmp_path / name).is_symlink() and SupSup.load(tmp_path / "far" / name).tasks == []
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null", tmp_path / "far"):
+        with pytest.raises(OSError):
+            net.save(path)
+    assert (tmp_path / "pipe").is_fifo() and Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"settings": None},
+        {"settings": {}},
+        {"settings": {"model": "LeNet"}},
+        {"settings": {"model": "evil.py:b", "outputs": 10}},
+        {"settings": {"model": "LeNet", "outputs": 10, "layers": 3}},
+        {"settings": {"model": "LeNet", "outputs": 10, "layers": {"weights": "/dev/zero"}}},
+        {"settings": {"model": "LeNet", "outputs": 10, "input_shape": 3}},
+        {"settings": {"model": "LeNet", "outputs": 10, "device": "cpu"}},
+        {"settings": {"model": 5, "outputs": 10}},
+        {"frozen": None},
+        {"image_shape": 7},
+        {"image_shape": ["a"]},
+    ],
+    ids=str,
+)
+def test_a_file_whose_beginning_makes_no_sense_is_refused(about, tmp_path):
+    net, path = SupSup("LeNet", 10, input_shape=(1, 4, 4)), tmp_path / "net.sup"
+    net.save(path)
+    (first,) = Checkpoint(path).read()[0]
+    write_records(path, [Record(first.kind, first.values | about, first.tensors)])
+    with pytest.raises(ValueError):
+        SupSup.load(path)
 
 
 def test_the_example_of_the_readme_infers_its_tasks_right(tmp_path, monkeypatch, capsys):

@@ -132,8 +132,9 @@ def _check_nns(s: Settings) -> None:
 
 def _check_files(s: Settings) -> None:
     """What is read and written beside the run's folder."""
-    if s.export is not None and not Path(s.export).absolute().parent.is_dir():
-        raise UserError(f"`export` {s.export}: its folder does not exist")
+    for name in ("export", "out"):
+        if (path := getattr(s, name)) is not None and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"`{name}` {path}: its folder does not exist")
     if s.predict is not None and not s.resume:
         raise UserError("`predict`: needs the folder of a run that has learned something; say `resume` RUN")
     if s.out is not None and s.predict is None:

@@ -17,7 +17,7 @@ from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
 from utils.paths import read_small
 from utils.results import check_row
-from utils.settings import NETWORK, OUTCOME
+from utils.settings import NETWORK, OUTCOME, TOLD
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
@@ -37,7 +37,9 @@ def settings_of_run(path: Path) -> dict[str, object]:
             records, _ = file.read()
             later = [record.values.get("num_tasks") for record in records if record.kind == MORE_TASKS]
             settings = first.values.get("settings")
-            return (settings | ({"num_tasks": later[-1]} if later else {})) if isinstance(settings, dict) else {}
+            if isinstance(settings, dict):
+                told = settings | ({"num_tasks": later[-1]} if later else {})
+                return {name: value for name, value in told.items() if name in NETWORK | OUTCOME}
     return {}
 
 
@@ -50,7 +52,7 @@ def settings_beside(run: Path) -> tuple[Path, dict[str, object]]:
     path = run / "checkpoint.pt" if run.is_dir() else run
     try:
         settings = yaml.safe_load(read_small(path.with_name("settings.yaml"), SETTINGS_BYTES))["settings"]
-        told = {name: settings.get(name) for name in NETWORK | OUTCOME | {"data", "weights"}}
+        told = {name: settings.get(name) for name in TOLD}
     except (OSError, *NONSENSE, yaml.YAMLError) as error:
         raise UserError(f"`resume` {run}: has no settings.yaml of a run: {error}") from None
     return path, {name: value for name, value in told.items() if value is not None}

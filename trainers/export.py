@@ -17,7 +17,7 @@ from trainers.original import ORIGINAL, load_original
 from utils import storage
 from utils.checkpoint import Checkpoint, Record, fraction, index, write_records
 from utils.errors import UserError
-from utils.files import check_kind
+from utils.files import place_of
 from utils.run import FILES, TAKEN
 
 
@@ -115,18 +115,18 @@ def check_export(path: Path, run: Path) -> None:
         UserError: it cannot be, or would.
     """
     try:
-        check_kind(path)
+        place = place_of(path)
     except OSError as error:
         raise UserError(f"`export` {path}: {error.strerror}") from None
-    place, run = path.absolute(), run.resolve()
+    run = run.resolve()
     # The run's own folder, or one of those that it may get, or one around them.
-    own = place.parent.resolve() == run.parent and re.fullmatch(rf"{re.escape(run.name)}(~\d+)?", path.name, re.I)
-    if not os.path.exists(path) and (own or path.resolve() in run.parents):
+    own = place.parent == run.parent and re.fullmatch(rf"{re.escape(run.name)}(~\d+)?", place.name, re.I)
+    if not os.path.exists(place) and (own or place in run.parents):
         raise UserError(f"`export` {path}: that is where the run's own folder will be; choose another")
     if not os.access(place.parent, os.W_OK):
         raise UserError(f"`export` {path}: its folder cannot be written")
-    taken = {run: FILES, run.parent: TAKEN}.get(place.parent.resolve(), ())
-    if path.name.casefold() in taken or (os.path.exists(path) and not _is_export(path)):
+    taken = {run: FILES, run.parent: TAKEN}.get(place.parent, ())
+    if place.name.casefold() in taken or (os.path.exists(place) and not _is_export(place)):
         raise UserError(f"`export` {path}: that is the name of a file that is no export; choose another")
 
 
@@ -161,7 +161,7 @@ def write_export(
             yield Record("exported task", values, {**rest, "masks": torch.from_numpy(code)})
 
     try:
-        write_records(path, records())
+        write_records(place_of(path), records())
     except OSError as error:
         raise UserError(f"`export` {path}: {error.strerror}") from None
 

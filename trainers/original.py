@@ -28,10 +28,11 @@ def settings_told(original: Original, names: Collection[str], path: str) -> dict
         UserError: they name a network or data of somebody's own, which may be code; only a user may name that.
     """
     args = original.settings
-    for name, table in (("model", MODELS), ("set", DATASETS)):  # whose own names only are listed
-        if name in names and name in args and not (isinstance(args[name], str) and args[name] in [*table]):
+    for name, table in (("model", MODELS), ("set", DATASETS)):
+        own = [each for each in table if ":" not in each]
+        if name in names and name in args and not (isinstance(args[name], str) and args[name] in own):
             shown = repr(args[name])[:80] if isinstance(args[name], str) else "a value that is no text"
-            raise UserError(f"{path}: {name}: {shown} is none of {', '.join(table)}")
+            raise UserError(f"{path}: {name}: {shown} is none of {', '.join(own)}")
     settings = {**ORIGINAL_DEFAULTS, **args}
     if "wd" in args:
         settings["weight_decay"] = args["wd"]

@@ -32,6 +32,44 @@ def check_kind(path: Path | str) -> None:
             raise OSError(errno.EINVAL, "Is a pipe or a device, not a file", str(path))
 
 
+def check_own(path: Path) -> None:
+    """``check_kind``, of a file that a run writes on in its folder, which may be somebody else's: it is no link either.
+
+    Raises:
+        OSError: as ``check_kind``, and for a link, which may lead anywhere.
+    """
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "Is a link, not a file", str(path))
+    check_kind(path)
+
+
+def place_of(path: Path | str) -> Path:
+    """Where a file lies, or will, that a user names: behind links, which so stay links.
+
+    Raises:
+        OSError: as ``check_kind``.
+    """
+    check_kind(path)
+    return Path(os.path.realpath(path))
+
+
+def write_out(path: Path | str, text: str) -> None:
+    """Write a text to where a user says: a file whole or not at all, behind links; straight into a pipe or a device.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        place = place_of(path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        with open(path, "wb") as file:
+            file.write(text.encode())
+    else:
+        write_whole(place, text)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, so that a reader sees the old content or the new, never a part."""
     replace_with(path, lambda file: file.write(text.encode()))

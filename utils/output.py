@@ -55,6 +55,13 @@ def lasting_output() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def is_output(path: str) -> bool:
+    """Whether what a path names is what is printed to, as ``/dev/stdout``: where that is a file, it has more in it."""
+    with suppress(OSError):
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    return False
+
+
 def one_line(text: object) -> str:
     """What a message says, in one line, whatever stands in a path or flag that it names."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(text))

@@ -14,25 +14,28 @@ class Registry(UserDict[str, Any]):
 
     Its names cost no import, so flags are checked before torch is loaded, and a run loads only what it uses. A value
     that is no string stands for itself. A name with a colon is a form: ``folder:PATH`` stands for every text of that
-    form, and ``table["folder:pets"]`` is the attribute with ``"pets"`` as its first argument.
+    form, and ``table["folder:pets"]`` is the attribute with ``"pets"`` as its first argument. Where a form says
+    ``CLASS``, there is a name of Python's; elsewhere any text.
     """
 
     def __getitem__(self, name: str) -> Any:
-        form = self._form(name)
+        form = self.form(name)
         value = self.data[form or name]
         value = resolve_name(value) if isinstance(value, str) else value
         return partial(value, *(_parts(form, name) or ())) if form else value
 
     def __contains__(self, name: object) -> bool:
-        return name in self.data or (isinstance(name, str) and self._form(name) is not None)
+        return name in self.data or (isinstance(name, str) and self.form(name) is not None)
 
-    def _form(self, name: str) -> str | None:
+    def form(self, name: str) -> str | None:
+        """The form that a name is of; None if it is of none. It is what tells whether ``table[name]`` runs a file."""
         return next((form for form in self.data if ":" in form and _parts(form, name)), None)
 
 
 def _parts(form: str, name: str) -> tuple[str, ...] | None:
     """What stands in ``name`` where ``form`` has capitals; None if it is not of that form."""
-    found = re.fullmatch(re.sub("[A-Z]+", "(.+)", re.escape(form)), name)
+    pattern = re.sub("[A-Z]+", lambda word: r"([^\W\d]\w*)" if word[0] == "CLASS" else "(.+)", re.escape(form))
+    found = re.fullmatch(pattern, name)
     return found and found.groups()
 
 

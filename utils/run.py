@@ -26,7 +26,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import check_kind, open_file, part_of, write_whole
+from utils.files import check_own, open_file, part_of, write_whole
 
 Item = TypeVar("Item")
 TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
@@ -58,6 +58,7 @@ class RunFolder:
             self.path, self._lock = _claim(log_dir, name, resume)
             for name in FILES:  # a killed run may have left a part of what it was writing
                 part_of(self.path / name).unlink(missing_ok=True)
+            check_own(self.path / "log.txt")
             self._log = open_file(self.path / "log.txt", "ab", buffering=0)
             self.tensorboard = Scalars(self.path)
         except OSError as error:
@@ -125,7 +126,7 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
             if resume:
                 raise  # it is a file
             continue
-        check_kind(path / ".lock")
+        check_own(path / ".lock")
         lock = FileLock(path / ".lock", timeout=0.1)  # longer than somebody takes to see whether it is held
         try:
             lock.acquire()

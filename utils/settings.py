@@ -31,6 +31,8 @@ NEITHER = frozenset(
         *("multigpu", "threads", "eval_ckpts", "tasks_in_parallel", "checkpoint_minutes", "on_nan"),
     }
 )
-# Those of them that the files of a run show all the same: when it was evaluated, the order of sums, and where weights
-# came from, of which a run keeps what they are.
+# What files tell of settings, for whoever goes on from them: neither where a run writes nor further files of settings.
+TOLD = NETWORK | OUTCOME | {"data", "weights"}
+# Those of ``NEITHER`` that the files of a run show all the same: when it was evaluated, the order of sums, and where
+# weights came from, of which a run keeps what they are.
 SHOWN = frozenset({"eval_ckpts", "tasks_in_parallel", "weights"})

@@ -1,0 +1,60 @@
+"""What a caller in Python gives: values that are checked, or made what files can hold, before anything is done."""
+
+import operator
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.registry import nearest
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
+
+def plain(value: object) -> object:
+    """A single number or text of NumPy or torch as Python's own; anything else as it is."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        return value.item()
+    return value
+
+
+def one_of(name: str, value: object, choices: Iterable[str]) -> str:
+    """``value``, which must be one of ``choices``.
+
+    Raises:
+        ValueError: it is not; the message begins with ``name``, that of the parameter.
+    """
+    known = [*choices]
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}={value!r}: is not one of {', '.join(known)}{nearest(str(value), known)}")
+    return str(value)
+
+
+def whole(name: str, value: Any) -> int:
+    """``value``, which must be a whole number that is at least 1, as one of Python's.
+
+    Raises:
+        ValueError: it is not; the message begins with ``name``, that of the parameter.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: should be a whole number that is at least 1")
+    return number
+
+
+def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
+    """``function`` with gradients, whatever modes of torch its caller computes in."""
+
+    @wraps(function)
+    def call(*args: Given.args, **more: Given.kwargs) -> Answer:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **more)
+
+    return call
