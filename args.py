@@ -191,7 +191,7 @@ def make_parser() -> _Parser:
         const="",
         metavar="FILE",
         help="go on from a checkpoint, or the one in a run's folder; without FILE from the run's own, if it has one. "
-        "The flags that the run was made with are said again; but a checkpoint of the original code brings its "
+        "The flags that the run was made with must be given again; but a checkpoint of the original code brings its "
         "settings along, and a new run goes on from it",
     )
     add(

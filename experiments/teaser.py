@@ -147,16 +147,20 @@ def draw(seen: dict) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the picture; says how often the method was right."""
+    """Draw the picture, and say how often the method was right; the exit status: 0, or 2 for bad input."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) > 1 or any(word.startswith("-") for word in words):
         print(__doc__)
         return 0 if words in (["-h"], ["--help"]) else 2
     path = Path(words[0]).expanduser() if words else TEASER
-    seen = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "savefig.dpi": 180}):
-        draw(seen).savefig(path, metadata={"Software": None})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seen = compute()
+        with matplotlib.rc_context({"font.family": "DejaVu Sans", "savefig.dpi": 180}):
+            draw(seen).savefig(path, metadata={"Software": None})
+    except OSError as error:
+        print(f"teaser.py: error: {path}: {error.strerror}", file=sys.stderr)
+        return 2
     print(f"{path}: one image is enough for {seen['right']} of {seen['images']} test images of {TASKS} tasks")
     return 0
 
