@@ -25,6 +25,10 @@ from utils.slices import named, tasks_of
 
 # What settings are called on the command line, and where a message names one.
 _FLAGS = {name: {"import_file": "import"}.get(name, name.replace("_", "-")) for name in vars(Settings())}
+# Flags of the scripts in experiments/ that are none here, and what to say instead.
+_OF_SCRIPTS = {"--gpu-sets": "; here say --multigpu", "--seeds": "; here say --seed"}
+_OF_SCRIPTS |= dict.fromkeys(("--ray", "--slurm", "--shard", "--split-tasks"), "")
+_OF_SCRIPTS |= dict.fromkeys(("--stop-after", "--hung-after", "--dry-run"), "")
 _NAMED = re.compile(rf"(?<![^\s(])`({'|'.join(_FLAGS)})(=True|=False)?`(?![^\s:;,.)])")
 
 
@@ -187,8 +191,9 @@ def make_parser() -> _Parser:
         nargs="?",
         const="",
         metavar="FILE",
-        help="go on from a checkpoint: without FILE from the run's own, if it has one; one of the original code "
-        "brings its settings along, and a new run goes on from it",
+        help="go on from a checkpoint, or the one in a run's folder; without FILE from the run's own, if it has one. "
+        "The flags that the run was made with must be given again; but a checkpoint of the original code brings its "
+        "settings along, and a new run goes on from it",
     )
     add(
         "--export",
@@ -223,10 +228,18 @@ def make_parser() -> _Parser:
         choices=("stop", "skip"),
         help="what to do with a task whose loss is no number or does not fall: stop the run, or leave the task out",
     )
-    add("--amp", choices=("bf16",), help="train in mixed precision; tests have full precision")
-    add("--tf32", action=Switch, help="GPUs may multiply in TF32, in tests too: faster, with 10 binary places")
+    add("--amp", choices=("bf16", "none"), help="train in mixed precision; tests have full precision")
+    add(
+        "--tf32",
+        action=Switch,
+        help="GPUs may multiply in TF32, in tests too: faster, with 10 bits of mantissa instead of 23",
+    )
     add("--fast", action=Switch, help="on GPUs, cuDNN may take its fastest algorithms, which give other bits each time")
-    add("--channels-last", action=Switch, help="lay images out pixel by pixel")
+    add(
+        "--channels-last",
+        action=Switch,
+        help="train with the channels-last memory format, which may be faster for convolutions",
+    )
     add("--compile", action=Switch, help="train through torch.compile")
 
     add(
@@ -286,7 +299,7 @@ def make_parser() -> _Parser:
     )
     add(
         "--image-size",
-        type=_numbers(_number(int, 1, 10**4), (1, 2)),
+        type=_or_none(_numbers(_number(int, 1, 10**4), (1, 2))),
         metavar="H[,W]",
         help="pixels that your own images are scaled and cropped to (default: as they are, if all are alike, or a "
         "square that most of them fill, of 224 at the most)",
@@ -294,7 +307,7 @@ def make_parser() -> _Parser:
     for name, low in (("mean", 0), ("std", 1e-6)):
         add(
             f"--{name}",
-            type=_numbers(_number(float, low, 1), (1, 2, 3, 4)),
+            type=_or_none(_numbers(_number(float, low, 1), (1, 2, 3, 4))),
             metavar="X,X,...",
             help="of the channels of your own images, for pixels in [0, 1] (default: measured on the training images)",
         )
@@ -305,8 +318,9 @@ def make_parser() -> _Parser:
     )
     add(
         "--workers",
-        type=_number(int, 0, 1024),
-        help="processes that decode images (ImageNet; default: one for each core, 16 at the most)",
+        type=_or_none(_number(int, 0, 1024)),
+        help="processes that decode images: of ImageNet, and your own where they take more than 1 GiB "
+        "(default: one for each core, 16 at the most)",
     )
     add(
         "--keep-images",
@@ -329,8 +343,8 @@ def make_parser() -> _Parser:
         "--weights",
         type=lambda text: text if text == "given" else user_path(text),
         metavar="FILE",
-        help="of a network that is not ours: the frozen weights are those of this file, a state_dict, or with the word "
-        "given those that the class itself gives them (default: drawn by --conv-init)",
+        help="frozen weights of torchvision's networks and your own: a FILE with a state_dict, or the word given for "
+        "those that the network is made with (default: drawn by --conv-init)",
     )
     add(
         "--width-mult",
@@ -339,8 +353,8 @@ def make_parser() -> _Parser:
         help="hidden layers have so many times their units or channels, rounded down",
     )
     add("--output-size", type=_number(int, 1, 10**6), help="outputs, superfluous ones included")
-    add("--conv-type", choices=CONV_TYPES, help="layer")
-    add("--bn-type", choices=BN_TYPES, help="batch norm")
+    add("--conv-type", choices=CONV_TYPES, help="layer; docs/runs.md says what each does")
+    add("--bn-type", choices=BN_TYPES, help="batch norm; docs/runs.md says what each does")
     add("--conv-init", choices=INITIALISERS, help="how the weights start")
     add("--mode", choices=("fan_in", "fan_out"), help="of Kaiming initialisers, xavier_constant")
     add(
@@ -353,7 +367,8 @@ def make_parser() -> _Parser:
         "--sparsity",
         type=_number(float, 0, 1e30, low_allowed=False),
         metavar="K",
-        help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser",
+        help="fraction of the weights that top-k masks keep; with --er-sparsity a multiplier, larger is denser; the "
+        "default layer has a threshold and ignores it",
     )
     add("--er-sparsity", action=Switch, help="each layer keeps the fraction min(0.5, K * (out + in) / weights)")
     add("--individual-heads", action=Switch, help="the last layer has trained weights of its own for each task")
@@ -365,13 +380,18 @@ def make_parser() -> _Parser:
     add("--iter-lim", type=_or_none(_number(int, 1)), help="batches of each task at the most (default: no limit)")
     add(
         "--tasks-in-parallel",
-        type=_number(int, 1, 10**4),
+        type=_or_none(_number(int, 1, 10**4)),
         metavar="T",
         help="train so many independent tasks at once; each comes out as alone, but for the order of sums (default: 1; "
-        "on a GPU, of fully connected networks, as many as its memory has room for, 64 at the most)",
+        "on a GPU, of fully connected networks, as many as fit in half of its memory, 64 at the most)",
     )
     add("--optimizer", choices=OPTIMIZERS, help="optimiser")
-    add("--lr", type=_number(float, 0, 1e30, low_allowed=False), help="learning rate of masks")
+    add(
+        "--lr",
+        type=_number(float, 0, 1e30, low_allowed=False),
+        help="learning rate of what is a task's own, masks, heads, vectors of BatchE, and of the weights that SupSup's "
+        "relatives train",
+    )
     add(
         "--train-weight-tasks",
         type=_number(int, -1),
@@ -384,8 +404,13 @@ def make_parser() -> _Parser:
         metavar="LR",
         help="learning rate of everything in the tasks that train weights",
     )
-    add("--momentum", type=_number(float, 0, 1), help="momentum of SGD")
-    add("--weight-decay", "--wd", type=_number(float, 0, 1e30), help="weight decay")
+    add("--momentum", type=_number(float, 0, 1), help="momentum of SGD, in training and in hopfield_recovery")
+    add(
+        "--weight-decay",
+        "--wd",
+        type=_number(float, 0, 1e30),
+        help="weight decay of the optimiser, in training and in hopfield_recovery",
+    )
     add("--lr-policy", choices=LR_POLICIES, help="learning rate over the epochs")
     add(
         "--no-scheduler",
@@ -397,7 +422,11 @@ def make_parser() -> _Parser:
     )
     add("--warmup-length", type=_number(int, 0), help="epochs of linear warm-up")
 
-    add("--reinit-adapt", choices=ADAPTATIONS, help="what scores start from with the trainer reinit")
+    add(
+        "--reinit-adapt",
+        choices=ADAPTATIONS,
+        help="what scores start from with the trainer reinit; docs/runs.md says what each does",
+    )
     add(
         "--reinit-most-recent-k",
         type=_or_none(_number(int, 1)),
@@ -431,8 +460,13 @@ def make_parser() -> _Parser:
 
     group = parser.add_argument_group("evaluation")
     add = group.add_argument
-    add("--adaptor", choices=ADAPTORS, help="how the task is inferred; gt: it is given")
-    add("--eval-ckpts", type=_task_counts, metavar="N,N,...", help="evaluate after so many tasks, and at the end")
+    add("--adaptor", choices=ADAPTORS, help="how the task is inferred; gt: it is given; docs/runs.md has the others")
+    add(
+        "--eval-ckpts",
+        type=_or_none(_task_counts),
+        metavar="N,N,...",
+        help="evaluate after so many tasks, and at the end",
+    )
     add(
         "--score-when-learned",
         action=Switch,
@@ -440,7 +474,12 @@ def make_parser() -> _Parser:
     )
     add("--data-to-repeat", type=_number(int, 1), help="images that the task of a batch is inferred from")
     add("--real-neurons", type=_number(int, 1), help="outputs that are classes (objective G)")
-    add("--log-base", type=_number(float, 1, low_allowed=False), help="of binary inference")
+    add(
+        "--log-base",
+        type=_number(float, 1, low_allowed=False),
+        metavar="BASE",
+        help="each round of binary inference keeps 1/BASE of the masks",
+    )
     add(
         "--adapt-lr",
         type=_or_none(_number(float, 0, low_allowed=False)),
@@ -457,7 +496,7 @@ def make_parser() -> _Parser:
     )
     add(
         "--infer-layers",
-        type=_layers,
+        type=_or_none(_layers),
         metavar="all|first|N",
         help="of one-shot and binary inference: derivatives through the masks of the first N layers (default: all)",
     )
@@ -524,8 +563,10 @@ def _parse(argv: Sequence[str] | None, defaults: Mapping[str, object], notes: li
     argv = [_dashed(word) for word in argv]
     unknown = parser.parse_known_args(argv)[1]
     if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise UserError(f"{unknown[0]}: there is no such flag{nearest(unknown[0].split('=')[0], flags)}")
+        flag, flags = unknown[0].split("=")[0], [name for action in parser._actions for name in action.option_strings]
+        if flag in _OF_SCRIPTS:
+            raise UserError(f"{flag}: is for the scripts in experiments/{_OF_SCRIPTS[flag]}")
+        raise UserError(f"{unknown[0]}: there is no such flag{nearest(flag, flags)}")
     _check_told(told, _given(argv), source)
     config = parser.parse_args(argv).config
     if config is not None:
@@ -576,6 +617,8 @@ def _given(argv: Sequence[str]) -> set[str]:
 
 def _settle(s: Settings) -> None:
     """Fill in what follows from the other settings."""
+    if s.amp == "none":
+        s.amp = None
     if s.log_dir is None:
         s.log_dir = str(PROJECT / "runs" / "main")
     if s.resume and s.predict is None and os.path.exists(made := os.path.join(s.resume, "checkpoint.pt")):

@@ -122,7 +122,9 @@ class TaskDataset:
         self.choose_classes(classes_per_task, num_tasks)
         self.num_tasks = self.default_tasks if num_tasks is None else num_tasks
         if self.num_tasks < 1 or (self.max_tasks is not None and self.num_tasks > self.max_tasks):
-            limit = {None: "any number from 1 up", 1: "1"}.get(self.max_tasks, f"1 to {self.max_tasks}")
+            limit = {None: "any number of tasks from 1 up", 1: "1 task"}.get(
+                self.max_tasks, f"1 to {self.max_tasks} tasks"
+            )
             of = "" if classes_per_task is None else f" of {classes_per_task} classes"
             raise UserError(f"`num_tasks` {num_tasks}: {self.name} can have {limit}{of}")
         self.seed, self.batch_size, self.test_batch_size = seed, batch_size, test_batch_size

@@ -27,25 +27,24 @@ from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
-from utils.signals import end_at_once  # noqa: E402
-
-if __name__ == "__main__":
-    end_at_once("benchmark.py")  # what follows takes seconds to load
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
+from args import with_flags  # noqa: E402
 from data import DATASETS  # noqa: E402
+from experiments.options import Parser, parse_count, parse_path  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402
 from models.small import FullyConnected  # noqa: E402
 from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
 from utils.cores import available_cores  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.output import one_line  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
@@ -719,8 +718,8 @@ def at_once(words: str, data_root: str, tasks: int, parts: int) -> None:
         for first in range(0, tasks, size):
             command = a_run(f"{words} --tasks {first}-{first + size - 1}", data_root, folder)
             runs.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=PROJECT))
-        if any([run.wait() for run in runs]):
-            raise RuntimeError(f"a run of {words} has failed")
+        if failed := [status for status in [run.wait() for run in runs] if status]:
+            raise subprocess.CalledProcessError(failed[0], words)
 
 
 def draw(rows: list[dict[str, object]], path: Path) -> None:
@@ -757,30 +756,60 @@ PARTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR", help="parent folder of the data sets")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--threads", type=int, help="processor threads (default: all cores)")
+def parse_device(text: str) -> torch.device:
+    """A device. Raises ``argparse.ArgumentTypeError`` unless it is there."""
+    try:
+        return torch.empty(0, device=text).device
+    except (AssertionError, RuntimeError) as error:  # the former of a torch that was built without it
+        raise argparse.ArgumentTypeError(f"{text!r} is no device here: {str(error).splitlines()[0]}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit status: 0, that of a run that failed, or 2 for bad input."""
+    parser = Parser(prog="benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=user_path, required=True, metavar="DIR", help="parent folder of the data sets")
+    parser.add_argument("--device", type=parse_device, default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", type=parse_count, help="processor threads (default: all cores)")
     parser.add_argument("--quick", action="store_true", help="small versions of everything")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="these parts only")
     parser.add_argument(
-        "--tasks", type=int, nargs="+", help="numbers of tasks (default: 25 250 2500; scale: up to 100000)"
+        "--tasks", type=parse_count, nargs="+", help="numbers of tasks (default: 25 250 2500; scale: up to 100000)"
     )
-    parser.add_argument("--out", type=user_path, default=str(PROJECT / "runs" / "benchmark"), metavar="DIR")
-    options = parser.parse_args()
+    out = PROJECT / "runs" / "benchmark"
+    parser.add_argument(
+        "--out", type=parse_path, default=out, metavar="DIR", help="folder of the table (default: runs/benchmark)"
+    )
+    options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    options.out = Path(options.out)
+    try:
+        measure(options)
+    except UserError as error:
+        parser.error(one_line(with_flags(str(error))))
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
+    except subprocess.CalledProcessError as error:  # which has said why
+        parser.exit(error.returncode, f"{parser.prog}: error: a run has ended with status {error.returncode}\n")
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure each part, and draw what is measured so far.
+
+    Raises:
+        UserError: data are missing.
+        OSError: the table cannot be written.
+        subprocess.CalledProcessError: a run has failed.
+    """
     report = Report(options.out / "benchmark.csv")
     for part in options.only:
         counts = [250, 2500, 25_000, 100_000] if part == "scale" else [25, 250, 2500]
         counts = options.tasks or (counts[:2] if options.quick else counts)
-        PARTS[part](report, options.data, torch.device(options.device), options.quick, counts)
+        PARTS[part](report, options.data, options.device, options.quick, counts)
         draw(list(report.rows.values()), options.out / "benchmark.png")
         draw_scale(list(report.rows.values()), options.out / "scale.png")
     print(f"written: {report.csv}, {options.out / 'benchmark.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

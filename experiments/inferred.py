@@ -20,19 +20,18 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
-from utils.signals import end_at_once  # noqa: E402
-
-if __name__ == "__main__":
-    end_at_once("inferred.py")  # what follows takes seconds to load
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
+from args import with_flags  # noqa: E402
 from data import DATASETS  # noqa: E402
+from experiments.options import Parser, parse_path  # noqa: E402
 from models import Builder, get_model, multitask  # noqa: E402
 from trainers import ADAPTORS, DefaultTrainer, InferenceOptions, TrainingOptions, inference  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.output import one_line  # noqa: E402
 from utils.paths import user_path  # noqa: E402
 from utils.seeding import generator  # noqa: E402
 
@@ -201,21 +200,46 @@ def write(rows: Iterator[dict[str, object]], path: Path, append: bool) -> None:
         append = True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR", help="parent folder of the data sets")
-    parser.add_argument("--only", default="", metavar="NAME", help="settings, or routers, whose name has this in it")
-    parser.add_argument("--out", type=user_path, default=str(PROJECT / "runs" / "inferred"), metavar="DIR")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    out = Path(options.out)
+def measure(only: str, root: str, out: Path) -> None:
+    """Write the tables, of what has ``only`` in its name.
+
+    Raises:
+        UserError: there is nothing of such a name, or data are missing; before anything is written.
+        OSError: the tables cannot be written.
+    """
+    chosen = [setting for setting in SETTINGS if only in setting.name]
+    route = only in "routers"
+    if not (chosen or route):
+        names = "; ".join([*(setting.name for setting in SETTINGS), "routers"])
+        raise UserError(f"--only {only}: has no name with this in it; there are: {names}")
+    for name in dict.fromkeys(setting.data for setting in chosen or SETTINGS[:1]):
+        DATASETS[name](root)  # what is missing is said before hours of work
     out.mkdir(parents=True, exist_ok=True)
-    chosen = [setting for setting in SETTINGS if options.only in setting.name]
     for number, setting in enumerate(chosen):
-        write(compare(setting, options.data), out / "inferred.csv", append=number > 0)
-    if options.only == "routers" or not options.only:
-        write(routers(SETTINGS[0], options.data), out / "routers.csv", append=False)
+        write(compare(setting, root), out / "inferred.csv", append=number > 0)
+    if route:
+        write(routers(SETTINGS[0], root), out / "routers.csv", append=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
+    parser = Parser(prog="inferred.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=user_path, required=True, metavar="DIR", help="parent folder of the data sets")
+    parser.add_argument("--only", default="", metavar="NAME", help="settings, or routers, whose name has this in it")
+    out = PROJECT / "runs" / "inferred"
+    parser.add_argument(
+        "--out", type=parse_path, default=out, metavar="DIR", help="folder of the tables (default: runs/inferred)"
+    )
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        measure(options.only, options.data, options.out)
+    except UserError as error:
+        parser.error(one_line(with_flags(str(error))))
+    except OSError as error:
+        parser.error(f"--out {options.out}: {error.strerror}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,7 +31,7 @@ def parser_of(script: Path) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))),
         epilog="All further flags go on to main.py as they are (see main.py --help):\n"
-        "--num-tasks 10 --epochs 1 makes a small version of any experiment.\n"
+        "--num-tasks 2 --epochs 1 makes a small version of any experiment.\n"
         "Finished runs are skipped; unfinished ones go on from their checkpoint. A run that crashes or hangs is\n"
         "started once more, and goes on likewise. A run that another process is at is waited for, and goes on here\n"
         "if that gives it up.\n"

@@ -17,13 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from utils.signals import end_at_once  # noqa: E402
-
-if __name__ == "__main__":
-    end_at_once("report.py")  # what follows takes seconds to load
-
 try:
     import matplotlib  # noqa: F401
     import pandas  # noqa: F401
@@ -33,6 +26,8 @@ except ModuleNotFoundError as error:  # runs do without
         sys.exit(f"report.py: error: {missing}")
     raise ModuleNotFoundError(missing) from None
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from experiments import cells, collected, figures, published, records  # noqa: E402
 from experiments.options import parse_path  # noqa: E402
 from experiments.pages import Block, Code, markdown, web_page  # noqa: E402

@@ -13,23 +13,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from utils.signals import end_at_once  # noqa: E402
-
-if __name__ == "__main__":
-    end_at_once("teaser.py")  # what follows takes seconds to load
-
 try:
     import matplotlib
 except ModuleNotFoundError as error:  # runs do without
     if __name__ == "__main__":
         sys.exit(f"teaser.py: error: {error.name} is missing; pip install -r requirements-notebook.txt")
     raise
-import numpy  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 TEASER = ROOT / "images" / "teaser_supsup.png"
 TASKS, HIDDEN_TASK, SEED, EPOCHS = 4, 2, 0, 10
@@ -152,16 +148,20 @@ def draw(seen: dict) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the picture; says how often the method was right."""
+    """Draw the picture, and say how often the method was right; the exit status: 0, or 2 for bad input."""
     words = sys.argv[1:] if argv is None else argv
     if len(words) > 1 or any(word.startswith("-") for word in words):
         print(__doc__)
         return 0 if words in (["-h"], ["--help"]) else 2
     path = Path(words[0]).expanduser() if words else TEASER
-    seen = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "savefig.dpi": 180}):
-        draw(seen).savefig(path, metadata={"Software": None})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seen = compute()
+        with matplotlib.rc_context({"font.family": "DejaVu Sans", "savefig.dpi": 180}):
+            draw(seen).savefig(path, metadata={"Software": None})
+    except OSError as error:
+        print(f"teaser.py: error: {path}: {error.strerror}", file=sys.stderr)
+        return 2
     print(f"{path}: one image is enough for {seen['right']} of {seen['images']} test images of {TASKS} tasks")
     return 0
 

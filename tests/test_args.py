@@ -15,6 +15,7 @@ import pytest
 import main
 from args import make_parser, parse_arguments
 from data import DATASETS
+from experiments.options import parser_of
 from models import BN_TYPES, CONV_TYPES, INITIALISERS, MODELS
 from trainers import ADAPTATIONS, ADAPTORS, TRAINERS
 from utils import LR_POLICIES, OPTIMIZERS
@@ -44,6 +45,7 @@ VALUES = {
     "--tasks-in-parallel": "4",
     "--checkpoint-minutes": "2.5",
     "--on-nan": "skip",
+    "--amp": "bf16",
     "--task-eval": "2",
     "--batch-size": "17",
     "--test-batch-size": "19",
@@ -238,6 +240,17 @@ def test_a_flag_is_not_abbreviated_and_the_refusal_suggests_the_whole_one():
     assert refusal("--num-task", "3").endswith("did you mean --num-tasks?")
     assert refusal("--num_task=3").endswith("did you mean --num-tasks?")
     assert "did you mean" not in refusal("--xyzzy")
+
+
+def test_a_flag_of_the_experiment_scripts_is_named_as_one():
+    own = {flag for action in make_parser()._actions for flag in action.option_strings}
+    script = parser_of(PROJECT / "experiments" / "NNs" / "supsup.py")
+    theirs = {action.option_strings[0] for action in script._actions} - own
+    assert {"--gpu-sets", "--seeds", "--dry-run"} < theirs
+    for flag in theirs - {"-h"}:
+        assert f"{flag}: is for the scripts in experiments/" in refusal(flag, "1")
+    assert refusal("--gpu_sets=0").endswith("; here say --multigpu")
+    assert refusal("--seeds", "3").endswith("; here say --seed")
 
 
 # Where the values come from
@@ -491,17 +504,25 @@ def test_a_base_that_cannot_be_is_refused(text, said, tmp_path):
     assert said in str(error.value) and "\n" not in str(error.value) and "config.yaml" in str(error.value)
 
 
+WORDS = {"--config", "--name", "--multigpu", "--merge", "--predict", *PATHS}  # not numbers
+
+
 @pytest.mark.parametrize(
-    "flag",
-    ["--num-tasks", "--stream-tasks", "--task-eval", "--classes-per-task", "--iter-lim", "--threads"]
-    + ["--reinit-most-recent-k", "--adapt-lr"],
+    "flag", sorted({a.option_strings[0] for a in ACTIONS if a.default is None and not a.choices} - WORDS)
 )
 def test_minus_one_is_none_for_a_number_without_default(flag, tmp_path):
     dest = flag[2:].replace("-", "_")
     path = config(tmp_path, f"{dest}: -1\n")
     assert getattr(parse_arguments(["--config", path]), dest) is None
-    path = config(tmp_path, f"{dest}: 2\n{'trainer: nns' if flag == '--stream-tasks' else ''}")
+    path = config(tmp_path, f"{dest}: 1\n")
     assert getattr(parse_arguments(["--config", path, flag, "-1"]), dest) is None
+
+
+def test_mixed_precision_that_a_config_asks_for_can_be_switched_off(tmp_path):
+    path = config(tmp_path, "amp: bf16\n")
+    assert parse_arguments(["--config", path]).amp == "bf16"
+    assert parse_arguments(["--config", path, "--amp", "none"]).amp is None
+    assert parse_arguments(["--config", config(tmp_path, "amp: none\n")]).amp is None
 
 
 # What is refused

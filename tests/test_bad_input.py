@@ -504,8 +504,9 @@ def test_a_resume_file_that_is_no_checkpoint_is_refused_by_name(content, named, 
     ids=lambda part: part[0] if isinstance(part, list) else "",
 )
 def test_a_resume_file_of_other_settings_is_refused_and_says_which(words, said, experiment, refused):
-    refused([*words, "--resume", own(experiment)], own(experiment), "other settings", said)
-    refused([*words, "--name", "run", "--resume"], own(experiment), "other settings", said)
+    told = "say its own again, settings.yaml beside it has its command, or give a new run another --name"
+    refused([*words, "--resume", own(experiment)], own(experiment), "other settings", said, told)
+    refused([*words, "--name", "run", "--resume"], own(experiment), "other settings", said, told)
 
 
 def settings(path: Path) -> Record:

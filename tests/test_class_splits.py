@@ -127,8 +127,8 @@ def test_shares_of_two_processes_are_the_batch_of_one(root):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (dict(num_tasks=21), "`num_tasks` 21: SplitCIFAR100 can have 1 to 20"),
-        (dict(num_tasks=7, classes_per_task=15), "1 to 6 of 15 classes"),
+        (dict(num_tasks=21), "`num_tasks` 21: SplitCIFAR100 can have 1 to 20 tasks"),
+        (dict(num_tasks=7, classes_per_task=15), "1 to 6 tasks of 15 classes"),
         (dict(classes_per_task=101), "there are 100 classes"),
     ],
 )

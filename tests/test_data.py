@@ -293,11 +293,11 @@ def test_digits_are_split_once_for_all_seeds():
 @pytest.mark.parametrize(
     "name, num_tasks, right",
     [
-        ("SplitDigits", 6, "1 to 5"),
-        ("RotatingDigits", 361, "1 to 360"),
-        ("DigitsPerm", 0, "from 1 up"),
-        ("MNIST", 2, "can have 1"),
-        ("SplitMNIST", -1, "1 to 5"),
+        ("SplitDigits", 6, "can have 1 to 5 tasks"),
+        ("RotatingDigits", 361, "can have 1 to 360 tasks"),
+        ("DigitsPerm", 0, "can have any number of tasks from 1 up"),
+        ("MNIST", 2, "can have 1 task"),
+        ("SplitMNIST", -1, "can have 1 to 5 tasks"),
     ],
 )
 def test_impossible_number_of_tasks(name, num_tasks, right):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from experiments import collected, plan, published
+from experiments.cells import duration, run_time
 from experiments.tables import MEASURED
 
 SCRIPTS = {plan.experiment_name(path): path for path in sorted((plan.ROOT / "experiments").glob("[GN]*/**/*.py"))}
@@ -58,6 +59,14 @@ def test_what_the_paper_or_its_code_gave_stands_there(name):
         if number.get("experiment") == name:
             assert str(number["accuracy"]) in expected(name)
             assert ("published" if number["source"].startswith("paper") else "authors' code") in expected(name)
+
+
+TIME = re.compile(r"\d+ min \d+ s")
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if TIME.search(header(name))])
+def test_a_run_time_is_one_that_was_measured(name):
+    assert {*TIME.findall(header(name))} <= {duration(run_time(setting)) for setting in KEPT[name].settings}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -98,7 +98,8 @@ def test_what_cannot_be_answered_is_said_in_one_line(learned, tmp_path, capsys):
     for words, said in (
         (["absent.png", "--resume", run], "absent.png: no such file"),
         ([tmp_path, "--resume", run], "no image"),
-        ([tmp_path, "--resume", tmp_path], "settings.yaml"),
+        ([tmp_path, "--resume", tmp_path], "has no settings.yaml of a run: No such file or directory"),
+        ([tmp_path, "--resume", tmp_path / "nope"], f"--resume {tmp_path / 'nope'}: no such run folder"),
         ([tmp_path], "--resume RUN"),
         ([tmp_path, "--resume", run, "--task-eval", "5"], "--task-eval 5"),
         ([tmp_path, "--resume", run, "--adaptor", "gt"], "--adaptor gt"),

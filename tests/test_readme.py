@@ -11,8 +11,10 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from args import parse_arguments
+from args import make_parser, parse_arguments
 from experiments import collected, pages, published, report
+from models import BN_TYPES, CONV_TYPES
+from trainers import ADAPTATIONS, ADAPTORS
 
 PROJECT = Path(__file__).resolve().parents[1]
 COLUMNS = {"given": "Accuracy Given", "inferred": "Accuracy Adapted", "batches inferred right": "Share Inferred Right"}
@@ -138,6 +140,25 @@ def test_what_pages_name_is_there(call):
             r"`(?:python )?((?:data|models|trainers|utils|experiments|docs|tests|images)/[\w./-]+)", text
         )
         assert not [name for name in named if not (PROJECT / name).exists()], page
+
+
+@pytest.mark.parametrize(
+    "flag, names",
+    [
+        ("--conv-type", CONV_TYPES),
+        ("--bn-type", BN_TYPES),
+        ("--adaptor", ADAPTORS),
+        ("--reinit-adapt", ADAPTATIONS),
+    ],
+)
+def test_what_a_flag_chooses_among_is_explained(flag, names):
+    (action,) = (action for action in make_parser()._actions if flag in action.option_strings)
+    assert "docs/runs.md" in action.help
+    page = (PROJECT / "docs" / "runs.md").read_text().partition("\n## What flags choose among\n")[2]
+    table = page.partition(f"\n`{flag}`, ")[2].partition("\n| name |")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert sorted(re.findall("`(.+?)`", " ".join(first for first, *_ in cells))) == sorted(names)
+    assert f"`{action.default}` (the default)" in [first for first, *_ in cells] and all(map(all, cells))
 
 
 def test_the_workflow_calls_ci_with_every_python_that_the_readme_promises():

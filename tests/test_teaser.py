@@ -39,6 +39,13 @@ def test_what_the_teaser_shows_is_what_the_method_computes():
     assert len(numpy.unique(numpy.abs(seen["weights"]))) == 1, "signed constants"
 
 
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert teaser.main([str(tmp_path / "file" / "teaser.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "file" / "teaser.png") in line
+
+
 def test_the_committed_teaser_is_fit_to_be_shown():
     path = PROJECT / "images" / "teaser_supsup.png"
     assert path.stat().st_size < 300 * 1024

@@ -29,8 +29,13 @@ def check_settings(s: Settings) -> None:
     _check_model(s)
 
 
-def check_same(path: Path | str, theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_same(
+    path: Path | str, theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str], hint: str = ""
+) -> None:
     """See that a file was made with the settings of this run, of those that are named.
+
+    Args:
+        hint: what to do if it was not, to end the message.
 
     Raises:
         UserError: it was made with others.
@@ -43,7 +48,7 @@ def check_same(path: Path | str, theirs: Mapping[str, Any], ours: Mapping[str, A
         if theirs.get(name) != ours.get(name)
     ]
     if differing:
-        raise UserError(f"{path} was made with other settings: {'; '.join(differing)}")
+        raise UserError(f"{path} was made with other settings: {'; '.join(differing)}{hint}")
 
 
 def slice_of(s: Settings) -> str:

@@ -49,12 +49,15 @@ def settings_beside(run: Path) -> tuple[Path, dict[str, object]]:
     Raises:
         UserError: there is no such file.
     """
+    if not run.exists():
+        raise UserError(f"`resume` {run}: no such run folder")
     path = run / "checkpoint.pt" if run.is_dir() else run
     try:
         settings = yaml.safe_load(read_small(path.with_name("settings.yaml"), SETTINGS_BYTES))["settings"]
         told = {name: settings.get(name) for name in TOLD}
     except (OSError, *NONSENSE, yaml.YAMLError) as error:
-        raise UserError(f"`resume` {run}: has no settings.yaml of a run: {error}") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"`resume` {run}: has no settings.yaml of a run: {why}") from None
     return path, {name: value for name, value in told.items() if value is not None}
 
 

@@ -224,7 +224,8 @@ def recall(
         ours, count = lasting, theirs.get("num_tasks")
         if more and type(count) is int and 0 < count < (s.num_tasks or 0):
             ours = lasting | {"num_tasks": count}
-        check_same(path, theirs, ours, {*theirs, *lasting})
+        hint = "; say its own again, settings.yaml beside it has its command, or give a new run another `name`"
+        check_same(path, theirs, ours, {*theirs, *lasting}, hint)
 
     record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, PROJECT, fingerprint)
     if exported:

@@ -6,8 +6,7 @@ One run for each Erdős–Rényi multiplier; --sparsity 8 picks one of them.
 Command:  python experiments/GG/splitcifar100/rn18-supsup-transfer.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
 Expected: above rn18-supsup.py; the paper plots this curve and prints no number.
-Run time: about 17 s of processor time an epoch of a task on one core (Xeon, AVX-512; 11 s with --channels-last,
-          6 s with --amp bf16 too), so 23 hours for each run of 20 tasks; not measured on a GPU.
+Run time: not measured; batches are trained as in rn18-supsup.py.
 """
 
 import sys
