@@ -226,6 +226,17 @@ class TaskDataset:
         train, val = zip(*pairs, strict=True)
         return (train[0], val[0]) if len(tasks) == 1 else (StackedLoader(train), StackedLoader(val))
 
+    def check_stackable(self, tasks: Sequence[int]) -> None:
+        """See that ``loaders`` could serve any of the tasks together; no more than two exist at a time.
+
+        Raises:
+            ValueError: as ``loaders``.
+        """
+        first = self.loaders(tasks[:1])
+        for task in tasks[1:]:
+            for loader, other in zip(first, self.loaders([task]), strict=True):
+                StackedLoader((loader, other))
+
     def serve(self, task: int) -> None:
         """Make the loaders of ``task``."""
         base = self.base

@@ -129,6 +129,17 @@ def test_recovery_goes_from_the_objective_to_the_energy(monkeypatch):
     assert all(0 <= step["hamming"] <= 2 * PLANES for step in steps)
 
 
+def test_of_a_single_batch_the_objective_and_the_energy_lead_alike(monkeypatch):
+    model = network()
+    store(model, 0)
+    energy, factors = torch.tensor(2.0, requires_grad=True), []
+    monkeypatch.setattr(multitask, "energy", lambda model: energy)
+    energy.register_hook(lambda gradient: factors.append(float(gradient)))
+    images = torch.randn(4, *SHAPE, generator=generator("single"))
+    hopfield.recover(model, [(images, None)], 0, inference.entropy, gamma=0.5)
+    assert factors == [0.25]
+
+
 def test_a_run_reports_every_step_of_recovery(call, tmp_path):
     words = "--set SplitDigits --num-tasks 2 --model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --epochs 3 "
     words += "--optimizer sgd --lr 0.1 --batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --output-size 10"

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from models import BN_TYPES, Builder, get_model, masked, masks, multitask, superposition
-from models.layers import LayerOptions
+from models.layers import LayerOptions, convolve
 from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
@@ -373,6 +373,28 @@ def test_a_residual_network_computes_what_torchvisions_does():
         x = torch.randn(2, 3, 64, 64, generator=generator("x"))
         # Only the head is computed otherwise: float32 rounding.
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_a_convolution_of_1x1_with_a_stride_is_torchs(stride):
+    x = torch.randn(3, 5, 8, 7, generator=generator("strided"), requires_grad=True)
+    weight = torch.randn(6, 5, 1, 1, generator=generator("strided weight"), requires_grad=True)
+    y = convolve(x, weight, stride, 0)
+    theirs = nn.functional.conv2d(x, weight, stride=stride)
+    torch.testing.assert_close(y, theirs)
+    for ours, other in zip(
+        torch.autograd.grad(y.square().sum(), (x, weight)),
+        torch.autograd.grad(theirs.square().sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_narrow_residual_network_is_trained_without_writing_beyond_its_memory(call):
+    words = "--set SplitDigits --num-tasks 1 --model GEMResNet18 --width-mult 0.25 --output-size 10 --epochs 1"
+    words += " --iter-lim 5 --batch-size 16 --threads 1 --multigpu cpu --adaptor gt"
+    result = call("main.py", *words.split())
+    assert result.returncode == 0, result.stderr  # it ended with SIGABRT
 
 
 def test_the_small_residual_network_has_the_papers_layers():

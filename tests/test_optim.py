@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.optim import RMSprop, load_state_tensors, state_tensors
+from utils.optim import RMSprop, load_state_tensors, make_optimizer, state_tensors
 
 
 def steps(optimizer, parameters, gradients):
@@ -27,6 +27,14 @@ def test_rmsprop_is_that_of_torch_from_the_first_step_on(weight_decay, scale):
         sides[kind] = steps(kind(parameters, lr=1e-2, weight_decay=weight_decay), parameters, gradients)
     for ours, theirs in zip(*sides.values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)  # 40 steps of at most 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_weight_decay_is_no_gradient(optimizer):
+    parameter = torch.nn.Parameter(torch.ones(9))
+    parameter.grad = torch.zeros(9)
+    make_optimizer(optimizer, [parameter], lr=1e-2, weight_decay=0.1).step()
+    assert (parameter < 1).all() and not parameter.grad.any()
 
 
 @pytest.mark.bits

@@ -68,6 +68,26 @@ def test_screening_chooses_the_task_of_the_smallest_derivative(kind, images, mas
         assert (chosen < 30).all(), "of equal masks the first"
 
 
+def test_screening_does_not_depend_on_the_size_of_a_gradient():
+    model, shape = random_tasks("fc", 200)
+    batches = torch.randn(64, 1, *shape, generator=generator("tiny"))
+    alphas = inference.uniform(200, "cpu")
+    for _, x, g in inference._backward(model, range(200), alphas, batches, inference.entropy, 2**28, None):
+        tiny = {name: gradient * 2.0**-80 for name, gradient in g.items()}
+        chosen = screening.smallest_derivatives(model, range(200), x, g)
+        assert torch.equal(screening.smallest_derivatives(model, range(200), x, tiny), chosen)
+        assert (g[next(iter(g))] != 0).any(), "and is left as it is"
+
+
+def test_an_image_that_is_no_number_is_any_task_and_costs_the_others_nothing():
+    model, shape = random_tasks("fc", 160)
+    batches = torch.randn(5, 1, *shape, generator=generator("no number"))
+    chosen = inference.one_shot(model, range(160), batches, inference.entropy, infer="screened")
+    batches[2, 0, 0, 0, 0] = torch.nan
+    broken = inference.one_shot(model, range(160), batches, inference.entropy, infer="screened")
+    assert torch.equal(broken[[0, 1, 3, 4]], chosen[[0, 1, 3, 4]]) and 0 <= broken[2] < 160
+
+
 def test_one_mask_and_no_gradient_are_the_first_task():
     model, shape = random_tasks("fc", 20)
     batches = torch.randn(3, 1, *shape, generator=generator("none"))

@@ -32,6 +32,15 @@ def learn(model_name, options, batches, together, tasks=range(3), **layers):
     return {task: multitask.task_state(model, task) for task in tasks}, said
 
 
+def test_shared_weights_have_no_gradient_in_tasks_at_once():
+    model = get_model("LeNet", Builder(RNG, 2, conv_type="VectorizedBatchEnsembles"), (1, 8, 8), 10)
+    trainer = SeveralTrainer(model, TrainingOptions(optimizer="sgd"), RNG)
+    trainer.begin_tasks([0, 1])
+    trainer.step(torch.randn(2, 4, 1, 8, 8), torch.zeros(2, 4, dtype=torch.int64))
+    shared = multitask.shared_parameters(model)
+    assert shared and all(weight.grad is None for weight in shared)
+
+
 @pytest.mark.parametrize(
     "model, layers, options",
     [

@@ -117,7 +117,7 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
             why = str(error).splitlines()[0]
             raise UserError(f"{setting}: {s.model} cannot compute for several tasks at once: {why}") from None
     try:
-        data.loaders(s.tasks_to_learn)
+        data.check_stackable(s.tasks_to_learn)
     except ValueError as error:
         raise UserError(f"{setting}: {s.set} cannot serve several at once: {error}") from None
 

@@ -24,7 +24,7 @@ def recover(
 
     From the mean of the stored masks the scores ``S`` descend on ``(1 - t) objective + gamma t E``: first the data
     lead, then the Hopfield energy ``E = -½ zᵀΨz`` of ``z = 2M - 1``, summed over the layers, as ``t`` goes from 0 to 1
-    over the batches. The model is left with the recovered mask.
+    over the batches; of a single batch it is ½. The model is left with the recovered mask.
 
     Args:
         task: the one that the data are of; only to measure how far away its mask is.
@@ -37,9 +37,9 @@ def recover(
     scores = multitask.begin_recovery(model)
     optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
     model.eval()
-    measured, last = [], max(1, len(loader) - 1)  # looked at in the end, for a GPU is waited for then
+    measured, last = [], len(loader) - 1  # looked at in the end, for a GPU is waited for then
     for step, (x, _) in enumerate(loader):
-        t = step / last
+        t = step / last if last else 0.5
         value, energy = objective(model(x)), multitask.energy(model)
         measured.append((multitask.hamming_distance(model, task), value.detach(), energy.detach()))
         optimizer.zero_grad()

@@ -96,6 +96,12 @@ def _of(
 ) -> tuple[Factors, Tensor]:
     """The layers and their factors for some losses, and by how little derivatives may differ that are equal, (b,)."""
     here = [{name: value[some] for name, value in part.items()} for part in (inputs, output_gradients)]
+    # The largest gradient of a loss is about 1, or squares of small ones would be zero: by powers of two, so that
+    # nothing else changes.
+    largest = torch.stack([gradient.abs().flatten(1).amax(1) for gradient in here[1].values()]).amax(0)
+    scale = torch.ldexp(torch.ones_like(largest), -largest.frexp().exponent.clamp(-126, 126))
+    for gradient in here[1].values():
+        gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
     return list(superposition.factors(model, *here)), TIED * superposition.products_size(model, *here)
 
 
@@ -140,7 +146,8 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, few
     limit = _limit(row, exact, tie)
     within = exact <= limit[row]
     answer = torch.full_like(limit, len(tasks), dtype=torch.int64)
-    return answer.scatter_reduce(0, row[within], mask[within], "amin"), clear
+    answer = answer.scatter_reduce(0, row[within], mask[within], "amin")
+    return answer, clear & (answer < len(tasks))  # there is none where a derivative is no number
 
 
 def _limit(row: Tensor, exact: Tensor, tie: Tensor) -> Tensor:

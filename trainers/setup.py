@@ -136,7 +136,7 @@ def best_at_once(s: Settings, data: TaskDataset, model: nn.Module, device: torch
     if few or not multitask.computes_stacked(model) or why_in_order(s, model):
         return 1
     try:
-        data.loaders(tasks)
+        data.check_stackable(tasks)
     except ValueError:
         return 1
     # Floats. Of each weight: score, its gradient, the mean of its squares, the masked weight, its gradient, and one to

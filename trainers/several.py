@@ -30,6 +30,8 @@ class SeveralTrainer(DefaultTrainer):
         if len(tasks) == 1:
             return super().begin_tasks(tasks)
         self.state = multitask.begin_tasks(self.model, tasks, self.rng)
+        for parameter in multitask.shared_parameters(self.model):
+            parameter.requires_grad_(False)
         self._optimise([value for value in self.state.values() if isinstance(value, nn.Parameter)], self.options.lr)
         self._train_through(multitask.network_of_tasks(self.model, self.state))
         self._count(tasks)

@@ -41,11 +41,13 @@ class Adam(torch.optim.Adam):
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters]
         states = [self.state[parameter] for parameter in parameters]
+        # Without momentum the mean of the gradients is the gradient, and lies where it lies; not where weight decay is
+        # added to it, for whether a gradient came is asked after the step.
+        means = [gradient.clone() for gradient in gradients] if group["weight_decay"] else gradients
         adam_step(
             parameters,
             gradients,
-            # Without momentum the mean of the gradients is the gradient, and lies where it lies.
-            [state.get("exp_avg", gradient) for state, gradient in zip(states, gradients, strict=True)],
+            [state.get("exp_avg", mean) for state, mean in zip(states, means, strict=True)],
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],

@@ -14,7 +14,9 @@ def generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Gene
         key: what the numbers are for, such as ``(seed, "order", task, epoch)``; integers and strings.
         device: where the generator draws.
 
-    Two different keys give unrelated streams, so what one part of a run draws never shifts another's.
+    What one part of a run draws never shifts another's: two different keys give unrelated streams, but for one pair of
+    keys in ``2³²``, since of a seed torch's generator on the processor uses 32 bits. Among all streams of 2,500 tasks
+    none is met twice; among those of 20,000 tasks a pair may be.
     """
     for part in key:
         if isinstance(part, bool) or not isinstance(part, (int, str)):
