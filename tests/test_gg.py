@@ -138,7 +138,7 @@ def test_earlier_tasks_score_what_they_scored_when_learned_also_after_a_fresh_lo
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--num-tasks", "7", "--classes-per-task", "15", "--output-size", "15"], "1 to 6 of 15 classes"),
+        (["--num-tasks", "7", "--classes-per-task", "15", "--output-size", "15"], "1 to 6 tasks of 15 classes"),
         (["--classes-per-task", "15"], "--output-size 5: SplitCIFAR100 needs at least 15 outputs"),
         (["--conv-type", "MaskConv"], "each task is a run of its own; say --task-eval"),
         (["--no-er-sparsity"], "--sparsity 8.0: is a fraction"),
