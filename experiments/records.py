@@ -321,6 +321,8 @@ def without_paths(about: dict, experiment: str) -> dict:
     log_dir = about["settings"].get("log_dir")
 
     def plain(text: object) -> object:
+        if isinstance(text, list):  # such as the runs that were merged
+            return [plain(part) for part in text]
         if not isinstance(text, str) or not text:
             return text
         flag, equals, value = text.partition("=") if text.startswith("-") else ("", "", text)

@@ -449,6 +449,13 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
 # What is committed
 
 
+def test_runs_that_were_merged_are_named_without_paths():
+    settings = {"data": "/d", "log_dir": "/l", "merge": ["/somewhere/runs/a", "b"], "eval_ckpts": [10, 250]}
+    about = records.without_paths({"command": ["/p/main.py", "--merge", "/somewhere/runs/a"], "settings": settings}, "X")
+    assert about["settings"] == {"data": "DIR", "log_dir": "runs/X", "merge": ["a", "b"], "eval_ckpts": [10, 250]}
+    assert about["command"] == ["main.py", "--merge", "a"]
+
+
 def test_what_is_collected_gives_the_same_numbers_without_paths(three_seeds, tmp_path):
     into, readme = tmp_path / "results", tmp_path / "README.md"
     readme.write_text(f"before\n{collected.BEGIN}\nold\n{collected.END}\nafter\n")
