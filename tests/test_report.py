@@ -451,7 +451,9 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
 
 def test_runs_that_were_merged_are_named_without_paths():
     settings = {"data": "/d", "log_dir": "/l", "merge": ["/somewhere/runs/a", "b"], "eval_ckpts": [10, 250]}
-    about = records.without_paths({"command": ["/p/main.py", "--merge", "/somewhere/runs/a"], "settings": settings}, "X")
+    about = records.without_paths(
+        {"command": ["/p/main.py", "--merge", "/somewhere/runs/a"], "settings": settings}, "X"
+    )
     assert about["settings"] == {"data": "DIR", "log_dir": "runs/X", "merge": ["a", "b"], "eval_ckpts": [10, 250]}
     assert about["command"] == ["main.py", "--merge", "a"]
 
