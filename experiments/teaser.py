@@ -26,7 +26,6 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
 TEASER = ROOT / "images" / "teaser_supsup.png"
 TASKS, HIDDEN_TASK, SEED, EPOCHS = 4, 2, 0, 10
 WIDTH, HEIGHT = 11, 3.6  # inches
