@@ -4,13 +4,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import BN_TYPES, CONV_TYPES, MASKS_OF, STATISTICS_OF
 from models.init import initialise
 from models.layers import LayerOptions
-from models.modules import IndividualHeads
+from models.modules import IndividualHeads, StandardConv
 from models.multitask import Rng
 
 
@@ -157,52 +156,25 @@ class Builder:
         )
 
 
-class _Product(nn.Module):
-    """A convolution of which only the shape is computed, and how many multiplications it takes."""
-
-    def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int):
-        super().__init__()
-        self.weight, self.stride, self.padding = torch.empty(shape), stride, padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x, self.weight, stride=self.stride, padding=self.padding)
-        self.multiplications = y.numel() * self.weight[0].numel()
-        return y
-
-
 class _ShapeBuilder(Builder):
-    """Makes networks of which only shapes are computed: no weight is drawn, no memory taken."""
+    """Makes networks of which only shapes are computed, on the meta device; those from outside stay as they are."""
 
     def __init__(self, width_mult: float):
-        self._width_mult = width_mult
-
-    def conv(
-        self,
-        in_planes: int,
-        out_planes: int,
-        kernel_size: int,
-        stride: int = 1,
-        first_layer: bool = False,
-        last_layer: bool = False,
-        padded: bool = True,
-    ) -> nn.Module:
-        padding = LayerOptions(1, padded=padded).padding(kernel_size)
-        return _Product((out_planes, in_planes, kernel_size, kernel_size), stride, padding)
-
-    def batchnorm(self, planes: int) -> nn.Module:
-        return nn.Identity()
-
-    seed = 0
+        super().__init__(
+            lambda *_: torch.Generator(),
+            num_tasks=1,
+            conv_type="StandardConv",
+            bn_type="NonAffineNoStatsBN",
+            conv_init="unsigned_constant",
+            width_mult=width_mult,
+        )
 
     def converted(self, model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> nn.Module:
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                module.register_forward_hook(_count)
         return model
 
 
 def _count(module: Any, _: tuple[Any, ...], y: Tensor) -> None:
-    """Note the multiplications of a layer from outside."""
+    """Note the multiplications of a layer."""
     module.multiplications = y.numel() * module.weight[0].numel()
 
 
@@ -219,6 +191,9 @@ def product_sizes(
     """
     with torch.device("meta"):
         model = network(_ShapeBuilder(width_mult), batch[1:], output_size).eval()
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                module.register_forward_hook(_count)
         model(torch.empty(batch))
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "multiplications")]
     return [layer.multiplications for layer in layers]
@@ -234,4 +209,4 @@ def weight_shapes(
     """
     with torch.device("meta"):
         model = network(_ShapeBuilder(width_mult), input_shape, output_size)
-    return [module.weight.shape for module in model.modules() if isinstance(module, _Product)]
+    return [module.weight.shape for module in model.modules() if isinstance(module, StandardConv)]
