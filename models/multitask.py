@@ -264,20 +264,6 @@ def training_state(model: nn.Module) -> dict[str, Tensor]:
     return task_parameters(model) | buffers
 
 
-@torch.no_grad()
-def load_training_state(model: nn.Module, state: dict[str, Tensor], places: dict[str, Tensor] | None = None) -> None:
-    """The inverse of ``training_state``, for the task in training; or of a stacked state, whose tensors are ``places``.
-
-    Raises:
-        KeyError, ValueError: the state is not one of this network's.
-    """
-    places = training_state(model) if places is None else places
-    for name, place in places.items():
-        if state[name].shape != place.shape:
-            raise ValueError(f"{name} is {tuple(place.shape)} here, not {tuple(state[name].shape)}")
-        place.copy_(state[name])
-
-
 def begin_tasks(model: nn.Module, tasks: Sequence[int], rng: Rng) -> dict[str, Tensor]:
     """Start to train several tasks at once, each from the state that it would start from alone.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models import masked, multitask
 from models.convert import is_converted
+from models.layers import load_into
 from models.multitask import Rng
 from models.norms import share_statistics
 from trainers.evaluation import passes
@@ -203,13 +204,14 @@ class DefaultTrainer:
         }
         return joined(parts) | self._place()
 
+    @torch.no_grad()
     def load_training_record(self, record: dict[str, Tensor]) -> None:
         """The inverse of ``training_record``; called when these tasks were just begun.
 
         Raises:
             KeyError, ValueError, RuntimeError: the record is not one of this network and trainer.
         """
-        multitask.load_training_state(self.model, named_part(record, "own"), self._own_state())
+        load_into(self._own_state(), named_part(record, "own"))
         multitask.load_shared_state(self.model, named_part(record, "shared"))
         load_state_tensors(self.optimizer, named_part(record, "optimizer"))
         self._load_place(record)
