@@ -4,7 +4,6 @@ A run's log lies beside its folder and has the folder's name. Files alone are re
 that sees the disk comes to the same answer, whoever started the run. POSIX only.
 """
 
-import fcntl
 import os
 import platform
 import re
@@ -14,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from utils.files import is_locked
 
 SIGN_SECONDS = 300  # within which a run on another machine has changed its log, or is taken for dead
 
@@ -87,23 +88,11 @@ def is_under_way(log: Path) -> bool:
     Locks say so, on this machine and where the file system passes them on to others. Where it does not, a run that
     began on another machine, and has not ended as far as its log tells, is alive while its log changes.
     """
-    if _is_locked(log) or _is_locked(folder_of(log) / ".lock"):
+    if is_locked(log) or is_locked(folder_of(log) / ".lock"):
         return True
     attempt = last_attempt(log)
     if attempt is None or attempt.status is not None or attempt.machine == platform.node():
         return False
     with suppress(OSError):
         return time.time() - log.stat().st_mtime < SIGN_SECONDS
-    return False
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file; where there are no locks, nobody does."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held for an instant, and together with others who look
-    except BlockingIOError:
-        return True
-    except OSError:  # it is not there, or cannot be locked
-        pass
     return False

@@ -1,6 +1,7 @@
 """Files that are opened without waiting for anybody, and replaced whole or not at all."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -41,6 +42,21 @@ def check_own(path: Path) -> None:
     if os.path.islink(path):
         raise OSError(errno.ELOOP, "Is a link, not a file", str(path))
     check_kind(path)
+
+
+def is_locked(path: Path | str) -> bool:
+    """Whether a process has the kernel's lock of a file, which ends with it.
+
+    Where there are no such locks nobody has one; a file may stand in for it, which may outlive its process.
+    """
+    try:
+        with open_file(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held for an instant, and together with others who look
+    except BlockingIOError:
+        return True
+    except OSError:  # it is not there, or cannot be locked
+        pass
+    return False
 
 
 def place_of(path: Path | str) -> Path:

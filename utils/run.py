@@ -1,6 +1,5 @@
 """The folder of a run: settings, log, TensorBoard; and progress on the terminal."""
 
-import fcntl
 import os
 import platform
 import stat
@@ -26,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import check_own, open_file, part_of, write_whole
+from utils.files import check_own, is_locked, open_file, part_of, write_whole
 
 Item = TypeVar("Item")
 TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
@@ -134,23 +133,8 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
         except Timeout:
             if not resume:  # another was quicker to go on in the folder that was just made
                 continue
-            left = "" if _is_held(path / ".lock") else f"; if none does, delete {path / '.lock'}"
+            left = "" if is_locked(path / ".lock") else f"; if none does, delete {path / '.lock'}"
             raise UserError(f"{path}: another process is running in this folder{left}") from None
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a process has the kernel's lock of a file, which ends with it.
-
-    Where there are no such locks a file stands in for one, which may outlive its process.
-    """
-    try:
-        with open_file(path) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 class Scalars:
