@@ -216,7 +216,7 @@ class SupSup:
             epochs: passes over the data.
             batch_size: of arrays.
             optimizer, lr: of the scores.
-            options: more of ``trainers.TrainingOptions``: those of ``MORE``, such as ``iter_lim`` or ``lr_policy``.
+            options: more of ``TrainingOptions``: those of ``MORE``, such as ``iter_lim`` or ``lr_policy``.
 
         Returns:
             The mean loss of the last epoch.

@@ -41,7 +41,10 @@ from experiments.options import Parser, parse_count, parse_path  # noqa: E402
 from models import Builder, get_model, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402
 from models.small import FullyConnected  # noqa: E402
-from trainers import DefaultTrainer, SeveralTrainer, TrainingOptions, inference  # noqa: E402
+from trainers import inference  # noqa: E402
+from trainers.default import DefaultTrainer  # noqa: E402
+from trainers.options import TrainingOptions  # noqa: E402
+from trainers.several import SeveralTrainer  # noqa: E402
 from utils.cores import available_cores  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.output import one_line  # noqa: E402

@@ -29,7 +29,9 @@ from args import with_flags  # noqa: E402
 from data import DATASETS  # noqa: E402
 from experiments.options import Parser, parse_path  # noqa: E402
 from models import Builder, get_model, multitask  # noqa: E402
-from trainers import ADAPTORS, DefaultTrainer, InferenceOptions, TrainingOptions, inference  # noqa: E402
+from trainers import ADAPTORS, inference  # noqa: E402
+from trainers.default import DefaultTrainer  # noqa: E402
+from trainers.options import InferenceOptions, TrainingOptions  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.output import one_line  # noqa: E402
 from utils.paths import user_path  # noqa: E402

@@ -48,8 +48,9 @@ def compute() -> dict:
     from models import get_model
     from models.builder import Builder
     from models.superposition import superposed_weights
-    from trainers import TRAINERS, TrainingOptions
+    from trainers import TRAINERS
     from trainers.inference import alpha_gradients, entropy, uniform
+    from trainers.options import TrainingOptions
     from utils.seeding import generator
 
     torch.set_num_threads(1)

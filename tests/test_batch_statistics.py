@@ -10,7 +10,9 @@ from torch import nn
 import main
 from models import Builder, get_model, multitask
 from tests.test_main import rows
-from trainers import InferenceOptions, adaptors, evaluate, evaluation, inference
+from trainers import adaptors, evaluation, inference
+from trainers.evaluation import evaluate
+from trainers.options import InferenceOptions
 from utils.seeding import generator
 
 RNG = partial(generator, 5)

@@ -515,7 +515,7 @@ RUN = """
 import multiprocessing, os, sys
 import main
 from models import MODELS
-from trainers import DefaultTrainer
+from trainers.default import DefaultTrainer
 from tests.test_class_splits import Tiny
 
 

@@ -10,7 +10,7 @@ from tiny import RUNS, Tiny, TinyBN, call_main, outcome
 
 from experiments import records, status
 from models import MODELS
-from trainers import DefaultTrainer
+from trainers.default import DefaultTrainer
 from utils.checkpoint import Checkpoint, write_records
 
 

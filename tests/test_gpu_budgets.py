@@ -13,9 +13,13 @@ from models import MODELS, Builder, get_model, multitask
 from models.masked import Masked
 from tests.batches import BatchList
 from tests.calls import Calls
-from trainers import DefaultTrainer, NNsTrainer, SeveralTrainer, TrainingOptions, hopfield, run
+from trainers import hopfield, run
+from trainers.default import DefaultTrainer
 from trainers.evaluation import evaluate
 from trainers.inference import entropy, one_shot
+from trainers.nns import NNsTrainer
+from trainers.options import TrainingOptions
+from trainers.several import SeveralTrainer
 from utils.seeding import generator
 
 

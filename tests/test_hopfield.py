@@ -8,7 +8,9 @@ import torch
 
 from data import DATASETS
 from models import Builder, get_model, masks, multitask
-from trainers import InferenceOptions, evaluate, hopfield, inference
+from trainers import hopfield, inference
+from trainers.evaluation import evaluate
+from trainers.options import InferenceOptions
 from utils.seeding import generator
 
 SHAPE, OUTPUTS, PLANES = (1, 6, 6), 10, 2048

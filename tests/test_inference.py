@@ -11,7 +11,9 @@ from torch import nn
 
 from models import Builder, get_model, multitask, superposition
 from models import masks as masks_of
-from trainers import InferenceOptions, evaluate, evaluation, inference
+from trainers import evaluation, inference
+from trainers.evaluation import evaluate
+from trainers.options import InferenceOptions
 from utils.seeding import generator
 
 REAL_NEURONS = 4

@@ -15,7 +15,7 @@ from tiny import RUNS, TINY, Tiny, TinyBN, call_main, outcome
 import main
 import trainers.run
 from models import MODELS
-from trainers import DefaultTrainer
+from trainers.default import DefaultTrainer
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, Record
 

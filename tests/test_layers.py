@@ -13,9 +13,11 @@ from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
 from tests.batches import BatchList
-from trainers import DefaultTrainer, ReinitTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
 from trainers.evaluation import accuracy
 from trainers.inference import alpha_gradients, entropy, one_shot
+from trainers.options import TrainingOptions
+from trainers.reinit import ReinitTrainer
 from utils.seeding import generator
 
 RNG = partial(generator, 5)

@@ -10,7 +10,8 @@ import torch
 import main
 from models import Builder, get_model, masked, multitask, superposition
 from tests.batches import BatchList
-from trainers import DefaultTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
+from trainers.options import TrainingOptions
 from utils import memory
 from utils.seeding import generator
 

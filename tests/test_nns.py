@@ -15,8 +15,10 @@ import torch
 import main
 from models import Builder, get_model, multitask
 from tests.batches import BatchList
-from trainers import NNsTrainer, TrainingOptions, nns
+from trainers import nns
 from trainers.inference import entropy
+from trainers.nns import NNsTrainer
+from trainers.options import TrainingOptions
 from utils.seeding import generator
 
 # 8 epochs of 12 batches a task; decisions fall on the first batch of each.

@@ -17,7 +17,8 @@ from torch import nn
 
 import main
 from models import Builder, multitask
-from trainers import DefaultTrainer, TrainingOptions
+from trainers.default import DefaultTrainer
+from trainers.options import TrainingOptions
 from utils import parallel
 from utils.checkpoint import Checkpoint
 from utils.parallel import Group, group_of

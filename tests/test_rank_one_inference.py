@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from models import Builder, get_model, multitask, superposition
-from trainers import ADAPTORS, InferenceOptions, inference
+from trainers import ADAPTORS, inference
+from trainers.options import InferenceOptions
 from utils.seeding import generator
 
 SHAPE, OUTPUTS, TASKS = (1, 6, 6), 8, 6

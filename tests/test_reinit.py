@@ -8,7 +8,9 @@ import torch
 import main
 from models import Builder, get_model, masks, multitask
 from tests.batches import BatchList
-from trainers import ADAPTATIONS, ReinitTrainer, TrainingOptions
+from trainers import ADAPTATIONS
+from trainers.options import TrainingOptions
+from trainers.reinit import ReinitTrainer
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 from utils.seeding import generator

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from models import MODELS, SIBLINGS, Builder, masks, multitask, siblings
 from tests.tiny import Tiny, call_main, outcome
-from trainers import TrainingOptions
 from trainers.default import DefaultTrainer
 from trainers.halves import HalvesTrainer
+from trainers.options import TrainingOptions
 from utils.seeding import generator
 
 TASKS = 4

@@ -10,8 +10,9 @@ from data import DATASETS
 from data.loader import StackedLoader
 from models import Builder, get_model, multitask
 from tests.test_main import masks, rows, same_masks
-from trainers import SeveralTrainer, TrainingOptions
+from trainers.options import TrainingOptions
 from trainers.record import RunRecord
+from trainers.several import SeveralTrainer
 from utils.seeding import generator
 
 RNG = partial(generator, 0)

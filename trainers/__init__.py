@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pkgutil import resolve_name
 
-from utils.registry import Registry, of
+from utils.registry import Registry
 
 
 class Needs(Enum):
@@ -75,22 +75,3 @@ ADAPTORS = {
 FROM_RUN = "n-1-imagenet"
 # What ``reinit_adapt`` can name; see ReinitTrainer.
 ADAPTATIONS = ("running_mean", "gradient", "binary", "random", "n-1", "starting_from_task_0", FROM_RUN)
-
-# What else the package offers, of modules that load torch.
-_OFFERED = Registry(
-    {
-        **of("trainers.evaluation", "TaskScore", "evaluate"),
-        **of("trainers.default", "DefaultTrainer"),
-        **of("trainers.fit", "check_adaptor"),
-        **of("trainers.options", "InferenceOptions", "TrainingOptions"),
-        **of("trainers.nns", "NNsTrainer"),
-        **of("trainers.reinit", "ReinitTrainer"),
-        **of("trainers.several", "SeveralTrainer"),
-    }
-)
-
-
-def __getattr__(name: str) -> object:
-    if name in _OFFERED:
-        return _OFFERED[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
