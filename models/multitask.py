@@ -429,6 +429,19 @@ def task_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def task_values(model: nn.Module) -> dict[str, Tensor]:
+    """What ``task_parameters`` are now, copied to host memory."""
+    return {name: parameter.detach().cpu().clone() for name, parameter in task_parameters(model).items()}
+
+
+@torch.no_grad()
+def set_task_values(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Make ``task_parameters`` those, or some of them, that ``task_values`` gave."""
+    parameters = task_parameters(model)
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
 def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that all tasks share: trained weights, as against frozen ones and a task's own."""
     own = {id(parameter) for parameter in task_parameters(model).values()}

@@ -198,24 +198,16 @@ class NNsTrainer(DefaultTrainer):
     def _open(self, mask: int) -> None:
         """Go on training ``mask`` where it was left; a new one starts from its initial scores."""
         self._prepare(mask)
-        self._load_scores(mask)
+        multitask.set_task_values(self.model, self._scores.get(mask, {}))
         if self._optimizer_state:
             load_state_tensors(self.optimizer, self._optimizer_state)
         self._current = mask
         self._changed.add(mask)
 
-    @torch.no_grad()
-    def _load_scores(self, mask: int) -> None:
-        parameters = multitask.task_parameters(self.model)
-        for name, scores in self._scores.get(mask, {}).items():
-            parameters[name].copy_(scores)
-
     def _close(self) -> None:
         """Put the mask in training by: its bits into the model, all that it needs to go on into host memory."""
         assert self._current is not None
-        self._scores[self._current] = {
-            name: scores.detach().cpu().clone() for name, scores in multitask.task_parameters(self.model).items()
-        }
+        self._scores[self._current] = multitask.task_values(self.model)
         self._optimizer_state = state_tensors(self.optimizer)
         multitask.end_task(self.model)
 
@@ -291,7 +283,7 @@ class NNsTrainer(DefaultTrainer):
         self._changed = set(loaded)
         for mask in loaded:
             multitask.begin_task(self.model, mask, self.rng)
-            self._load_scores(mask)
+            multitask.set_task_values(self.model, loaded[mask])
             multitask.end_task(self.model)
         return self._learned(task)
 

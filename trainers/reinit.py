@@ -61,16 +61,15 @@ class ReinitTrainer(DefaultTrainer):
     def begin_task(self, task: int) -> None:
         super().begin_task(task)
         if self.options.reinit_adapt not in SIMILAR:
-            self._start_from(self._adapted(task))
+            multitask.set_task_values(self.model, self._adapted(task))
 
     def end_task(self) -> Learned:
-        scores = multitask.task_parameters(self.model)
-        self.learned[self.task] = {name: value.detach().cpu().clone() for name, value in scores.items()}
+        self.learned[self.task] = multitask.task_values(self.model)
         return super().end_task()
 
     def train(self, loader, epoch: int, *how) -> list[float]:
         if self.batches_done == 0 and self.options.reinit_adapt in SIMILAR:
-            self._start_from(self._most_similar(loader))
+            multitask.set_task_values(self.model, self._most_similar(loader))
         return super().train(loader, epoch, *how)
 
     def task_record(self, task: int) -> Scores:
@@ -127,12 +126,6 @@ class ReinitTrainer(DefaultTrainer):
                 scores_of = masks.scores_of_mask if ordered else masks.signed_by_mask
                 scores[name] = scores_of(parameter, self.foreign[f"own.{layer}.mask"])
         return scores
-
-    @torch.no_grad()
-    def _start_from(self, scores: Scores) -> None:
-        parameters = multitask.task_parameters(self.model)
-        for name, value in scores.items():
-            parameters[name].copy_(value)
 
 
 def _mean(scores: list[Scores]) -> Scores:
