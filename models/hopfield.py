@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from models import masks
 from models.layers import LayerOptions, load_into
-from models.multitask import RecoveringModule, places
-from models.norms import BatchNorm, normalise
+from models.multitask import BatchModule, RecoveringModule, places
+from models.norms import normalise
 
 
-class FastHopMaskBN(RecoveringModule, BatchNorm):
+class FastHopMaskBN(RecoveringModule, BatchModule):
     """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
 
     A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the

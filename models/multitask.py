@@ -26,6 +26,7 @@ from utils.memory import in_file, is_large
 Layer = TypeVar("Layer", bound=nn.Module)
 PAGE = 4096  # bytes of a file that each buffer begins a multiple of
 
+Gather = Callable[[Tensor], Tensor]  # the tensors of all processes that train together, stacked, with their gradients
 Rng = Callable[..., torch.Generator]  # a key, such as ("scores", layer, task), to the generator for it
 
 
@@ -139,9 +140,11 @@ class BatchModule(nn.Module):
 
     Attributes:
         superposed: whether tasks are superposed.
+        gather: stacks what the processes that train together have; None in a process alone.
     """
 
     superposed = False
+    gather: Gather | None = None
 
     @property
     def mixes_images(self) -> bool:

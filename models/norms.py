@@ -1,15 +1,13 @@
 """Batch norms. Those without affine parameters have nothing to train: their statistics are all they keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import LayerOptions, load_into
-from models.multitask import BatchModule, MultitaskModule, places
-
-Gather = Callable[[Tensor], Tensor]  # the tensors of all processes that train together, stacked, with their gradients
+from models.multitask import BatchModule, Gather, MultitaskModule, named, places
 
 
 def is_statistic(name: str) -> bool:
@@ -17,21 +15,10 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in ("mean", "variance", "running_mean", "running_var", "num_batches_tracked")
 
 
-class BatchNorm(BatchModule):
-    """What batch norms have in common: whose images their statistics are of.
-
-    Attributes:
-        gather: stacks what the processes that train together have; None in a process alone.
-    """
-
-    gather: Gather | None = None
-
-
 def share_statistics(model: nn.Module, gather: Gather) -> None:
     """From now on the batch that a batch norm of ``model`` trains on is that of all processes together."""
-    for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.gather = gather
+    for _, module in named(model, BatchModule):
+        module.gather = gather
 
 
 def normalise(
@@ -85,7 +72,7 @@ def _normalise_together(
     return (values * (own_variance + eps).rsqrt()[:, None, None]).to(x.dtype)
 
 
-class StandardBN(BatchNorm, nn.BatchNorm2d):
+class StandardBN(BatchModule, nn.BatchNorm2d):
     """Batch norm as it is usual: affine, running statistics; all of it shared by the tasks."""
 
     momentum: float
@@ -113,7 +100,7 @@ class NonAffineBN(StandardBN):
         super().__init__(planes, options, affine=False)
 
 
-class NonAffineNoStatsBN(BatchNorm, nn.BatchNorm2d):
+class NonAffineNoStatsBN(BatchModule, nn.BatchNorm2d):
     """Batch norm that keeps nothing: it normalises by the batch's own statistics, also in evaluation."""
 
     mixes_images = True
@@ -126,7 +113,7 @@ class NonAffineNoStatsBN(BatchNorm, nn.BatchNorm2d):
         return normalise(x, self.eps, gather=self.gather if self.training else None)
 
 
-class MultitaskNonAffineBN(MultitaskModule, BatchNorm):
+class MultitaskNonAffineBN(MultitaskModule, BatchModule):
     """Batch norm without affine parameters, with running statistics for each task.
 
     ``means`` and ``variances`` are float32 (num_tasks, planes). The task in training updates its own as it goes; a
