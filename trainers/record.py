@@ -54,7 +54,6 @@ class RunRecord:
         lasting: those of them that must stay the same when the run goes on.
         check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
             ``lasting``.
-        project: the folder of the code, for its commit, and for paths below it.
         data: the fingerprint of the data.
 
     Attributes:
@@ -79,11 +78,10 @@ class RunRecord:
         settings: Mapping[str, object],
         lasting: Mapping[str, Any],
         check_same: Callable[[Path, Mapping], None],
-        project: Path,
         data: str,
     ):
         self.model, self.trainer, self.options = model, trainer, options
-        self.settings, self.lasting, self.check_same, self.project = settings, dict(lasting), check_same, project
+        self.settings, self.lasting, self.check_same = settings, dict(lasting), check_same
         self.data = data
         self._mark = mark_of(self.lasting, data)  # which each record bears
         self._marked = True
@@ -350,7 +348,7 @@ class RunRecord:
             self._checkpoint = Checkpoint(folder.checkpoint)
         elif self._checkpoint.size() != self._size:
             raise UserError(f"{folder.checkpoint} has grown since it was read: another process ran here; call again")
-        self._tables = Tables(folder, self.options, self.settings, self.project)
+        self._tables = Tables(folder, self.options, self.settings)
         if self._damaged:
             folder.log(
                 f"warning: the last {self._damaged} bytes of {folder.checkpoint} are damaged; "

@@ -36,7 +36,7 @@ from utils.checkpoint import Record
 from utils.cores import WORTH_THREADS, available_cores, choose_threads, runs_at_once, wanted_threads
 from utils.errors import UserError, no_memory
 from utils.parallel import Group, gpu_fault, gpu_memory
-from utils.paths import PROJECT, default_data
+from utils.paths import default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
 from utils.settings import NEITHER, PART
 from utils.slices import named
@@ -227,7 +227,7 @@ def recall(
         hint = "; say its own again, settings.yaml beside it has its command, or give a new run another `name`"
         check_same(path, theirs, ours, {*theirs, *lasting}, hint)
 
-    record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, PROJECT, fingerprint)
+    record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, fingerprint)
     if exported:
         source, about = f"`import_file` {s.import_file}", exported[0].values
         check_same(source, about.get("settings", {}), lasting, {"weights"})

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from statistics import fmean
 
 from trainers import ADAPTORS
 from trainers.evaluation import TaskScore
 from trainers.export import Storage
 from utils.files import write_whole
+from utils.paths import PROJECT
 from utils.results import Results, to_csv
 from utils.run import RunFolder
 
@@ -43,11 +43,10 @@ class Tables:
 
     Args:
         settings: all settings of the run as they are resolved.
-        project: the folder of the code, for its commit, and for paths below it.
     """
 
-    def __init__(self, folder: RunFolder, options: RecordOptions, settings: Mapping[str, object], project: Path):
-        self.folder, self.options, self.settings, self.project = folder, options, dict(settings), project
+    def __init__(self, folder: RunFolder, options: RecordOptions, settings: Mapping[str, object]):
+        self.folder, self.options, self.settings = folder, options, dict(settings)
         self._results = Results(folder.path.parent / "results.csv")
         table = "".join(f"| `{name}` | `{value}` |\n" for name, value in settings.items())
         folder.tensorboard.add_text("settings", f"| setting | value |\n|---|---|\n{table}")
@@ -88,7 +87,7 @@ class Tables:
 
     def _save_directory(self) -> str:
         path = self.folder.path.resolve()
-        return str(path.relative_to(self.project) if path.is_relative_to(self.project) else path)
+        return str(path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path)
 
     def write_evaluations(self, evaluations: Mapping[int, Sequence[TaskScore]]) -> None:
         """``adapt_results.csv``, a row a task; ``confusion.csv``, a row for each task that it was taken for; and
@@ -108,7 +107,7 @@ class Tables:
     def write_settings(self, kept: Mapping[str, float], storage: Storage) -> None:
         """``settings.yaml``, with the fractions of the weights that the first mask keeps, and what all costs."""
         sizes = {name: round(size) for name, size in asdict(storage).items()}
-        self.folder.write_settings(self.settings, self.project, kept_fraction=kept, bytes=sizes)
+        self.folder.write_settings(self.settings, kept_fraction=kept, bytes=sizes)
 
     def write(self, tables: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
         """Tables of the trainer's own: rows by the name of their file."""

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import check_own, is_locked, open_file, part_of, write_whole
+from utils.paths import PROJECT
 
 Item = TypeVar("Item")
 TAKEN = ("results.csv", "results.csv.lock")  # by the table that the runs of an experiment share
@@ -78,13 +79,13 @@ class RunFolder:
         with suppress(OSError):
             self._log.write("".join(f"{stamp} {line}\n" for line in self._words(text).splitlines()).encode())
 
-    def write_settings(self, settings: dict[str, Any], project: Path, **more: object) -> None:
+    def write_settings(self, settings: dict[str, Any], **more: object) -> None:
         """``settings.yaml``: every resolved setting, the machine, versions and commit, and what ``more`` says."""
         about = {
             "settings": settings,
             "command": sys.argv,
             "started": self._started,
-            "commit": _commit(project),
+            "commit": _commit(),
             "machine": _machine(settings["multigpu"]),
             "versions": {
                 "python": platform.python_version(),
@@ -177,11 +178,11 @@ class Scalars:
             self._records.close()
 
 
-def _commit(project: Path) -> str:
+def _commit() -> str:
     """The commit of the code that runs, ``+`` behind it if files were changed since, or ``unknown``."""
     try:
         answers = [
-            subprocess.run(["git", *words], cwd=project, capture_output=True, text=True, check=True, timeout=10).stdout
+            subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True, timeout=10).stdout
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):
