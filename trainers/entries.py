@@ -4,15 +4,16 @@ import hashlib
 import json
 import math
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from trainers.evaluation import TaskScore
 from trainers.original import ORIGINAL
-from utils.checkpoint import Checkpoint, fraction, index
+from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
 from utils.paths import read_small
@@ -34,13 +35,21 @@ def settings_of_run(path: Path) -> dict[str, object]:
         file = Checkpoint(path)
         first = file.first()
         if first is not None and first.kind == "run" and first.values.get(ORIGINAL) is True:
-            records, _ = file.read()
-            later = [record.values.get("num_tasks") for record in records if record.kind == MORE_TASKS]
-            settings = first.values.get("settings")
-            if isinstance(settings, dict):
-                told = settings | ({"num_tasks": later[-1]} if later else {})
-                return {name: value for name, value in told.items() if name in NETWORK | OUTCOME}
+            with making_sense(path):
+                told = latest_settings(file.read()[0])
+            return {name: value for name, value in told.items() if name in NETWORK | OUTCOME}
     return {}
+
+
+def latest_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """The settings that the records of a checkpoint begin with, with the number of tasks that the run came to have.
+
+    Raises:
+        KeyError, TypeError: they do not begin so.
+    """
+    settings: dict[str, Any] = records[0].values["settings"]
+    more = [{"num_tasks": later.values["num_tasks"]} for later in records if later.kind == MORE_TASKS]
+    return settings | (more[-1] if more else {})
 
 
 def settings_beside(run: Path) -> tuple[Path, dict[str, object]]:
@@ -81,7 +90,12 @@ def threads_of(path: Path) -> int | None:
         threads = yaml.safe_load(read_small(path, SETTINGS_BYTES))["settings"]["threads"]
     except (OSError, *NONSENSE, RecursionError, yaml.YAMLError):
         return None
-    return threads if type(threads) is int and 0 < threads <= MOST_THREADS else None
+    return threads if are_threads(threads) else None
+
+
+def are_threads(value: object) -> bool:
+    """Whether a value out of a file can be a number of processor threads."""
+    return type(value) is int and 0 < value <= MOST_THREADS
 
 
 @contextmanager

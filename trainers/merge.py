@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of
+from trainers.entries import check_task, latest_settings, making_sense, mark_of
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
@@ -47,9 +47,7 @@ def read_part(path: Path) -> Part:
         mark = mark_of(settings, data)
         if any(record.values.get("run", mark) != mark for record in records):
             raise ValueError("it is of another run")
-        for record in records:
-            if record.kind == MORE_TASKS:
-                settings = settings | {"num_tasks": record.values["num_tasks"]}
+        settings = latest_settings(records)
         of_tasks = [record for record in records if record.kind in ("task", "exported task", "left out")]
         for record in of_tasks:
             count = settings["stream_tasks"] or settings["num_tasks"]

@@ -12,14 +12,22 @@ from torch import nn
 from models import masked, multitask
 from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
-from trainers.entries import MORE_TASKS, check_task, making_sense, mark_of, score_of, threads_of
+from trainers.entries import (
+    MORE_TASKS,
+    are_threads,
+    check_task,
+    latest_settings,
+    making_sense,
+    mark_of,
+    score_of,
+    threads_of,
+)
 from trainers.evaluation import TaskScore
 from trainers.export import Storage, load_export, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.original import ORIGINAL
 from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
 from utils.checkpoint import Checkpoint, Record, index, joined, named_part
-from utils.cores import MOST_THREADS
 from utils.errors import UserError
 from utils.results import check_row
 from utils.run import RunFolder
@@ -253,14 +261,13 @@ class RunRecord:
         with making_sense(path):
             if record.kind != "run" or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
-            more = [{"num_tasks": later.values["num_tasks"]} for later in records if later.kind == MORE_TASKS]
-            settings = values["settings"] | (more[-1] if more else {})
+            settings = latest_settings(records)
             self.check_same(path, settings)
             self._more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
             self._began = values["settings"]
             # Those of before it was kept tell of it in the settings of the run alone.
             self.threads = values["threads"] if "threads" in values else threads_of(path.with_name("settings.yaml"))
-            if self.threads is not None and not (type(self.threads) is int and 0 < self.threads <= MOST_THREADS):
+            if self.threads is not None and not are_threads(self.threads):
                 raise ValueError(f"threads {reprlib.repr(self.threads)}")
             self._original = values.get(ORIGINAL) is True
             # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.default import DefaultTrainer
+from trainers.entries import NONSENSE
 from utils.checkpoint import Checkpoint, Record, fraction, write_records
 from utils.errors import UserError
 
@@ -69,7 +70,7 @@ class Unfinished:
             return []
         try:
             self.trainer.load_training_record(record.tensors)
-        except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        except NONSENSE as error:
             raise UserError(f"{NAME} does not fit this run: {error!r}; without it its task starts anew") from None
         self._say()
         return record.values["accuracies"]
