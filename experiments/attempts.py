@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.files import is_locked
+from utils.signals import NUMBERS
 
+STOPPED = {status for number in NUMBERS for status in (-number, 128 + number)}  # how a run ends that is told to
 SIGN_SECONDS = 300  # within which a run on another machine has changed its log, or is taken for dead
 
 

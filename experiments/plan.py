@@ -199,10 +199,14 @@ def short_name(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
+def parts_of(name: str) -> list[str]:
+    """The parts ``flag=value`` of what ``run_name`` gave; a value may have commas."""
+    return re.split(r",(?=[^,=]+=)", name)
+
+
 def plain_name(name: str) -> str:
     """What ``run_name`` calls a run whose folder's name also tells flags that leave its files as they are."""
-    parts = re.split(r",(?=[^,=]+=)", name)
-    return ",".join(part for part in parts if part.partition("=")[0] not in NOT_IN_NAME)
+    return ",".join(part for part in parts_of(name) if part.partition("=")[0] not in NOT_IN_NAME)
 
 
 def found_in(folder: Path, runs: Iterable[Run]) -> list[Run]:

@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 try:
     import matplotlib  # noqa: F401
@@ -29,7 +28,7 @@ except ModuleNotFoundError as error:  # runs do without
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from experiments import cells, collected, figures, published, records  # noqa: E402
-from experiments.options import parse_path  # noqa: E402
+from experiments.options import Parser, parse_path  # noqa: E402
 from experiments.pages import Block, Code, markdown, web_page  # noqa: E402
 from experiments.records import Experiment, Run  # noqa: E402
 from experiments.tables import MEASURED  # noqa: E402
@@ -216,15 +215,10 @@ def collect(
     return made, skipped
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
-
-
 @lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what the command line asks for; the exit status: 0, or 2 and one line for bad input."""
-    parser = _Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folders",
         nargs="*",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from experiments.attempts import is_under_way, last_attempt
+from experiments.attempts import STOPPED, is_under_way, last_attempt
 from experiments.backends import GRACE_SECONDS, Backend, Job
 from experiments.plan import Plan, Run
 from experiments.progress import Progress
@@ -25,7 +25,6 @@ POLL_SECONDS = 0.1
 HELD_SECONDS = 1  # between two looks at the runs that another process is at
 MOST_LOST = 10  # times that a run may lose its machine, since it may be the run that takes the machine down
 LOCK_SECONDS = 5  # how long a run killed a moment ago may take to be gone
-STOPPED = {status for number in STOP_SIGNALS for status in (-number, 128 + number)}
 
 
 @dataclass

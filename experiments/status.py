@@ -21,19 +21,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from experiments.attempts import is_under_way, last_attempt, last_line  # noqa: E402
+from experiments.attempts import STOPPED, is_under_way, last_attempt, last_line  # noqa: E402
+from experiments.options import Parser  # noqa: E402
+from experiments.plan import SLICES, parts_of  # noqa: E402
 from utils import journal  # noqa: E402
 from utils.output import lasting_output, one_line  # noqa: E402
 from utils.paths import user_path  # noqa: E402
-from utils.signals import NUMBERS  # noqa: E402
 from utils.slices import tasks_of  # noqa: E402
 
 WATCH_SECONDS = 5
-STOPPED = {0, *(status for number in NUMBERS for status in (-number, 128 + number))}  # how a run ends that is told to
 NONSENSE = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # what comes of damaged values
 COLUMNS = ("run", "state", "machine", "tasks", "accuracy", "s/task", "left", "log")
 
@@ -131,7 +130,7 @@ def line(folder: Path) -> Line:
     status, attempt = read(folder), last_attempt(log)
     state = status.state
     if state != "finished":
-        failed = attempt and attempt.status is not None and attempt.status not in STOPPED
+        failed = attempt and attempt.status is not None and attempt.status not in {0, *STOPPED}
         state = "under way" if is_under_way(log) else "failed" if failed else "stopped"
         if state == "stopped" and attempt is None and status.state == "new":
             state = "waiting"
@@ -184,7 +183,7 @@ def _is_run(folder: Path) -> bool:
 def _runs_of(folder: Path) -> list[Path]:
     """The runs of an experiment: those with a folder or a log, and slices of them."""
     found = set()
-    for inside in (folder, folder / "slices"):
+    for inside in (folder, folder / SLICES):
         for path in inside.iterdir() if inside.is_dir() else ():
             if _is_run(path):
                 found.add(path)
@@ -207,9 +206,9 @@ def table(lines: Iterable[tuple[Path, Line]], width: int, unfinished: bool = Fal
     """
     groups: dict[Path, list[tuple[str, Line]]] = {}
     for folder, of in lines:
-        inside = folder.parent.name == "slices"
+        inside = folder.parent.name == SLICES
         experiment = folder.parent.parent if inside else folder.parent
-        groups.setdefault(experiment, []).append((f"slices/{folder.name}" if inside else folder.name, of))
+        groups.setdefault(experiment, []).append((f"{SLICES}/{folder.name}" if inside else folder.name, of))
     texts = []
     for experiment, members in groups.items():
         names, common = _short_names([name for name, _ in members])
@@ -232,7 +231,7 @@ def table(lines: Iterable[tuple[Path, Line]], width: int, unfinished: bool = Fal
 
 def _short_names(names: Sequence[str]) -> tuple[list[str], str]:
     """Names of runs without the parts that all share, and these parts in words."""
-    split = [re.split(r",(?=[^,=]+=)", name) for name in names]
+    split = [parts_of(name) for name in names]
     common = [part for part in split[0] if all(part in parts for parts in split)]
     if len(names) == 1:
         return list(names), ""
@@ -253,15 +252,10 @@ def _span(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
-
-
 @lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; the exit status: 0, or 2 and one line for bad input."""
-    parser = _Parser(prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="status.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=user_path, metavar="RUN_FOLDER", help="of a run or an experiment")
     parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_SECONDS} seconds, until Ctrl-C")
     options = parser.parse_args(argv)
