@@ -18,7 +18,7 @@ from data import TASKS_BY
 from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest
 from data.cifar import crop_and_flip
 from data.files import Arrays, read_npz
-from data.images import FolderLoader, find_images, read_image, to_tensor
+from data.images import FolderLoader, images_in, read_image, to_tensor
 from data.tree import Files, Source, folders, read_tree, some
 from utils.errors import UserError
 
@@ -286,7 +286,7 @@ def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], T
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            files += sorted(os.path.join(*found) for found in find_images(path))
+            files += images_in(path)
         elif os.path.exists(path):
             files.append(path)
         else:

@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from data.base import SplitByClass, digest
-from data.images import FolderLoader, find_images, is_folder
+from data.images import FolderLoader, find_images, folders_in
 from data.kept import KeepingLoader, shorter_side
+from data.tree import some
 from utils.errors import UserError
 
 SIZE, RESIZED = 224, 256
 SAMPLED_CLASSES = 32  # whose images are looked at to tell a folder from another
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 class SplitImageNet(SplitByClass):
@@ -55,11 +52,11 @@ class SplitImageNet(SplitByClass):
             if extra := sorted(set(names) - set(rest)):
                 raise UserError(
                     f"{self.folder}: train has {len(self.class_names)} class folders and val {len(others)}; "
-                    f"only {split} has {_some(extra)}"
+                    f"only {split} has {some(extra)}"
                 )
         if len(others) != self.base_classes:
             odd = [name for name in others if not re.fullmatch(r"n\d{8}", name)]
-            such = f"; others are not called like {_some(odd)}" if 0 < len(odd) < len(others) else ""
+            such = f"; others are not called like {some(odd)}" if 0 < len(odd) < len(others) else ""
             raise UserError(f"{self.folder}: has {len(others)} class folders, should have {self.base_classes}{such}")
         for task in range(self.num_tasks):
             for split in ("train", "val"):
@@ -100,8 +97,7 @@ class SplitImageNet(SplitByClass):
         """The class folders of a split, sorted."""
         folder = self.folder / split
         try:
-            with os.scandir(folder) as entries:
-                return sorted(entry.name for entry in entries if is_folder(entry))
+            return folders_in(folder)
         except OSError as error:
             raise UserError(
                 f"SplitImageNet is missing: {error.filename or folder}: {error.strerror}; put the class folders there, "

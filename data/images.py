@@ -279,7 +279,17 @@ _LEFT_BEHIND = (".", "@", "#", "$", "__MACOSX", "lost+found", "System Volume Inf
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def is_folder(entry: os.DirEntry) -> bool:
+def folders_in(folder: str | Path) -> list[str]:
+    """The names of the user's folders in a folder, sorted.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
     """Whether an entry is a folder of the user's."""
     try:
         return not entry.name.startswith(_LEFT_BEHIND) and entry.is_dir()
@@ -287,6 +297,15 @@ def is_folder(entry: os.DirEntry) -> bool:
         if error.errno == errno.ELOOP:  # a link to itself
             return False
         raise
+
+
+def images_in(folder: str | Path) -> list[str]:
+    """The paths of the images below a folder, sorted.
+
+    Raises:
+        UserError: as ``find_images``.
+    """
+    return sorted(os.path.join(*found) for found in find_images(str(folder)))
 
 
 def find_images(folder: str) -> Iterator[tuple[str, str]]:
@@ -305,7 +324,7 @@ def find_images(folder: str) -> Iterator[tuple[str, str]]:
             seen.add((about.st_dev, about.st_ino))
             with os.scandir(here) as entries:
                 for entry in entries:
-                    if is_folder(entry):
+                    if _is_folder(entry):
                         todo.append(entry.path)
                     elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
                         if not (entry.is_file() or entry.is_dir()):

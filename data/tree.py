@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import Arrays
-from data.images import EXTENSIONS, find_images, is_folder
+from data.images import EXTENSIONS, folders_in, images_in
 from utils.errors import UserError
 
 TESTS = ("val", "test", "valid", "validation", "testing")  # what the folder of test images may be called
@@ -42,8 +41,7 @@ class Source:
 def folders(path: Path) -> list[str]:
     """The user's folders in a folder, sorted."""
     try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if is_folder(entry))
+        return folders_in(path)
     except OSError as error:
         raise UserError(f"`set` folder: {error.filename or path}: {error.strerror}") from None
 
@@ -62,7 +60,7 @@ def read_tree(path: Path, seed: int) -> Source:
     )
     named, empty = {}, []
     for name in folders(train):
-        files = sorted(os.path.join(*found) for found in find_images(str(train / name)))
+        files = images_in(train / name)
         if files:
             named[name] = files
         else:
@@ -84,11 +82,7 @@ def read_tree(path: Path, seed: int) -> Source:
             raise UserError(f"`set` folder: {test}: has classes that {train} has not: {some(unknown)}")
     for label, (name, files) in enumerate(named.items()):
         if tests:
-            chosen = (
-                sorted(os.path.join(*found) for found in find_images(str(test / name)))
-                if (test / name).is_dir()
-                else []
-            )
+            chosen = images_in(test / name) if (test / name).is_dir() else []
         else:
             order = np.random.RandomState(seed).permutation(len(files))
             count = max(1, round(TEST_SHARE * len(files))) if len(files) > 1 else 0
@@ -103,4 +97,5 @@ def read_tree(path: Path, seed: int) -> Source:
 
 
 def some(names: Sequence[str]) -> str:
+    """The first of names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
