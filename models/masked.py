@@ -175,12 +175,12 @@ class Masked(SuperposedModule):
         return self._mask_products(rows, gradient, len(inputs), coarse)
 
     @torch.no_grad()
-    def whole_coefficient_gradients(self, tasks: Sequence[int], gradients: Tensor, coarse: bool = False) -> Tensor:
+    def whole_coefficient_gradients(self, tasks: Sequence[int], gradients: Tensor) -> Tensor:
         rows, gradients = self._rows(tasks), gradients.flatten(2)
-        return self._mask_products(rows, lambda batch, units: gradients[batch, units].clone(), len(gradients), coarse)
+        return self._mask_products(rows, lambda batch, units: gradients[batch, units].clone(), len(gradients))
 
     def _mask_products(
-        self, rows: Tensor, gradient: Callable[[slice, slice], Tensor], losses: int, coarse: bool
+        self, rows: Tensor, gradient: Callable[[slice, slice], Tensor], losses: int, coarse: bool = False
     ) -> Tensor:
         """``⟨G, W ⊙ M⟩ = ⟨G ⊙ W, M⟩`` for every pair of a loss's ``G = ∂L/∂W_eff`` and a mask: (losses, rows).
 

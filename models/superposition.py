@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from models.masks import coarse_products_pay, tiles
 from models.multitask import MultitaskModule, named, set_superposed
 
-SCREENED = 1000  # masks from which on a coarse product before the exact one saves time, about
-SCREENED_LOSSES = 2048  # that are screened together
+COARSE_FROM = 1000  # masks from which on a coarse product before the exact one saves time, about
+COARSE_LOSSES = 2048  # that have such a product together
 
 
 class SuperposedModule(MultitaskModule):
@@ -74,7 +74,7 @@ class SuperposedModule(MultitaskModule):
             coarse: whether the numbers of ``∂L/∂W_eff ⊙ W`` may be rounded to bf16, where that is faster.
         """
 
-    def whole_coefficient_gradients(self, tasks: Sequence[int], gradients: Tensor, coarse: bool = False) -> Tensor:
+    def whole_coefficient_gradients(self, tasks: Sequence[int], gradients: Tensor) -> Tensor:
         """``coefficient_gradients`` of a layer that is not ``factored``, from ``∂L/∂W_eff`` (b, *weight shape)."""
         raise ValueError(f"{type(self).__name__} takes the gradient of its weight in factors")
 
@@ -234,8 +234,8 @@ def smallest_derivatives(
     """
     losses, device = len(next(iter(inputs.values()))), next(iter(inputs.values())).device
     best = torch.empty(losses, dtype=torch.int64, device=device)
-    coarse = len(tasks) >= SCREENED and coarse_products_pay(device)
-    for some in tiles(losses, SCREENED_LOSSES):
+    coarse = len(tasks) >= COARSE_FROM and coarse_products_pay(device)
+    for some in tiles(losses, COARSE_LOSSES):
         x, gradients = ({name: value[some] for name, value in part.items()} for part in (inputs, output_gradients))
         derivatives = coefficient_gradients(model, tasks, x, gradients, coarse)
         best[some] = derivatives.argmin(dim=1)

@@ -1,6 +1,5 @@
 """Task inference against its slow, obvious form: autograd through the weighted sum of float masks."""
 
-import math
 from collections import Counter
 from functools import partial
 
@@ -83,17 +82,6 @@ def slow_gradient(model, kind, layers, alphas, x, objective):
     return alphas.grad
 
 
-def slow_binary(model, kind, layers, x, objective, num_tasks, log_base=2):
-    alive = list(range(num_tasks))
-    while len(alive) > 1:
-        alphas = torch.zeros(num_tasks)
-        alphas[alive] = 1 / len(alive)
-        gradient = slow_gradient(model, kind, layers, alphas, x, objective)
-        alive.sort(key=lambda task: gradient[task].item())
-        alive = alive[: min(len(alive) - 1, math.ceil(len(alive) / log_base))]
-    return alive[0]
-
-
 FAST = {
     "entropy": inference.entropy,
     "superfluous": partial(inference.superfluous, real_neurons=REAL_NEURONS),
@@ -137,7 +125,7 @@ class TestAgainstAutograd:
         slow = [slow_gradient(model, kind, layers, alphas, x, objective).argmin().item() for x in batches]
         assert inference.one_shot(model, tasks, batches, FAST[objective]).tolist() == slow
         for log_base in (2, 3):
-            slow = [slow_binary(model, kind, layers, x, objective, self.NUM_TASKS, log_base) for x in batches]
+            slow = [inference.plain_binary(model, tasks, x, FAST[objective], log_base) for x in batches]
             assert inference.binary(model, tasks, batches, FAST[objective], log_base).tolist() == slow
 
 
@@ -172,7 +160,7 @@ def test_inference_chooses_only_among_the_tasks_it_is_given():
 def test_binary_inference_needs_about_log_k_rounds(monkeypatch, log_base, rounds):
     model, shape = random_tasks("fc", 13)
     calls, whole = [], inference.alpha_gradients
-    monkeypatch.setattr(inference, "alpha_gradients", lambda *words: calls.append(1) or whole(*words))
+    monkeypatch.setattr(inference, "alpha_gradients", lambda *words, **more: calls.append(1) or whole(*words, **more))
     inference.binary(model, range(13), torch.randn(1, 1, *shape), inference.entropy, log_base)
     assert len(calls) == rounds
 
@@ -247,15 +235,15 @@ def test_evaluation_with_the_task_given_infers_nothing():
 
 
 def coarse(monkeypatch, together):
-    """Screen by products of bf16, so many losses together, on any processor; says how many losses each product had."""
+    """Take products of bf16 first, so many losses together, on any processor; says how many losses each product had."""
     calls, whole = [], superposition.coefficient_gradients
 
     def counted(model, tasks, inputs, gradients, coarse=False):
         calls.append(("coarse" if coarse else "exact", len(next(iter(inputs.values())))))
         return whole(model, tasks, inputs, gradients, coarse)
 
-    monkeypatch.setattr(superposition, "SCREENED", 2)
-    monkeypatch.setattr(superposition, "SCREENED_LOSSES", together)
+    monkeypatch.setattr(superposition, "COARSE_FROM", 2)
+    monkeypatch.setattr(superposition, "COARSE_LOSSES", together)
     monkeypatch.setattr(superposition, "coarse_products_pay", lambda device: True)
     monkeypatch.setattr(superposition, "coefficient_gradients", counted)
     return calls

@@ -62,13 +62,13 @@ def se_oneshot_g_minimization(
 def se_binary_entropy_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return binary(model, tasks, images, _h(model, options), options.log_base, options.infer_layers)
+    return binary(model, tasks, images, _h(model, options), options.log_base, layers=options.infer_layers)
 
 
 def se_binary_g_minimization(
     model: nn.Module, tasks: Sequence[int], images: Tensor, options: InferenceOptions
 ) -> Tensor:
-    return binary(model, tasks, images, _g(model, options), options.log_base, options.infer_layers)
+    return binary(model, tasks, images, _g(model, options), options.log_base, layers=options.infer_layers)
 
 
 def se_gradient_minimization(

@@ -27,7 +27,7 @@ Objective = Callable[[Tensor], Tensor]
 BATCHES_BYTES = 256 * 2**20  # what layers see and give for batches that go through together, with the gradients
 BATCHES = 4096  # that go through together at the most; more would share no more of what is unpacked
 IMAGE_BYTES = 16 * 2**20  # images that go through the network of one task together
-ALPHA_LR = 0.1  # of gradient descent on the coefficients
+ALPHA_LR, ALPHA_STEPS = 0.1, 10  # of gradient descent on the coefficients
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -83,6 +83,7 @@ def alpha_gradients(
     images: Tensor,
     objective: Objective,
     tile_bytes: int = BATCHES_BYTES,
+    *,
     layers: int | None = None,
 ) -> Tensor:
     """``plain_gradient`` of many batches, each by itself.
@@ -192,7 +193,7 @@ def one_shot(
     tasks: Sequence[int],
     images: Tensor,
     objective: Objective,
-    tile_bytes: int = BATCHES_BYTES,
+    *,
     infer: str = "exact",
     layers: int | None = None,
 ) -> Tensor:
@@ -200,7 +201,6 @@ def one_shot(
 
     Args:
         images: (batches, images, channels, height, width).
-        tile_bytes: how much memory the batches under way may take, about.
         infer: ``exact``, ``screened`` or ``auto``; see ``screening``.
         layers: as in ``alpha_gradients``.
 
@@ -209,11 +209,11 @@ def one_shot(
     """
     alphas = uniform(len(tasks), images.device)
     if not superposition.is_factored(model):
-        best = alpha_gradients(model, tasks, alphas, images, objective, tile_bytes, layers).argmin(dim=1)
+        best = alpha_gradients(model, tasks, alphas, images, objective, layers=layers).argmin(dim=1)
         return torch.tensor(tasks, device=images.device)[best]
     best = torch.empty(len(images), dtype=torch.int64, device=images.device)
     smallest = (screening if screening.screens(model, tasks, infer) else superposition).smallest_derivatives
-    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, tile_bytes, layers):
+    for members, inputs, output_gradients in _backward(model, tasks, alphas, images, objective, BATCHES_BYTES, layers):
         best[members] = smallest(model, tasks, inputs, output_gradients)
     return torch.tensor(tasks, device=images.device)[best]
 
@@ -233,6 +233,7 @@ def binary(
     images: Tensor,
     objective: Objective,
     log_base: float = 2,
+    *,
     layers: int | None = None,
 ) -> Tensor:
     """``plain_binary`` of many batches, each with masks of its own that stay.
@@ -248,31 +249,34 @@ def binary(
     alive = torch.ones(len(images), len(tasks), dtype=torch.bool, device=images.device)
     left = len(tasks)
     while left > 1:
-        gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective, BATCHES_BYTES, layers)
+        gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective, layers=layers)
         left = min(left - 1, math.ceil(left / log_base))  # always one fewer at least, so that it ends
         best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
         alive = torch.zeros_like(alive).scatter_(1, best, True)
     return torch.tensor(tasks, device=images.device)[alive.int().argmax(dim=1)]
 
 
-def plain_descent(
-    model: nn.Module, tasks: Sequence[int], x: Tensor, objective: Objective, lr: float = ALPHA_LR, steps: int = 10
-) -> int:
+def plain_descent(model: nn.Module, tasks: Sequence[int], x: Tensor, objective: Objective) -> int:
     """Gradient descent on the coefficients (paper, equation 3): the task of the largest in the end.
 
     After each step the coefficients are renormalised: negative ones become zero, and their sum is made one again.
     """
     alphas = uniform(len(tasks), x.device)
-    for _ in range(steps):
+    for _ in range(ALPHA_STEPS):
         gradient = plain_gradient(model, tasks, alphas, x, objective)
         # Only what changes the coefficients against each other counts: their sum is one before the step and after.
-        alphas = (alphas - lr * (gradient - gradient.mean())).clamp(min=0)
+        alphas = (alphas - ALPHA_LR * (gradient - gradient.mean())).clamp(min=0)
         alphas = alphas / alphas.sum()
     return tasks[int(alphas.argmax())]
 
 
 def gradient_descent(
-    model: nn.Module, tasks: Sequence[int], images: Tensor, objective: Objective, lr: float = ALPHA_LR, steps: int = 10
+    model: nn.Module,
+    tasks: Sequence[int],
+    images: Tensor,
+    objective: Objective,
+    lr: float = ALPHA_LR,
+    steps: int = ALPHA_STEPS,
 ) -> Tensor:
     """``plain_descent`` of many batches.
 
@@ -293,19 +297,16 @@ def gradient_descent(
 
 
 @torch.no_grad()
-def plain_ensemble(
-    model: nn.Module, tasks: Sequence[int], x: Tensor, doubt: Callable[[Tensor], Tensor], first: int | None = None
-) -> int:
+def plain_ensemble(model: nn.Module, tasks: Sequence[int], x: Tensor, doubt: Callable[[Tensor], Tensor]) -> int:
     """ABatchE (paper, section 4.2): every task answers every image; the one that is in least doubt is chosen.
 
     Args:
         doubt: of logits (..., outputs), by image (...).
-        first: images whose doubts count; None for all.
     """
     doubts = []
     for task in tasks:
         multitask.select_task(model, task)
-        doubts.append(doubt(model(x)[:first]).mean().item())
+        doubts.append(doubt(model(x)).mean().item())
     return tasks[doubts.index(min(doubts))]
 
 
