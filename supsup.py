@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from args import settings_from
 from data.own import OwnLoader, numbers_of, tensor_of
-from models import IN_FILE, MODELS, Builder, get_model, multitask
+from models import IN_FILE, MASKS_OF, MODELS, STATISTICS_OF, Builder, get_model, multitask
 from models.convert import convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
@@ -44,9 +44,9 @@ from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
 ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
-# Of the project's own networks, the layers of each kind of masks and of norms.
-MASKED_LAYERS = {"threshold": "FastMultitaskMaskConv", "top-k": "MultitaskMaskConv"}
-NORMS = {"task": "MultitaskNonAffineBN", "batch": "NonAffineNoStatsBN"}
+# Of the project's own networks, the layers of each kind of masks, the first that has them, and of norms.
+MASKED_LAYERS = {kind: next(layer for layer in MASKS_OF if MASKS_OF[layer] == kind) for kind in MASKS_OF.values()}
+NORMS = {kind: norm for norm, kind in STATISTICS_OF.items()}
 # What settings of a run are called here.
 CALLED = {"output_size": "outputs", "conv_init": "weights"}
 # Options of ``learn``, beside those that it names.
