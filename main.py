@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if settings.predict is not None:
                 answer(argv, settings)
                 return 0
-            settings, exported, parts = bring(argv, settings)
+            settings, imported, parts = bring(argv, settings)
             for note in notes:
                 print(f"note: {note}", flush=True)
-            run(settings, signals, exported, parts)
+            run(settings, signals, imported, parts)
         except (UserError, Stopped) as error:
             return complain(error, with_flags)
         except (ImportError, MemoryError, OSError, RuntimeError) as error:
@@ -85,7 +85,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     """
     runs = settings.merge or ()
     parts = [read_part(Path(run)) for run in runs]
-    exported: list[Record] = []
+    imported: list[Record] = []
     path = next((path for path in (settings.resume, settings.import_file) if path), None)
     if path is not None and is_original(Path(path)):
         original = read_original(Path(path))
@@ -93,19 +93,19 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         told = settings_told(original, (NETWORK | OUTCOME) - {"reinit_from"}, path)
         settings, theirs = (parse_arguments(words, told, source=path) for words in (argv, []))
         check_same(path, vars(theirs), vars(settings), NETWORK)
-        exported = [as_import(original, settings, path)]
+        imported = [as_import(original, settings, path)]
         settings.import_file, settings.resume = path, None  # it goes on in a folder of its own
     elif settings.resume and (told := settings_of_run(Path(settings.resume))):
         settings = parse_arguments(argv, told, source=settings.resume)
     elif path is not None and path == settings.import_file:
-        told, exported = read_export(Path(path))
+        told, imported = read_export(Path(path))
         network = {name: value for name, value in told.items() if name in NETWORK}
         settings = parse_arguments(argv, network, source=f"`import_file` {path}")
         check_same(path, network, vars(settings) | {"model": settings.model_name}, NETWORK)
     elif parts:
         told = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
         settings = parse_arguments(argv, told, source=f"`merge` {runs[0]}")
-    return settings, exported, parts
+    return settings, imported, parts
 
 
 def answer(argv: Sequence[str] | None, settings: Settings) -> None:
@@ -129,12 +129,12 @@ def answer(argv: Sequence[str] | None, settings: Settings) -> None:
         raise UserError(f"--out {settings.out}: {error.strerror}") from None
 
 
-def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), parts: Sequence[Part] = ()) -> None:
+def run(settings: Settings, signals: Signals, imported: Sequence[Record] = (), parts: Sequence[Part] = ()) -> None:
     """Learn the tasks and evaluate.
 
     Args:
         signals: what may ask the run to stop.
-        exported: the records of what is imported.
+        imported: the records of what is imported.
         parts: the runs to merge.
 
     Raises:
@@ -144,14 +144,14 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
     if settings.data is None and (told := find_data(settings)):
         say(told)
     devices = set_up(settings)[: 1 if parts else None]
-    more = settings.num_tasks is not None  # told how many tasks there are, a run may have more than it began with
+    may_grow = settings.num_tasks is not None  # told how many tasks there are, a run may have more than it began with
     data, model, trainer = build(settings, devices[0], Group(0, len(devices)))
     check_fit(settings, data, model, trainer)
     fingerprint = data.fingerprint()
-    more = more and trainer.tasks_known and not data.depend_on_number
+    may_grow = may_grow and trainer.tasks_known and not data.depend_on_number
     notes = [*data.notes]
     merged = merge(settings, parts, fingerprint, model, notes) if parts else {}
-    record = recall(settings, model, trainer, fingerprint, exported, more)
+    record = recall(settings, model, trainer, fingerprint, imported, may_grow)
     record.merged = merged
     known = len({*record.learned, *settings.tasks_to_learn})
     check_room(settings, known)
@@ -168,7 +168,7 @@ def run(settings: Settings, signals: Signals, exported: Sequence[Record] = (), p
                     f"note: {wanted} is there, so this run is {folder.path.name}; --resume goes on with {wanted}"
                 )
             folder.log(threads)
-            with group_of(devices, join, settings, fingerprint, exported, more, words=with_flags) as group:
+            with group_of(devices, join, settings, fingerprint, imported, may_grow, words=with_flags) as group:
                 trainer.join(group)
                 Run(plan_of(settings), data, model, trainer, record, folder, signals).learn()
             report(record, folder, settings.export)

@@ -36,7 +36,7 @@ def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[lis
     of_run = replace(s, resume=str(checkpoint))
     vars(of_run).update({name: told.get(name, DEFAULTS[name]) for name in OUTCOME})
     data, model, trainer = build(of_run, set_up(of_run)[0], Group())
-    learned = recall(of_run, model, trainer, data.fingerprint(), [], more=False).candidates
+    learned = recall(of_run, model, trainer, data.fingerprint(), [], may_grow=False).candidates
     tasks = _candidates(s, learned)
     if len(tasks) > 1:
         check_adaptor(s.adaptor, model)

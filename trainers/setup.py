@@ -64,6 +64,8 @@ def find_data(s: Settings) -> str | None:
 def set_up(s: Settings) -> list[torch.device]:
     """Seeds, how GPUs compute, and the devices of the run, each the device of one process.
 
+    The setting ``multigpu`` comes to say which these are, if it said nothing.
+
     Raises:
         UserError: a device that the settings name is not there.
     """
@@ -205,14 +207,16 @@ def share_threads(s: Settings, processes: int) -> None:
 
 
 def recall(
-    s: Settings, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, exported: Sequence[Record], more: bool
+    s: Settings, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, imported: Sequence[Record], may_grow: bool
 ) -> RunRecord:
     """The record of a run, with what it goes on from or imports.
 
+    What is gone on from lies in a folder, which the settings ``log_dir`` and ``name`` come to say.
+
     Args:
         fingerprint: of the data.
-        exported: the records of what is imported.
-        more: whether it may go on from a run of fewer tasks.
+        imported: the records of what is imported.
+        may_grow: whether it may go on from a run of fewer tasks.
 
     Raises:
         UserError: what it goes on from is damaged beyond use, or of other settings; or the run learns on, and it
@@ -222,17 +226,17 @@ def recall(
 
     def same(path: Path, theirs: Mapping[str, Any]) -> None:
         ours, count = lasting, theirs.get("num_tasks")
-        if more and type(count) is int and 0 < count < (s.num_tasks or 0):
+        if may_grow and type(count) is int and 0 < count < (s.num_tasks or 0):
             ours = lasting | {"num_tasks": count}
         hint = "; say its own again, settings.yaml beside it has its command, or give a new run another `name`"
         check_same(path, theirs, ours, {*theirs, *lasting}, hint)
 
     record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, fingerprint)
-    if exported:
-        source, about = f"`import_file` {s.import_file}", exported[0].values
+    if imported:
+        source, about = f"`import_file` {s.import_file}", imported[0].values
         check_same(source, about.get("settings", {}), lasting, {"weights"})
-        accuracies = load_export(Path(s.import_file or ""), model, exported)
-        record.adopt(accuracies, about.get("data"), source, exported[0].kind == ORIGINAL)
+        accuracies = load_export(Path(s.import_file or ""), model, imported)
+        record.adopt(accuracies, about.get("data"), source, imported[0].kind == ORIGINAL)
     if s.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(s.resume)).parent
         s.log_dir, s.name = str(folder.parent), folder.name
@@ -298,11 +302,11 @@ def plan_of(s: Settings) -> Plan:
     )
 
 
-def join(group: Group, s: Settings, fingerprint: str, exported: Sequence[Record], more: bool) -> None:
+def join(group: Group, s: Settings, fingerprint: str, imported: Sequence[Record], may_grow: bool) -> None:
     """Be one of the processes of a group that train in step with the first one."""
     data, model, trainer = build(s, set_up(s)[group.rank], group)
     share_threads(s, group.size)
     trainer.check(s.tasks_to_learn)
-    record = recall(s, model, trainer, fingerprint, exported, more)
+    record = recall(s, model, trainer, fingerprint, imported, may_grow)
     trainer.join(group)
     follow(plan_of(s), data, trainer, record)
