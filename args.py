@@ -1,4 +1,4 @@
-"""Every flag of a run, with its default, its group and what it must satisfy."""
+"""Every flag of a run: its group, what its value may be and what it is for; its default is that of the setting."""
 
 import argparse
 import os

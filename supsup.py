@@ -490,7 +490,7 @@ class SupSup:
     def _fingerprint(self) -> str:
         """A hash of all that is frozen: masks mean nothing over other weights."""
         digest = hashlib.sha256()
-        weights = {name: module.weight for name, module in self.model.named_modules() if isinstance(module, Masked)}
+        weights = {name: module.weight for name, module in multitask.named(self.model, Masked)}
         for name, value in sorted((weights | self._given()).items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

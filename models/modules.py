@@ -1,4 +1,4 @@
-"""The layers that a flag can name."""
+"""Convolutions: plain, with masks, and with a weight of its own for each task."""
 
 import torch
 from torch import Tensor, nn

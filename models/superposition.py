@@ -23,7 +23,7 @@ COARSE_LOSSES = 2048  # that have such a product together
 
 
 class SuperposedModule(MultitaskModule):
-    """A multitask layer whose weight is ``W_i = W ⊙ M^i``, so that weights of several tasks can be superposed.
+    """A multitask layer with a weight ``W_i`` for each task, such as ``W ⊙ M^i``, so that tasks can be superposed.
 
     Attributes:
         effective: the superposed weight while tasks are superposed; else a layer may keep the selected task's there,

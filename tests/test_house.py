@@ -49,7 +49,7 @@ def test_settings_that_a_message_names_are_flags_on_the_command_line(said, print
     assert with_flags(said) == printed
 
 
-# Whom each folder may import, of the project; README says so too.
+# Whom each folder may import, of the project; README says so too, but of experiments.
 IMPORTS = {
     "utils": {"utils"},
     "models": {"models", "utils.registry", "utils.memory"},

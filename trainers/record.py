@@ -57,7 +57,7 @@ class RunRecord:
     that goes on brings them up to it.
 
     Args:
-        options: what it must know of the flags.
+        options: what it must know of the settings.
         settings: all settings of the run as they are resolved, for ``settings.yaml``.
         lasting: those of them that must stay the same when the run goes on.
         check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
@@ -270,7 +270,7 @@ class RunRecord:
             if self.threads is not None and not are_threads(self.threads):
                 raise ValueError(f"threads {reprlib.repr(self.threads)}")
             self._original = values.get(ORIGINAL) is True
-            # What came later than the file, as a flag and its default, or the fingerprint, is not in its mark.
+            # What came later than the file, as a setting and its default, or the fingerprint, is not in its mark.
             self._mark = mark_of(values["settings"], values.get("data"))
             self._marked = "run" in values
             self._check_mark(record)

@@ -16,7 +16,7 @@ from utils.run import RunFolder
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """The flags that rows of results tell of, and how many minutes lie between checkpoints inside a task."""
+    """The settings that rows of results tell of, and how many minutes lie between checkpoints inside a task."""
 
     set: str
     seed: int

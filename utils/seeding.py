@@ -26,7 +26,7 @@ def generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Gene
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch. Called once, by ``main``."""
+    """Seed the global generators of Python, NumPy and torch, once in each process of a run."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
