@@ -38,6 +38,7 @@ from utils.checkpoint import Checkpoint, Record, joined, named_part, write_recor
 from utils.errors import UserError, no_memory
 from utils.files import place_of
 from utils.given import in_own_modes, one_of, plain, whole
+from utils.journal import TASK
 from utils.original import is_original, read_original
 from utils.registry import nearest
 from utils.seeding import generator
@@ -371,7 +372,7 @@ class SupSup:
         about = {"settings": self.settings, "frozen": self._fingerprint(), "image_shape": list(self._image_shape or ())}
         first = Record(KIND, about, self._given())
         tasks = [
-            Record("task", {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
+            Record(TASK, {"name": name}, joined({"own": multitask.task_state(self.model, number)}))
             for number, name in enumerate(self.tasks)
         ]
         write_records(place, [first, *tasks])
@@ -437,7 +438,7 @@ class SupSup:
             multitask.load_shared_state(net.model, shared)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        tasks = [Record("task", {"name": str(task)}, joined({"own": state})) for task, state in states.items()]
+        tasks = [Record(TASK, {"name": str(task)}, joined({"own": state})) for task, state in states.items()]
         net._take(path, tasks)
         net._image_shape = None  # such a file tells how many numbers an image has, not its shape
         return net

@@ -65,19 +65,19 @@ def read(folder: Path) -> Status:
     with suppress(OSError, *NONSENSE):
         for place, said in enumerate(journal.values(path, proved=False) if path.is_file() else ()):
             kind = said["kind"]
-            if (kind == "run") != (place == 0):
+            if (kind == journal.RUN) != (place == 0):
                 break
-            if kind == "run":
+            if kind == journal.RUN:
                 settings = said["settings"]
                 some = settings.get("tasks") or settings.get("task_eval")
                 alone = some is not None
                 count = settings.get("stream_tasks") or settings["num_tasks"]
                 tasks = len(tasks_of(str(some))) if alone else _number(count)
-            elif kind == "more tasks" and not alone:
+            elif kind == journal.MORE_TASKS and not alone:
                 tasks = _number(said["num_tasks"])
-            elif kind == "left out":
+            elif kind == journal.LEFT_OUT:
                 left_out.add(_number(said["task"]))
-            elif kind == "task":
+            elif kind == journal.TASK:
                 task, accuracy = _number(said["task"]), float(said["accuracy"])
                 done.add(task)
     return Status(state, len(done), None if tasks is None else tasks - len(left_out - done), accuracy)

@@ -16,6 +16,7 @@ from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
+from utils.journal import MORE_TASKS, RUN
 from utils.paths import read_small
 from utils.results import check_row
 from utils.settings import NETWORK, OUTCOME, TOLD
@@ -23,7 +24,6 @@ from utils.settings import NETWORK, OUTCOME, TOLD
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
-MORE_TASKS = "more tasks"  # the kind of a record from where on a run has more of them
 
 
 def settings_of_run(path: Path) -> dict[str, object]:
@@ -34,7 +34,7 @@ def settings_of_run(path: Path) -> dict[str, object]:
     with suppress(UserError):
         file = Checkpoint(path)
         first = file.first()
-        if first is not None and first.kind == "run" and first.values.get(ORIGINAL) is True:
+        if first is not None and first.kind == RUN and first.values.get(ORIGINAL) is True:
             with making_sense(path):
                 told = latest_settings(file.read()[0])
             return {name: value for name, value in told.items() if name in NETWORK | OUTCOME}

@@ -18,6 +18,7 @@ from utils import storage
 from utils.checkpoint import Checkpoint, Record, fraction, index, write_records
 from utils.errors import UserError
 from utils.files import place_of
+from utils.journal import EXPORT, EXPORTED_TASK
 from utils.run import FILES, TAKEN
 
 
@@ -135,7 +136,7 @@ def _is_export(path: Path) -> bool:
         first = Checkpoint(path).first()
     except UserError:
         return False
-    return first is not None and first.kind == "export"
+    return first is not None and first.kind == EXPORT
 
 
 def write_export(
@@ -154,11 +155,11 @@ def write_export(
     """
 
     def records() -> Iterator[Record]:
-        yield Record("export", {"settings": settings, "data": data, "tasks": list(accuracies)}, shared)
+        yield Record(EXPORT, {"settings": settings, "data": data, "tasks": list(accuracies)}, shared)
         for task, accuracy in accuracies.items():
             code, kept, rest = _compact(model, task)
             values = {"task": task, "accuracy": accuracy, "kept": kept}
-            yield Record("exported task", values, {**rest, "masks": torch.from_numpy(code)})
+            yield Record(EXPORTED_TASK, values, {**rest, "masks": torch.from_numpy(code)})
 
     try:
         write_records(place_of(path), records())
@@ -175,10 +176,10 @@ def read_export(path: Path) -> tuple[dict, list[Record]]:
     records, damaged = Checkpoint(path).read()
     if damaged:
         raise UserError(f"`import_file` {path}: its last {damaged} bytes are damaged")
-    settings = records[0].values.get("settings") if records and records[0].kind == "export" else None
+    settings = records[0].values.get("settings") if records and records[0].kind == EXPORT else None
     if not isinstance(settings, dict):
         raise UserError(f"`import_file` {path}: was not written by `export`")
-    if any(record.kind != "exported task" for record in records[1:]):
+    if any(record.kind != EXPORTED_TASK for record in records[1:]):
         raise UserError(f"`import_file` {path}: holds something that `export` does not write")
     # A file that was cut between two records has none that is damaged.
     if [record.values.get("task") for record in records[1:]] != records[0].values.get("tasks"):
@@ -202,7 +203,7 @@ def load_export(
     shapes, accuracies = masked.mask_shapes(model), {}
     try:
         for record in records:
-            if record.kind == "export":
+            if record.kind == EXPORT:
                 multitask.load_shared_state(model, record.tensors)
                 continue
             state, task = dict(record.tensors), record.values["task"]

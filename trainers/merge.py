@@ -8,6 +8,7 @@ from trainers.entries import check_task, latest_settings, making_sense, mark_of
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
+from utils.journal import EXPORT, EXPORTED_TASK, LEFT_OUT, RUN, TASK
 from utils.settings import PART
 from utils.slices import named
 
@@ -41,17 +42,17 @@ def read_part(path: Path) -> Part:
         raise UserError(f"`merge` {path}: its last {damaged} bytes are damaged; let its own run go on first")
     first = records[0] if records else Record("", {})
     settings, data = first.values.get("settings"), first.values.get("data")
-    if first.kind not in ("run", "export") or not isinstance(settings, dict):
+    if first.kind not in (RUN, EXPORT) or not isinstance(settings, dict):
         raise UserError(f"`merge` {path}: was written by no run and no `export`")
     with making_sense(path):
         mark = mark_of(settings, data)
         if any(record.values.get("run", mark) != mark for record in records):
             raise ValueError("it is of another run")
         settings = latest_settings(records)
-        of_tasks = [record for record in records if record.kind in ("task", "exported task", "left out")]
+        of_tasks = [record for record in records if record.kind in (TASK, EXPORTED_TASK, LEFT_OUT)]
         for record in of_tasks:
             count = settings["stream_tasks"] or settings["num_tasks"]
-            if record.kind == "task":
+            if record.kind == TASK:
                 check_task(record.values, count)
             else:
                 index(record.values["task"], count)

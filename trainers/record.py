@@ -13,7 +13,6 @@ from models import masked, multitask
 from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
 from trainers.entries import (
-    MORE_TASKS,
     are_threads,
     check_task,
     latest_settings,
@@ -29,6 +28,7 @@ from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
 from utils.checkpoint import Checkpoint, Record, index, joined, named_part
 from utils.errors import UserError
+from utils.journal import EVALUATION, EXPORTED_TASK, LEFT_OUT, MORE_TASKS, RUN, TASK
 from utils.results import check_row
 from utils.run import RunFolder
 
@@ -183,7 +183,7 @@ class RunRecord:
     def leave_out(self, task: int, why: str) -> None:
         """Go on without ``task``, which failed, and without what it did to the weights that tasks share."""
         self.folder.log(f"warning: {why}; it is left out")
-        self._append(Record("left out", {"task": task, "why": why}))
+        self._append(Record(LEFT_OUT, {"task": task, "why": why}))
         self.left_out.append(task)
         multitask.load_shared_state(self.model, self._shared_saved)
         self.unfinished.drop()
@@ -196,7 +196,7 @@ class RunRecord:
             return
         if not damaged or (records and records[0].values.get("settings") != self._began):
             return
-        tasks = [record for record in journal.behind_damage() if record.kind == "task" and self._is_whole(record)]
+        tasks = [record for record in journal.behind_damage() if record.kind == TASK and self._is_whole(record)]
         if not records:  # then nothing but its own mark says that a record is of this run
             tasks = [record for record in tasks if "run" in record.values]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
@@ -237,11 +237,11 @@ class RunRecord:
         Raises:
             UserError: it does not fit this network.
         """
-        if record.kind == "left out":
+        if record.kind == LEFT_OUT:
             self.leave_out(task, str(record.values["why"]))
             return
         accuracy = best = record.values["accuracy"]
-        if record.kind == "exported task":
+        if record.kind == EXPORTED_TASK:
             load_export(path, self.model, [record], "`merge`")
         else:
             with making_sense(path):
@@ -259,7 +259,7 @@ class RunRecord:
         """
         record, values = records[0], records[0].values
         with making_sense(path):
-            if record.kind != "run" or not isinstance(values["settings"], dict):
+            if record.kind != RUN or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             settings = latest_settings(records)
             self.check_same(path, settings)
@@ -310,16 +310,16 @@ class RunRecord:
         values = record.values
         with making_sense(path):
             self._check_mark(record)
-            if record.kind == "task":
+            if record.kind == TASK:
                 self._recall_task(record, path)
-            elif record.kind == "evaluation":
+            elif record.kind == EVALUATION:
                 scores = [score_of(score) for score in values["scores"]]
                 if [score.task for score in scores] != self.learned or len(scores) in self.evaluations:
                     raise ValueError("the scores are not those of the tasks learned before it")
                 check_row(values["row"])
                 self.evaluations[len(scores)] = scores
                 self._rows.append(values["row"])
-            elif record.kind == "left out":
+            elif record.kind == LEFT_OUT:
                 task = index(values["task"], self._tasks)
                 if task in self.learned or task in self.left_out:
                     raise ValueError(f"task {task} is left out after it was learned or left out")
@@ -382,7 +382,7 @@ class RunRecord:
         if not self._checkpoint.has_records():
             about = {"settings": self.lasting, "data": self.data, "threads": self.settings["threads"]}
             about |= {ORIGINAL: True} if self._original else {}
-            self._append(Record("run", about))
+            self._append(Record(RUN, about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._append(self._record_of(task, None, self._saved))
 
@@ -426,7 +426,7 @@ class RunRecord:
         latest = [name for name in tensors if name.startswith("shared.") or not known]
         values = {"task": task, "place": place, "accuracy": self.accuracies[task], "row": row}
         self._shared_news = set()
-        return Record("task", values, tensors, latest)
+        return Record(TASK, values, tensors, latest)
 
     def _append(self, *records: Record) -> None:
         """Write records of this run."""
@@ -434,7 +434,7 @@ class RunRecord:
         for record in records:
             record.values["run"] = self._mark
         self._checkpoint.append(*records)
-        self._saved += sum(record.kind == "task" for record in records)
+        self._saved += sum(record.kind == TASK for record in records)
 
     def saved(self) -> str:
         """What of the run is safe, and how to go on."""
@@ -490,7 +490,7 @@ class RunRecord:
         how = "task given" if ADAPTORS[self.options.adaptor].gives else "task inferred"
         how += ", each when just learned" if self.options.score_when_learned else ""
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
-        self._append(Record("evaluation", {"scores": [asdict(score) for score in scores], "row": row}))
+        self._append(Record(EVALUATION, {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
         self._tables.publish([row], again=self._damaged > 0)
         self._tables.write_evaluations(self.evaluations)

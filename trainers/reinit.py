@@ -14,6 +14,7 @@ from trainers.inference import binary, entropy, one_shot
 from trainers.options import TrainingOptions
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.journal import TASK
 
 Scores = dict[str, Tensor]  # those of one task, by the name of the parameter
 
@@ -138,7 +139,7 @@ def _last_task(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: there is none, or the file is no checkpoint.
     """
-    tasks = [record for record in Checkpoint(path).read()[0] if record.kind == "task"]
+    tasks = [record for record in Checkpoint(path).read()[0] if record.kind == TASK]
     if not tasks:
         raise UserError(f"`reinit_from` {path}: no task was learned there")
     return tasks[-1].tensors

@@ -9,6 +9,7 @@ from trainers.default import DefaultTrainer
 from trainers.entries import NONSENSE
 from utils.checkpoint import Checkpoint, Record, fraction, write_records
 from utils.errors import UserError
+from utils.journal import TRAINING
 
 NAME = "training.pt"
 
@@ -85,7 +86,7 @@ class Unfinished:
         if self.trainer.watch.healthy:
             tasks = self.trainer.tasks
             values = {**self.about, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
-            write_records(self.path, [Record("training", values, self.trainer.training_record())])
+            write_records(self.path, [Record(TRAINING, values, self.trainer.training_record())])
             self._say()
 
     def keep_if_due(self, accuracies: Sequence[Sequence[float]]) -> None:
@@ -119,4 +120,4 @@ def _is_sound(record: Record) -> bool:
                 fraction(accuracy)
     except (KeyError, TypeError, ValueError):
         return False
-    return record.kind == "training" and {"settings", "learned"} <= values.keys()
+    return record.kind == TRAINING and {"settings", "learned"} <= values.keys()

@@ -12,6 +12,11 @@ MAGIC = b"SupSup checkpoint 1\n"
 FRAME = struct.Struct("<Q32s")  # length and SHA-256 of the block that follows, which is in the form of safetensors
 VALUES = "values"  # the name under which a block keeps its JSON
 
+# Kinds of records: what a run's checkpoint begins with, and what follows as the run goes on;
+RUN, MORE_TASKS, TASK, LEFT_OUT, EVALUATION = "run", "more tasks", "task", "left out", "evaluation"
+TRAINING = "training"  # the tasks in training, in a file of their own;
+EXPORT, EXPORTED_TASK = "export", "exported task"  # what an export begins with, and each of its tasks.
+
 
 def values(path: Path, proved: bool = True) -> Iterator[dict[str, Any]]:
     """What each record of a checkpoint says beside its tensors, up to the first that is not whole.
