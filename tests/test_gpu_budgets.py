@@ -104,10 +104,9 @@ def test_what_is_not_measured_again_would_be_the_same(name, again, tmp_path, mon
     monkeypatch.setitem(MODELS, "TinyBN", TinyBN)
     unknown = []
 
-    def both(model, data, tasks, *more):
-        *more, known = more
-        scores = evaluate(model, data, tasks, *more, known)
-        assert scores == evaluate(model, data, tasks, *more)
+    def both(model, data, tasks, *more, known, **how):
+        scores = evaluate(model, data, tasks, *more, known=known, **how)
+        assert scores == evaluate(model, data, tasks, *more, **how)
         unknown.append(len(tasks) - len(known))
         return scores
 

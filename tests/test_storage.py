@@ -94,13 +94,13 @@ def logits(path):
 def test_an_exported_model_gives_the_same_logits_and_runs(kind, tmp_path, monkeypatch):
     seen = []
 
-    def remember(model, data, tasks, *more):
+    def remember(model, data, tasks, *more, **how):
         with torch.no_grad():
             for task in tasks:
                 data.update_task(task)
                 multitask.select_task(model, task)
                 seen.append(model.eval()(next(iter(data.val_loader))[0]))
-        return evaluate(model, data, tasks, *more)
+        return evaluate(model, data, tasks, *more, **how)
 
     evaluate = trainers.run.evaluate
     monkeypatch.setattr(trainers.run, "evaluate", remember)

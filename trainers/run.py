@@ -166,11 +166,18 @@ class Run:
         if self.plan.as_learned:
             record.keep_evaluation([TaskScore(task, record.accuracies[task]) for task in record.learned])
             return
-        bar = partial(progress, description=f"evaluation after {count}", unit="task")
-        how = self.plan.adaptor, self.plan.inference
         with self.signals.waiting(False):
-            masks = record.masks.get, record.candidates
-            scores = evaluate(self.model, self.data, record.learned, *how, bar, *masks, record.right)
+            scores = evaluate(
+                self.model,
+                self.data,
+                record.learned,
+                self.plan.adaptor,
+                self.plan.inference,
+                progress=partial(progress, description=f"evaluation after {count}", unit="task"),
+                mask_of=record.masks.get,
+                candidates=record.candidates,
+                known=record.right,
+            )
         record.keep_evaluation(scores)
 
 
