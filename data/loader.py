@@ -76,6 +76,11 @@ class Preparation:
         return (moved if self._lit is None else moved.mul_(self._lit)).view_as(x)
 
 
+def order_of(images: int, seed: int, task: int, epoch: int) -> Tensor:
+    """The places of so many images in the order of an epoch, which is drawn from its key alone: int64 (images,)."""
+    return torch.randperm(images, generator=generator(seed, "order", task, epoch))
+
+
 class Loader(ABC):
     """What every loader can say and be told: how many batches an epoch has, and which epoch is next.
 
@@ -107,7 +112,7 @@ class Loader(ABC):
         """The places of the images in the order of this epoch: int64 [num_images]."""
         if not self.shuffle:
             return torch.arange(self.num_images)
-        return torch.randperm(self.num_images, generator=generator(self.seed, "order", self.task, self.epoch))
+        return order_of(self.num_images, self.seed, self.task, self.epoch)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""

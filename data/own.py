@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.seeding import generator
+from data.loader import order_of
 
 
 class OwnLoader:
@@ -71,6 +71,10 @@ class OwnLoader:
         if self.arrays is None:
             self.batches = list(self.batches)
 
+    def together(self, most_bytes: int) -> OwnLoader:
+        """As of ``data.loader.Loader``: the batches stay as they are, which may each have another size."""
+        return self
+
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the epoch to iterate over, and its first batch."""
         self.epoch, self.start = epoch, start
@@ -94,10 +98,7 @@ class OwnLoader:
                 yield numbers_of(x), y
             return
         x, y = self.arrays
-        rows = torch.arange(len(y))
-        if self.shuffle:
-            seed, task = self.key
-            rows = torch.randperm(len(y), generator=generator(seed, "order", task, self.epoch))
+        rows = order_of(len(y), *self.key, self.epoch) if self.shuffle else torch.arange(len(y))
         for start in self.batches:
             some = rows[start : start + self.batch_size]
             yield numbers_of(x[some]), y[some]

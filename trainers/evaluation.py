@@ -274,8 +274,9 @@ def passes(model: nn.Module, loader) -> Iterator[tuple[Tensor, Tensor, list[int]
     """
     size = None
     device = next(chain(model.parameters(), model.buffers())).device
-    if device.type != "cpu" and hasattr(loader, "together") and not multitask.mixes_images(model):
-        size, loader = loader.batch_size, loader.together(PASS_BYTES)
+    if device.type != "cpu" and not multitask.mixes_images(model):
+        several = loader.together(PASS_BYTES)
+        size, loader = None if several is loader else loader.batch_size, several
     for x, y in loader:
         images = y.shape[-1]
         yield x, y, [min(size or images, images - start) for start in range(0, images, size or images)]
