@@ -9,6 +9,7 @@ from torch import nn
 
 from models import Builder, multitask
 from models.convert import convert, is_converted
+from tests.batches import logits
 from utils.seeding import generator
 
 RNG = partial(generator, 0)
@@ -52,12 +53,6 @@ def learn(model, task, steps=3):
         optimizer.step()
     multitask.end_task(model)
     model.eval()
-
-
-@torch.no_grad()
-def logits(model, task, x):
-    multitask.select_task(model, task)
-    return model(x)
 
 
 @pytest.mark.parametrize("masks", ["threshold", "top-k"])

@@ -12,7 +12,8 @@ from models.layers import LayerOptions, convolve
 from models.modules import MaskConv, MultitaskMaskConv
 from models.norms import MultitaskNonAffineBN
 from models.rank_one import BatchEnsembles, VectorizedBatchEnsembles
-from tests.batches import BatchList
+from tests import batches
+from tests.batches import BatchList, random_batches
 from trainers.default import DefaultTrainer
 from trainers.evaluation import accuracy
 from trainers.inference import alpha_gradients, entropy, one_shot
@@ -56,28 +57,11 @@ class Batches(BatchList):
     """Random images of a task, with the interface of a loader."""
 
     def __init__(self, task):
-        keyed = generator("images", task)
-        super().__init__(
-            [
-                (torch.randn(16, *SHAPE, generator=keyed) + task, torch.randint(0, 5, (16,), generator=keyed))
-                for _ in range(4)
-            ]
-        )
+        super().__init__(random_batches(generator("images", task), SHAPE, classes=5, count=4, shift=task))
 
 
-def learn(model, tasks, **options):
-    trainer = DefaultTrainer(model, TrainingOptions(lr=1e-2, **options), RNG)
-    for task in tasks:
-        trainer.begin_task(task)
-        trainer.train(Batches(task), epoch=0)
-        trainer.end_task()
-    return model
-
-
-@torch.no_grad()
-def logits(model, task):
-    multitask.select_task(model, task)
-    return model.eval()(Batches(0).batches[0][0])
+learn = partial(batches.learn, batches=Batches, rng=RNG)
+logits = partial(batches.logits, x=Batches(0).batches[0][0])
 
 
 # Every layer that keeps something for a task

@@ -9,7 +9,8 @@ import torch
 
 import main
 from models import Builder, get_model, masked, multitask, superposition
-from tests.batches import BatchList
+from tests import batches
+from tests.batches import BatchList, random_batches
 from trainers.default import DefaultTrainer
 from trainers.options import TrainingOptions
 from utils import memory
@@ -27,28 +28,11 @@ class Batches(BatchList):
     """A few batches of random images, with the interface of a loader."""
 
     def __init__(self, task: int, count: int = 5):
-        keyed = generator("data", task)
-        super().__init__(
-            [
-                (torch.randn(16, *SHAPE, generator=keyed), torch.randint(0, 10, (16,), generator=keyed))
-                for _ in range(count)
-            ]
-        )
+        super().__init__(random_batches(generator("data", task), SHAPE, classes=10, count=count))
 
 
-def learn(model, tasks):
-    trainer = DefaultTrainer(model, TrainingOptions(lr=1e-2), RNG)
-    for task in tasks:
-        trainer.begin_task(task)
-        trainer.train(Batches(task), epoch=0)
-        trainer.end_task()
-    return model
-
-
-@torch.no_grad()
-def logits(model, task):
-    multitask.select_task(model, task)
-    return model(Batches(0).batches[0][0])
+learn = partial(batches.learn, batches=Batches, rng=RNG)
+logits = partial(batches.logits, x=Batches(0).batches[0][0])
 
 
 @pytest.mark.bits

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from models import MODELS, SIBLINGS, Builder, masks, multitask, siblings
+from tests import batches
+from tests.batches import BatchList
 from tests.tiny import Tiny, call_main, outcome
 from trainers.default import DefaultTrainer
 from trainers.halves import HalvesTrainer
@@ -18,20 +20,12 @@ X = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 HALVES = {"PackNetConv", "ExSSNeTConv"}
 
 
-class Batches:
+class Batches(BatchList):
     """Ten batches of images, whose labels are those of a task."""
 
     def __init__(self, task: int):
         self.y = torch.randint(0, 5, (len(X),), generator=torch.Generator().manual_seed(task))
-
-    def __len__(self):
-        return 10
-
-    def set_epoch(self, epoch, first=0):
-        pass
-
-    def __iter__(self):
-        return iter([(X, self.y)] * len(self))
+        super().__init__([(X, self.y)] * 10)
 
 
 def learned(kind):
@@ -69,11 +63,7 @@ def bits(model, task):
     return torch.cat([masks.unpack(layer.packed[task], layer.weight.numel()) for layer in layers]).bool()
 
 
-@torch.no_grad()
-def logits(model, task):
-    model.eval()
-    multitask.select_task(model, task)
-    return model(X)
+logits = partial(batches.logits, x=X)
 
 
 @pytest.fixture(scope="module")
