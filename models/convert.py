@@ -38,6 +38,7 @@ class MaskedParameter(Masked):
     """
 
     factored = False
+    used_once = False  # who reads it may do with it what they like
     bare: torch.Size
 
     def __init__(self, weight: Tensor, options: LayerOptions):

@@ -34,13 +34,14 @@ class Masked(SuperposedModule):
     """
 
     per_task = ("packed",)
+    used_once = True  # its weight, by the layer itself
     packed: Tensor
     scores: nn.Parameter | None
 
     def __init__(self, shape: Sequence[int], options: LayerOptions):
         super().__init__()
         self.num_tasks = options.num_tasks
-        weight = torch.empty(*shape)
+        weight = torch.empty(*shape, dtype=torch.float32)
         self.register_buffer("weight", weight, persistent=False)
         # Not zeros: memory that nothing has been written to costs nothing yet.
         packed = torch.empty(self.rows, math.ceil(weight.numel() / 8), dtype=torch.uint8)
@@ -87,7 +88,7 @@ class Masked(SuperposedModule):
     def masked_weight(self, scores: Tensor | None) -> Tensor:
         """The weight under the mask of ``scores``, (..., *weight shape)."""
         assert scores is not None
-        weight: Tensor = masks.MaskedWeight.apply(self.magnitude(scores), self.weight, self.binarise)
+        weight: Tensor = masks.MaskedWeight.apply(self.magnitude(scores), self.weight, self.binarise, self.used_once)
         return weight
 
     def stacked(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

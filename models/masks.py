@@ -66,19 +66,20 @@ class MaskedWeight(torch.autograd.Function):
     """The weight ``M ⊙ W`` with the mask ``M = binarise(size)`` and the straight-through gradient with respect to it.
 
     Of size (..., out, in, height, width) and a weight (out, in, height, width) that is not trained; ``StraightThrough``
-    and a product in one, without copies. The gradient that comes in is overwritten: a masked weight has one use, in a
-    convolution, so that it is nobody else's.
+    and a product in one, without copies. With ``own`` the gradient that comes in is overwritten: it is nobody else's
+    where the masked weight has one use, in a convolution. Where it is added to something, both get the same tensor.
     """
 
     @staticmethod
-    def forward(ctx: Any, size: Tensor, weight: Tensor, binarise: Binarise) -> Tensor:
+    def forward(ctx: Any, size: Tensor, weight: Tensor, binarise: Binarise, own: bool) -> Tensor:
         ctx.save_for_backward(weight)  # here: to call a ``setup_context`` torch looks at signatures in every step
+        ctx.own = own
         return _times(binarise(size), weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
-        return _times(gradient, weight), None, None
+        return _times(gradient, weight) if ctx.own else gradient * weight, None, None, None
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:

@@ -311,9 +311,15 @@ def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Te
                 setattr(module, name, None)
         return logits
 
-    if computes_stacked(model):
-        return call_stack
-    return lambda x: vmap(call)(_stacked(model, state), x)
+    def call_each(x: Tensor) -> Tensor:
+        used = _stacked(model, state)
+        if not torch.is_autocast_enabled(x.device.type):
+            return vmap(call)(used, x)
+        # Autocast does not reach convolutions that are mapped.
+        alone = [{name: values[place] for name, values in used.items()} for place in range(len(x))]
+        return torch.stack([call(own, images) for own, images in zip(alone, x, strict=True)])
+
+    return call_stack if computes_stacked(model) else call_each
 
 
 def computes_stacked(model: nn.Module) -> bool:

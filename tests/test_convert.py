@@ -87,6 +87,32 @@ def test_every_layer_computes_as_it_did_with_its_weight_under_the_mask(masks):
     assert not is_converted(given) and is_converted(model)
 
 
+class Added(nn.Module):
+    """Computes with the sum of two layers' weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4, bias=False), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x):
+        return x @ (self.a.weight + self.b.weight).T
+
+
+@pytest.mark.parametrize("init", [None, "signed_constant"])
+def test_gradients_are_right_where_weights_are_added_before_they_are_used(init):
+    torch.manual_seed(0)
+    model, x = convert(Added(), RNG, init=init), torch.randn(6, 5, generator=generator("added"))
+    layers = model.a, model.b
+    multitask.begin_task(model, 0, RNG)
+    scores = [*multitask.task_parameters(model).values()]
+    model(x).square().sum().backward()
+    frozen = [layer.parametrizations.weight[0].weight.flatten(1) for layer in layers]
+    kept = [(score.flatten(1) >= 0).float().requires_grad_() for score in scores]
+    (x @ sum(w * m for w, m in zip(frozen, kept, strict=True)).T).square().sum().backward()
+    for score, mask in zip(scores, kept, strict=True):
+        torch.testing.assert_close(score.grad.flatten(1), mask.grad)
+
+
 def test_later_tasks_leave_earlier_ones_to_the_bit_and_room_grows():
     torch.manual_seed(0)
     model = convert(Everything(), RNG, 1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from models import Builder, get_model, multitask, superposition
 from models import masks as masks_of
-from trainers import evaluation, inference
+from trainers import adaptors, evaluation, inference
 from trainers.evaluation import evaluate
 from trainers.options import InferenceOptions
 from utils.seeding import generator
@@ -156,6 +156,18 @@ def test_inference_chooses_only_among_the_tasks_it_is_given():
         assert infer(model, [3], batches, inference.entropy).tolist() == [3] * 20
 
 
+def test_of_equal_derivatives_the_first_task_is_taken():
+    model, shape = random_tasks("fc", 40)
+    tasks, black = range(39, 0, -1), torch.zeros(2, 1, *shape)  # with gradients of nothing
+    for plain, fast in (
+        (inference.plain_one_shot, inference.one_shot),
+        (inference.plain_binary, inference.binary),
+        (inference.plain_descent, inference.gradient_descent),
+    ):
+        assert fast(model, tasks, black, inference.entropy).tolist() == [39, 39]
+        assert plain(model, tasks, black[0], inference.entropy) == 39
+
+
 @pytest.mark.parametrize(("log_base", "rounds"), [(2, 4), (3, 3), (16, 1), (1.5, 6)])
 def test_binary_inference_needs_about_log_k_rounds(monkeypatch, log_base, rounds):
     model, shape = random_tasks("fc", 13)
@@ -226,6 +238,30 @@ def test_what_waits_for_inference_may_grow_from_task_to_task(monkeypatch, queue_
         assert together[task].given == given
         counts = [{"inferred": mask, "batches": count} for mask, count in sorted(Counter(chosen).items())]
         assert together[task].inferred == counts
+
+
+@pytest.mark.parametrize("images", [1, 2, 128])
+@pytest.mark.parametrize("queued", [1, 3, 4, 7, 9])  # batches that memory is meant for
+def test_tasks_may_have_different_numbers_of_batches_of_which_the_last_is_smaller(monkeypatch, images, queued):
+    class Uneven(FakeData):
+        def update_task(self, task):
+            some = [x.repeat(4, *[1] * (x.ndim - 1))[: 3 * (task + 2) + task] for x in self.parts(task)]
+            self.val_loader = list(zip(*(x.split(3) for x in some), strict=True))
+
+        def parts(self, task):
+            return self.images[task], self.labels[task]
+
+    model, shape = random_tasks("fc", 3)
+    data, sizes, whole = Uneven(shape), [], inference.one_shot
+    monkeypatch.setattr(evaluation, "QUEUE_BYTES", queued * data.images[0, :1].nbytes * min(images, 3))
+    monkeypatch.setattr(adaptors, "one_shot", lambda m, t, x, o, **how: sizes.append(len(x)) or whole(m, t, x, o))
+    scores = evaluate(model, data, range(3), "se_oneshot_entropy_minimization", InferenceOptions(images, REAL_NEURONS))
+    assert max(sizes) <= queued
+    for task in range(3):
+        data.update_task(task)
+        each = [x[None, :images] for x, _ in data.val_loader]
+        chosen = Counter(whole(model, range(3), x, inference.entropy).item() for x in each)
+        assert {score["inferred"]: score["batches"] for score in scores[task].inferred} == chosen
 
 
 def test_evaluation_with_the_task_given_infers_nothing():

@@ -39,7 +39,7 @@ def test_threshold_keeps_scores_from_zero_up_and_passes_the_gradient_straight_th
 def test_a_masked_weight_has_the_mask_and_the_gradient_of_its_parts(tasks):
     scores = torch.randn(*tasks, 4, 5, 1, 1, generator=generator("scores")).requires_grad_()
     weight, x = torch.randn(4, 5, 1, 1, generator=generator("w")), torch.randn(7, 5, generator=generator("x"))
-    masked = masks.MaskedWeight.apply(scores, weight, masks.threshold)
+    masked = masks.MaskedWeight.apply(scores, weight, masks.threshold, True)
     assert torch.equal(masked, (scores >= 0) * weight)
     (masked.flatten(-3) @ x.T).square().sum().backward()
     mask = (scores >= 0).float().requires_grad_()

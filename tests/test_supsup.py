@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -437,11 +439,21 @@ def test_modes_of_torch_that_know_no_gradient_change_nothing(model, tmp_path):
         answers = [net.scores(x), net.scores(x, images=2), net.infer(x), net.evaluate({"a": (x, y), "b": [(x, y)]})]
         return answers, [net.logits(x), net.logits(x, "b"), net.predict(x)]
 
+    @contextmanager
+    def double():
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     answers, tensors = used(X, Y, "usual")
-    for mode in (torch.inference_mode, torch.no_grad):
+    for mode in (torch.inference_mode, torch.no_grad, double, partial(torch.autocast, "cpu", torch.bfloat16)):
         with mode():
             assert torch.is_inference_mode_enabled() == (X.clone().is_inference()) == (mode is torch.inference_mode)
-            again, others = used(X.clone(), Y.clone(), mode.__name__)
+            again, others = used(X.clone(), Y.clone(), "other")
+            assert torch.is_autocast_enabled("cpu") == isinstance(mode, partial)
+            assert (torch.get_default_dtype() == torch.float64) == (mode is double)
         assert again == answers
         assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
 

@@ -8,7 +8,7 @@ import torch
 import main
 from data import DATASETS
 from data.loader import StackedLoader
-from models import Builder, get_model, multitask
+from models import Builder, get_model, modules, multitask
 from tests.test_main import masks, rows, same_masks
 from trainers.options import TrainingOptions
 from trainers.record import RunRecord
@@ -68,10 +68,18 @@ def test_a_task_comes_out_as_it_would_alone(model, layers, options):
                 torch.testing.assert_close(together[task][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_residual_networks_train_at_once_in_mixed_precision():
+def test_residual_networks_train_at_once_in_mixed_precision(monkeypatch):
+    kinds, whole = [], modules.convolve
+
+    def seen(*given, **how):
+        kinds.append(answer.dtype) if (answer := whole(*given, **how)).requires_grad else None
+        return answer
+
+    monkeypatch.setattr(modules, "convolve", seen)
     (alone, said_alone), (together, said) = (
-        learn("GEMResNet18", {"amp": "bf16"}, 1, together, tasks=range(2)) for together in (False, True)
+        learn("GEMResNet18", {"amp": "bf16"}, 1, together, tasks=range(2), width_mult=0.5) for together in (False, True)
     )
+    assert len(kinds) == 2 * 2 * 21 and set(kinds) == {torch.bfloat16}
     assert torch.tensor(said[1]) == pytest.approx(torch.tensor(said_alone[1]), abs=0.05)  # loss and accuracy
     for name, value in alone[1].items():
         if value.dtype == torch.uint8:

@@ -88,14 +88,13 @@ def evaluate(
 
 
 class _Waiting:
-    """The first images of batches that wait for their inference.
+    """The first images of batches that wait for their inference, not more than memory is meant for.
 
     They lie in one block: small tensors that each outlive a batch would keep the memory between them from being used
     again.
 
     Args:
-        images: of each batch, this many at the most; None for all, and then not more wait than memory is meant for,
-            however many batches a task has.
+        images: of each batch, this many at the most; None for all.
         infer: from the images of some batches of one size (batches, images, ...) to the task of each.
     """
 
@@ -110,8 +109,8 @@ class _Waiting:
         """Whether those that wait should not become more."""
         return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
 
-    def add(self, x: Tensor, batches: int) -> bool:
-        """Keep the first images of batches of one size, x (some, images, ...), of a task that has so many ``batches``.
+    def add(self, x: Tensor) -> bool:
+        """Keep the first images of batches of one size, x (some, images, ...).
 
         Returns:
             Whether inference has begun, so that the layers of the model are set otherwise.
@@ -119,13 +118,14 @@ class _Waiting:
         x, waiting, before = x[:, : self.images], len(self.lengths), self.block
         more, size = x.shape[:2]
         if before is None or size > before.shape[1] or waiting + more > len(before):
-            room = batches if self.images else more
-            self.block = x.new_empty(max(waiting, QUEUE_BYTES // x[0].nbytes) + room, *x.shape[1:])
+            widest = size if before is None else max(size, before.shape[1])
+            room = max(waiting, QUEUE_BYTES // (x[0, 0].nbytes * widest)) + more
+            self.block = x.new_empty(room, widest, *x.shape[2:])
             if waiting:
                 self.block[:waiting, : before.shape[1]] = before[:waiting]
         self.block[waiting : waiting + more, :size] = x
         self.lengths += [size] * more
-        if self.images or not self.full:
+        if not self.full:
             return False
         self._infer()
         return True
@@ -184,7 +184,7 @@ def _answer(
             hits.append(torch.zeros_like(y, dtype=torch.bool) if mask is None else model(x).argmax(-1) == y)
         sizes += parts
         for part in _of_one_size(x, parts) if waiting else ():
-            if waiting.add(part, len(data.val_loader)) and mask is not None:
+            if waiting.add(part) and mask is not None:
                 multitask.select_task(model, mask)
     return _Batches(task, mask, [*right_in(hits, sizes)] if known is None else known, sizes)
 

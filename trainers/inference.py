@@ -219,11 +219,14 @@ def one_shot(
 
 
 def plain_binary(model: nn.Module, tasks: Sequence[int], x: Tensor, objective: Objective, log_base: float = 2) -> int:
-    """Binary inference: the better ``1 / log_base`` of the masks stay, until one is left (paper, algorithm 1)."""
+    """Binary inference: the better ``1 / log_base`` of the masks stay, until one is left (paper, algorithm 1).
+
+    Of masks with equal derivatives the first ones stay, as in the other ways.
+    """
     while len(tasks) > 1:
         gradient = plain_gradient(model, tasks, uniform(len(tasks), x.device), x, objective)
         left = min(len(tasks) - 1, math.ceil(len(tasks) / log_base))  # always one fewer at least, so that it ends
-        tasks = [tasks[index] for index in gradient.argsort()[:left].tolist()]
+        tasks = [tasks[index] for index in sorted(gradient.argsort(stable=True)[:left].tolist())]
     return tasks[0]
 
 
@@ -251,7 +254,7 @@ def binary(
     while left > 1:
         gradients = alpha_gradients(model, tasks, alive.float() / left, images, objective, layers=layers)
         left = min(left - 1, math.ceil(left / log_base))  # always one fewer at least, so that it ends
-        best = gradients.masked_fill(~alive, torch.inf).topk(left, dim=1, largest=False).indices
+        best = gradients.masked_fill(~alive, torch.inf).argsort(dim=1, stable=True)[:, :left]
         alive = torch.zeros_like(alive).scatter_(1, best, True)
     return torch.tensor(tasks, device=images.device)[alive.int().argmax(dim=1)]
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -50,11 +51,20 @@ def whole(name: str, value: Any) -> int:
 
 
 def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """``function`` with gradients, whatever modes of torch its caller computes in."""
+    """``function`` with gradients and in float32, whatever modes of torch its caller computes in."""
 
     @wraps(function)
     def call(*args: Given.args, **more: Given.kwargs) -> Answer:
-        with torch.inference_mode(False), torch.enable_grad():
-            return function(*args, **more)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            with ExitStack() as modes:
+                modes.enter_context(torch.inference_mode(False))
+                modes.enter_context(torch.enable_grad())
+                for kind in ("cpu", "cuda"):
+                    modes.enter_context(torch.autocast(kind, enabled=False))
+                return function(*args, **more)
+        finally:
+            torch.set_default_dtype(before)
 
     return call
