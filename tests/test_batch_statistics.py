@@ -111,8 +111,8 @@ def test_batches_are_inferred_as_wholes_from_the_logits_of_their_first_images(bn
 def test_every_step_of_inference_sees_whole_batches(adaptor, monkeypatch):
     model, data, seen, whole = with_random_masks(Small(Builder(RNG, TASKS))), Data(), set(), inference.alpha_gradients
 
-    def remember(model, tasks, alphas, images, objective, *more):
-        gradients = whole(model, tasks, alphas, images, objective, *more)
+    def remember(model, tasks, alphas, images, objective, **how):
+        gradients = whole(model, tasks, alphas, images, objective, **how)
         for x, a, gradient in zip(images, alphas.expand(len(images), TASKS), gradients, strict=True):
             a = a.clone().requires_grad_()
             slow = torch.autograd.grad(inference.entropy(plain_small(model, a, x)[:1]), a)[0]
