@@ -350,7 +350,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         images, here = torch.stack(heads)[order.to(device)], torch.tensor(truth)[order]  # (many, 1, 1, 28, 28)
         few = torch.linspace(0, min(many, len(heads)) - 1, 3 if tasks > 250 else 15).long()  # of every task some
         model = model_of(tasks, learned, device)
-        layers = [module for module in model.modules() if isinstance(module, superposition.SuperposedModule)]
+        layers = [layer for _, layer in multitask.named(model, superposition.SuperposedModule)]
         masks = []
         for layer in layers:
             floats = torch.empty(tasks, *layer.weight.shape[:2], device=device)
