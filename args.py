@@ -488,6 +488,13 @@ def make_parser() -> _Parser:
     )
     add("--adapt-steps", type=_number(int, 1), help="steps of se_gradient_minimization")
     add(
+        "--adapt-tries",
+        type=_number(int, 1),
+        metavar="N",
+        help="hopfield_recovery: recover N times, each time without the masks found before, and keep the mask whose "
+        "outputs are the surest (default: %(default)s)",
+    )
+    add(
         "--infer",
         choices=("exact", "screened", "auto"),
         help="one-shot inference: exact; screened by a few units first, which is faster among many masks "

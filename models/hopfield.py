@@ -98,12 +98,19 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
     def memory(self) -> dict[str, Tensor]:
         return {"psi": self.psi, "mean": self.mean}
 
-    def begin_recovery(self) -> nn.Parameter:
-        self.mask, self.scores = None, nn.Parameter(self.mean.clone())
+    def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
+        start = self.mean.clone()
+        for mask in found:
+            start -= (2 * mask - 1) / len(self.stored)
+        self.mask, self.scores = None, nn.Parameter(start)
         return self.scores
 
-    def end_recovery(self) -> None:
+    def end_recovery(self) -> Tensor:
         self.mask, self.scores = self.mask_in_use().detach(), None
+        return self.mask
+
+    def use_recovered(self, mask: Tensor) -> None:
+        self.mask = mask
 
     def energy(self) -> Tensor:
         z = 2 * self.mask_in_use() - 1

@@ -160,12 +160,17 @@ class RecoveringModule(MultitaskModule):
         """All that recovery knows of the learned tasks, by name."""
 
     @abstractmethod
-    def begin_recovery(self) -> nn.Parameter:
-        """Compute with a mask made of scores that start from what all tasks have in common; returns the scores."""
+    def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
+        """Compute with a mask made of scores that start from what all tasks have in common, without what the masks
+        ``found`` before have in it; returns the scores."""
 
     @abstractmethod
-    def end_recovery(self) -> None:
-        """Compute with the recovered mask from now on."""
+    def end_recovery(self) -> Tensor:
+        """Compute with the recovered mask from now on; returns it."""
+
+    @abstractmethod
+    def use_recovered(self, mask: Tensor) -> None:
+        """Compute with a mask that ``end_recovery`` has returned."""
 
     @abstractmethod
     def energy(self) -> Tensor:
@@ -392,15 +397,25 @@ def recovery_memory(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def begin_recovery(model: nn.Module) -> list[nn.Parameter]:
-    """Start to recover a mask in every layer that can; returns the scores."""
-    return [module.begin_recovery() for _, module in named(model, RecoveringModule)]
+def begin_recovery(model: nn.Module, found: Sequence[Sequence[Tensor]] = ()) -> list[nn.Parameter]:
+    """Start to recover a mask in every layer that can; returns the scores.
+
+    Args:
+        found: what ``end_recovery`` returned before; these masks are looked away from.
+    """
+    modules = [module for _, module in named(model, RecoveringModule)]
+    return [module.begin_recovery([masks[layer] for masks in found]) for layer, module in enumerate(modules)]
 
 
-def end_recovery(model: nn.Module) -> None:
-    """Compute with the recovered mask in every layer."""
-    for _, module in named(model, RecoveringModule):
-        module.end_recovery()
+def end_recovery(model: nn.Module) -> list[Tensor]:
+    """Compute with the recovered mask in every layer; returns the masks."""
+    return [module.end_recovery() for _, module in named(model, RecoveringModule)]
+
+
+def use_recovered(model: nn.Module, masks: Sequence[Tensor]) -> None:
+    """Compute with masks that ``end_recovery`` has returned."""
+    for (_, module), mask in zip(named(model, RecoveringModule), masks, strict=True):
+        module.use_recovered(mask)
 
 
 def energy(model: nn.Module) -> Tensor:

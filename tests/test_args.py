@@ -71,6 +71,7 @@ VALUES = {
     "--nns-surprise": "4.0",
     "--adapt-lr": "2.0",
     "--adapt-steps": "3",
+    "--adapt-tries": "2",
     "--infer": "screened",
     "--infer-layers": "2",
     "--gamma": "0.5",

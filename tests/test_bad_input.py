@@ -126,6 +126,7 @@ def refused(tmp_path, capsys):
         "--stream-jitter": ["-1", "0.5"],
         "--adapt-lr": ["0", "-2", "nan", "inf"],
         "--adapt-steps": ["0", "1.5"],
+        "--adapt-tries": ["0", "1.5"],
         "--infer": ["fast", ""],
         "--infer-layers": ["0", "-2", "1.5", "last", ""],
         "--gamma": ["-1", "nan", "inf"],

@@ -142,6 +142,38 @@ def test_of_a_single_batch_the_objective_and_the_energy_lead_alike(monkeypatch):
     assert factors == [0.25]
 
 
+def test_each_further_try_starts_without_what_was_found_and_the_surest_mask_is_kept(monkeypatch):
+    builder = Builder(partial(generator, 0), 3, "StandardConv", "FastHopMaskBN", width_mult=0.1)
+    model, starts, goals = get_model("BNNet", builder, SHAPE, OUTPUTS), [], [1, 0, 2]
+    for task in range(3):
+        multitask.begin_task(model, task, partial(generator, task))
+        for index, scores in enumerate(multitask.task_parameters(model).values()):
+            scores.data.copy_(torch.randn(len(scores), generator=generator("tries", index, task)))
+        multitask.end_task(model)
+    stored = [
+        [2 * masks.unpack(layer.packed[task], layer.planes) - 1 for layer in layers_of(model)] for task in range(3)
+    ]
+
+    def descend(model, *_):
+        goal = goals[len(starts)]
+        starts.append([layer.scores.detach().clone() for layer in layers_of(model)])
+        for layer, z in zip(layers_of(model), stored[goal], strict=True):
+            layer.scores.data.copy_(z)
+        return [{"step": goal}]
+
+    def objective(logits):  # of two batches of 3 images and one of 1
+        return multitask.hamming_distance(model, 0) + len(logits) / 100
+
+    monkeypatch.setattr(hopfield, "_descend", descend)
+    images = torch.randn(7, *SHAPE, generator=generator("batches"))
+    steps = hopfield.recover(model, [(x, None) for x in images.split(3)], 2, objective, tries=3)
+    assert steps == [{"step": 0}] and multitask.hamming_distance(model, 0) == 0
+    left = ([0, 1, 2], [0, 2], [2])
+    for start, tasks in zip(starts, left, strict=True):
+        for layer, scores in enumerate(start):
+            assert torch.allclose(scores, sum(stored[task][layer] for task in tasks) / 3, atol=1e-6)
+
+
 def test_a_run_reports_every_step_of_recovery(call, tmp_path):
     words = "--set SplitDigits --num-tasks 2 --model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --epochs 3 "
     words += "--optimizer sgd --lr 0.1 --batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --output-size 10"

@@ -97,4 +97,5 @@ def hopfield_recovery(model: nn.Module, loader, task: int, options: InferenceOpt
         gamma=options.gamma,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
+        tries=options.adapt_tries,
     )

@@ -181,6 +181,7 @@ class InferenceOptions:
         real_neurons: outputs that stand for classes; the others are superfluous (objective G).
         log_base: of binary inference.
         adapt_lr, adapt_steps: of gradient descent, on coefficients or on a mask; None for the adaptor's own.
+        adapt_tries: how often a mask is recovered from the Hopfield network, to keep the best.
         gamma: weight of the energy when a mask is recovered from the Hopfield network.
         momentum, weight_decay: of the optimiser that recovers it.
         unshared_labels: whether a batch whose task is inferred wrong counts as wrong as a whole.
@@ -193,6 +194,7 @@ class InferenceOptions:
     log_base: float = 2.0
     adapt_lr: float | None = None
     adapt_steps: int = 10
+    adapt_tries: int = 1
     gamma: float = 1.5e-3
     momentum: float = 0.9
     weight_decay: float = 0.0

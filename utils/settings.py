@@ -18,7 +18,7 @@ OUTCOME = frozenset(
         *("nns_every", "nns_epsilon", "nns_surprise"),
         *("amp", "channels_last", "compile", "tf32", "fast"),
         *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
-        *("gamma", "unshared_labels", "infer", "infer_layers"),
+        *("adapt_tries", "gamma", "unshared_labels", "infer", "infer_layers"),
     }
 )
 # Which of the tasks a run learns: runs that differ in these may be parts of one.

@@ -45,6 +45,7 @@ VALUES = {
     "real-neurons": ["1", "10", "50"],
     "log-base": ["1.5", "2", "10"],
     "adapt-steps": ["1", "2"],
+    "adapt-tries": ["1", "2"],
     "tasks-in-parallel": ["1", "2"],
 }
 NUMBERS = ["0", "1", "0.5", "1e-3"]
