@@ -42,7 +42,8 @@ def recover(
         the mask differs from the task's own), ``objective`` and ``energy`` (not in the end).
     """
     found: list[list[Tensor]] = []
-    best, kept, steps = math.inf, 0, []
+    steps: list[dict[str, float]] = []
+    best, kept = math.inf, 0
     for attempt in range(tries):
         scores = multitask.begin_recovery(model, found)
         optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
