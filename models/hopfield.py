@@ -99,10 +99,10 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         return {"psi": self.psi, "mean": self.mean}
 
     def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
-        start = self.mean.clone()
+        total = (self.mean * len(self.stored)).round()  # whole numbers, so that places where masks tie are 0 and kept
         for mask in found:
-            start -= (2 * mask - 1) / len(self.stored)
-        self.mask, self.scores = None, nn.Parameter(start)
+            total -= 2 * mask - 1
+        self.mask, self.scores = None, nn.Parameter(total / max(1, len(self.stored)))
         return self.scores
 
     def end_recovery(self) -> Tensor:

@@ -136,8 +136,9 @@ def load_into(places: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         ValueError: the names, a shape or a type are not those of the places.
     """
     if set(state) != set(places):
-        total = sum(place.nbytes for place in places.values())
-        raise ValueError(f"a task of this layer is {', '.join(places)}, {total} bytes")
+        here, there = sorted(set(places) - set(state)), sorted(set(state) - set(places))
+        named = [f"{word} {', '.join(names)}" for word, names in (("lacks", here), ("has", there)) if names]
+        raise ValueError(f"what should be of {len(places)} tensors {' and '.join(named)}")
     for name, place in places.items():
         if state[name].dtype != place.dtype or state[name].shape != place.shape:
             raise ValueError(f"{name} of this layer is {place.nbytes} bytes, {place.dtype} {tuple(place.shape)}")

@@ -143,7 +143,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
-        if self.in_stack:
+        if self.in_stack and not torch.is_autocast_enabled(x.device.type):
             x = x.float()  # vmap's batch norm knows one type for values and statistics
         if self.mean is None:
             return normalise(x, self.eps)

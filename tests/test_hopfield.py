@@ -161,8 +161,8 @@ def test_each_further_try_starts_without_what_was_found_and_the_surest_mask_is_k
             layer.scores.data.copy_(z)
         return [{"step": goal}]
 
-    def objective(logits):  # of two batches of 3 images and one of 1
-        return multitask.hamming_distance(model, 0) + len(logits) / 100
+    def objective(logits):
+        return multitask.hamming_distance(model, 0)
 
     monkeypatch.setattr(hopfield, "_descend", descend)
     images = torch.randn(7, *SHAPE, generator=generator("batches"))
@@ -172,6 +172,30 @@ def test_each_further_try_starts_without_what_was_found_and_the_surest_mask_is_k
     for start, tasks in zip(starts, left, strict=True):
         for layer, scores in enumerate(start):
             assert torch.allclose(scores, sum(stored[task][layer] for task in tasks) / 3, atol=1e-6)
+
+
+def test_the_objective_of_a_try_is_the_mean_over_images():
+    model = network()
+    store(model, 0)
+    multitask.select_task(model, 0)
+    images = torch.randn(7, *SHAPE, generator=generator("mean"))
+    values = iter([torch.tensor(2.0), torch.tensor(5.0), torch.tensor(9.0)])
+    mean = hopfield._mean(model, [(x, None) for x in images.split(3)], lambda logits: next(values))
+    assert mean == pytest.approx((3 * 2 + 3 * 5 + 9) / 7)
+
+
+def test_places_in_which_masks_tie_are_kept_at_the_start():
+    layer = Builder(partial(generator, 0), 6, bn_type="FastHopMaskBN").batchnorm(1000)
+    for task in range(6):
+        layer.begin_task(task, generator("unused"))
+        layer.scores.data.copy_(torch.randn(1000, generator=generator("ties", task)))
+        layer.end_task()
+    stored = [2 * masks.unpack(layer.packed[task], 1000) - 1 for task in range(6)]
+    for found in ((), (4,), (2, 5)):
+        layer.begin_recovery([(stored[task] + 1) / 2 for task in found])
+        left = sum(z for task, z in enumerate(stored) if task not in found)
+        assert torch.equal(layer.mask_in_use(), (left >= 0).float()) and (found == (4,) or (left == 0).any())
+        layer.end_recovery()
 
 
 def test_a_run_reports_every_step_of_recovery(call, tmp_path):

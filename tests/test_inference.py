@@ -1,5 +1,6 @@
 """Task inference against its slow, obvious form: autograd through the weighted sum of float masks."""
 
+import math
 from collections import Counter
 from functools import partial
 
@@ -82,6 +83,17 @@ def slow_gradient(model, kind, layers, alphas, x, objective):
     return alphas.grad
 
 
+def slow_binary(model, kind, layers, x, objective, num_tasks, log_base=2):
+    alive = list(range(num_tasks))
+    while len(alive) > 1:
+        alphas = torch.zeros(num_tasks)
+        alphas[alive] = 1 / len(alive)
+        gradient = slow_gradient(model, kind, layers, alphas, x, objective)
+        alive.sort(key=lambda task: gradient[task].item())
+        alive = alive[: min(len(alive) - 1, math.ceil(len(alive) / log_base))]
+    return alive[0]
+
+
 FAST = {
     "entropy": inference.entropy,
     "superfluous": partial(inference.superfluous, real_neurons=REAL_NEURONS),
@@ -125,8 +137,9 @@ class TestAgainstAutograd:
         slow = [slow_gradient(model, kind, layers, alphas, x, objective).argmin().item() for x in batches]
         assert inference.one_shot(model, tasks, batches, FAST[objective]).tolist() == slow
         for log_base in (2, 3):
-            slow = [inference.plain_binary(model, tasks, x, FAST[objective], log_base) for x in batches]
+            slow = [slow_binary(model, kind, layers, x, objective, self.NUM_TASKS, log_base) for x in batches]
             assert inference.binary(model, tasks, batches, FAST[objective], log_base).tolist() == slow
+            assert [inference.plain_binary(model, tasks, x, FAST[objective], log_base) for x in batches] == slow
 
 
 @pytest.mark.parametrize("objective", FAST)

@@ -149,6 +149,7 @@ def test_a_run_cut_short_goes_on_with_what_it_has_not_kept(tmp_path, monkeypatch
         (["--train-weight-tasks", "1"], "with --train-weight-tasks 1 tasks train weights that they share"),
         (["--model", "GEMResNet18", "--bn-type", "StandardBN"], "StandardBN has statistics that all tasks share"),
         (["--multigpu", "cpu,cpu"], "needs one device"),
+        (["--model", "GEMResNet18", "--width-mult", "0.2", "--compile", "--amp", "bf16"], "with --amp bf16, --compile"),
         (["--set", "SplitDigits"], "SplitDigits cannot serve several at once: the tasks have not equally many images"),
     ],
 )

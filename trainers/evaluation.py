@@ -63,28 +63,20 @@ def evaluate(
         known: of tasks whose right answers with the task given are known, how many each batch has.
     """
     candidates = tasks if candidates is None else candidates
-    way, scores, answered, waiting = ADAPTORS[adaptor], [], [], None
+    way, waiting = ADAPTORS[adaptor], None
     if way.recovers:
         return [_recover(model, data, task, candidates, way.load(), options) for task in progress(tasks)]
     if way.infers:
         images = None if multitask.has_batch_norm(model) else options.data_to_repeat
         waiting = _Waiting(images, partial(way.load(), model, candidates, options=options))
 
-    def finish() -> None:
-        if waiting and answered:
-            inferred = waiting.inferred()
-            for batches, part in zip(answered, inferred.split([len(b.sizes) for b in answered]), strict=True):
-                batches.inferred = part
-        scores.extend(_score(model, data, batches, options) for batches in answered)
-        answered.clear()
-
-    for task in progress(tasks):
-        answered.append(_answer(model, data, task, mask_of(task), waiting, known.get(task)))
-        # Batches of many tasks go through the superposed network together, as many as memory allows.
-        if waiting and waiting.full:
-            finish()
-    finish()
-    return scores
+    # Batches of many tasks go through the superposed network together, as many as memory allows.
+    answered = [_answer(model, data, task, mask_of(task), waiting, known.get(task)) for task in progress(tasks)]
+    if waiting and answered:
+        inferred = waiting.inferred().split([len(batches.sizes) for batches in answered])
+        for batches, part in zip(answered, inferred, strict=True):
+            batches.inferred = part
+    return [_score(model, data, batches, options) for batches in answered]
 
 
 class _Waiting:
@@ -142,11 +134,10 @@ class _Waiting:
         self.known.append(inferred)
 
     def inferred(self) -> Tensor:
-        """The task of every batch since the last call, int64 (batches,) in host memory; none wait after it."""
+        """The task of every batch, int64 (batches,) in host memory; none wait after it."""
         if self.lengths:
             self._infer()
-        known, self.known = torch.cat(self.known), []
-        return known
+        return torch.cat(self.known)
 
 
 @dataclass

@@ -29,8 +29,8 @@ def recover(
     over the batches; of a single batch it is ½. The model is left with the recovered mask.
 
     That may be another task's. With several ``tries`` (the paper has one) the next one starts from the mean without
-    the masks found so far, which after another task's leaves those that are not ruled out; kept is the mask of which
-    the objective, over all data, is the smallest.
+    the masks found so far, until one is found again; kept is the mask of which the objective, over all data, is the
+    smallest.
 
     Args:
         task: the one that the data are of; only to measure how far away its mask is.
@@ -48,9 +48,12 @@ def recover(
         scores = multitask.begin_recovery(model, found)
         optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
         went = _descend(model, loader, task, objective, gamma, optimizer)
-        found.append(multitask.end_recovery(model))
+        masks = multitask.end_recovery(model)
+        if any(all(map(torch.equal, masks, others)) for others in found):
+            break  # the next start would be this one again
+        found.append(masks)
         value = _mean(model, loader, objective) if tries > 1 else 0.0
-        if value < best or not steps:
+        if not steps or value < best or math.isnan(best):
             best, kept, steps = value, attempt, went
     multitask.use_recovered(model, found[kept])
     return steps

@@ -51,7 +51,8 @@ def whole(name: str, value: Any) -> int:
 
 
 def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """``function`` with gradients and in float32, whatever modes of torch its caller computes in."""
+    """``function`` with gradients and in float32, whatever its caller has told torch: no gradients, inference mode,
+    another default type, autocast of a processor or of CUDA."""
 
     @wraps(function)
     def call(*args: Given.args, **more: Given.kwargs) -> Answer:
