@@ -10,6 +10,10 @@ from models.layers import LayerOptions, load_into
 from models.multitask import BatchModule, RecoveringModule, places
 from models.norms import normalise
 
+AWAY = (
+    1.1  # times a found mask is taken from the sum of all: more than once, so that where the others tie it is shunned
+)
+
 
 class FastHopMaskBN(RecoveringModule, BatchModule):
     """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
@@ -99,9 +103,9 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         return {"psi": self.psi, "mean": self.mean}
 
     def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
-        total = (self.mean * len(self.stored)).round()  # whole numbers, so that places where masks tie are 0 and kept
+        total = (self.mean * len(self.stored)).round()  # of whole numbers, which a mean of float32 is not made of
         for mask in found:
-            total -= 2 * mask - 1
+            total -= AWAY * (2 * mask - 1)
         self.mask, self.scores = None, nn.Parameter(total / max(1, len(self.stored)))
         return self.scores
 

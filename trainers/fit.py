@@ -111,7 +111,9 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
     if "," in (s.multigpu or ""):
         raise UserError(f"{setting}: needs one device, not `multigpu` {s.multigpu}")
     if s.compile and s.amp and not multitask.computes_stacked(model):
-        raise UserError(f"{setting}: with `amp` {s.amp}, `compile` would take one task's convolutions after the other's")
+        raise UserError(
+            f"{setting}: with `amp` {s.amp}, `compile` would take one task's convolutions after the other's"
+        )
     if ":" in s.model:
         try:
             _try_at_once(s, data, model, trainer)
