@@ -10,9 +10,8 @@ from models.layers import LayerOptions, load_into
 from models.multitask import BatchModule, RecoveringModule, places
 from models.norms import normalise
 
-AWAY = (
-    1.1  # times a found mask is taken from the sum of all: more than once, so that where the others tie it is shunned
-)
+# Times a found mask is taken from the sum of all: more than once, so that where the others tie it is shunned.
+AWAY = 1.1
 
 
 class FastHopMaskBN(RecoveringModule, BatchModule):
