@@ -136,9 +136,9 @@ def load_into(places: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         ValueError: the names, a shape or a type are not those of the places.
     """
     if set(state) != set(places):
-        here, there = sorted(set(places) - set(state)), sorted(set(state) - set(places))
-        named = [f"{word} {', '.join(names)}" for word, names in (("lacks", here), ("has", there)) if names]
-        raise ValueError(f"what should be of {len(places)} tensors {' and '.join(named)}")
+        missing, other = sorted(set(places) - set(state)), sorted(set(state) - set(places))
+        named = [f"{verb} {', '.join(names)}" for verb, names in (("lacks", missing), ("has", other)) if names]
+        raise ValueError(f"what is loaded {' and '.join(named)}")
     for name, place in places.items():
         if state[name].dtype != place.dtype or state[name].shape != place.shape:
             raise ValueError(f"{name} of this layer is {place.nbytes} bytes, {place.dtype} {tuple(place.shape)}")

@@ -229,7 +229,7 @@ SHORT = "--set DigitsPerm --num-tasks 1 --threads 1 --multigpu cpu --adaptor gt"
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_short_task_that_no_gradient_reaches_is_named(at_once, tmp_path, capsys, monkeypatch):
-    nothing = staticmethod(lambda ctx, gradient: (torch.zeros_like(gradient), None, None))
+    nothing = staticmethod(lambda ctx, gradient: (torch.zeros_like(gradient), None, None, None))
     monkeypatch.setattr(MaskedWeight, "backward", nothing)
     words = f"{SHORT} --num-tasks 2 --epochs 1 --output-size 100 --tasks-in-parallel {at_once} --log-dir {tmp_path}"
     assert main.main(words.split()) == 1

@@ -128,7 +128,7 @@ def test_a_state_of_another_network_is_refused():
         multitask.load_task_state(network(name="FC1024"), 0, state)
     with pytest.raises(ValueError, match="no layer"):
         multitask.load_task_state(network(), 0, {"other.mask": torch.zeros(1, dtype=torch.uint8)})
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(ValueError, match="lacks mask"):
         multitask.load_task_state(network(), 0, dict(list(state.items())[:1]))
 
 
