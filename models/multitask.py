@@ -318,13 +318,18 @@ def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Te
 
     def call_each(x: Tensor) -> Tensor:
         used = _stacked(model, state)
-        if not torch.is_autocast_enabled(x.device.type):
+        if not in_mixed_precision(x):
             return vmap(call)(used, x)
         # Autocast does not reach convolutions that are mapped.
         alone = [{name: values[place] for name, values in used.items()} for place in range(len(x))]
         return torch.stack([call(own, images) for own, images in zip(alone, x, strict=True)])
 
     return call_stack if computes_stacked(model) else call_each
+
+
+def in_mixed_precision(x: Tensor) -> bool:
+    """Whether autocast is on for the device of ``x``."""
+    return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
 
 
 def computes_stacked(model: nn.Module) -> bool:

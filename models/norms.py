@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers import LayerOptions, load_into
-from models.multitask import BatchModule, Gather, MultitaskModule, named, places
+from models.multitask import BatchModule, Gather, MultitaskModule, in_mixed_precision, named, places
 
 
 def is_statistic(name: str) -> bool:
@@ -143,7 +143,7 @@ class MultitaskNonAffineBN(MultitaskModule, BatchModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, planes, height, width), normalised."""
-        if self.in_stack and not torch.is_autocast_enabled(x.device.type):
+        if self.in_stack and not in_mixed_precision(x):
             x = x.float()  # vmap's batch norm knows one type for values and statistics
         if self.mean is None:
             return normalise(x, self.eps)
