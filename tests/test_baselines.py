@@ -17,7 +17,7 @@ PLAIN = (
     "--conv-type StandardConv --conv-init kaiming_normal --train-weight-tasks -1 --train-weight-lr 1e-3 --adaptor gt"
 )
 HOPFIELD = "--set SplitDigits --model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --optimizer sgd --lr 0.1 "
-HOPFIELD += "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery"
+HOPFIELD += "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --width-mult 0.25"
 RUNS = {
     "HopSupSup": HOPFIELD,
     "BatchE, given": f"{BATCHE} --adaptor gt",

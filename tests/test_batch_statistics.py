@@ -38,7 +38,7 @@ def with_random_masks(model):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("name, shape", [("BNNet", (1, 6, 6)), ("GEMResNet18", (3, 32, 32))])
 def test_gradients_are_those_of_autograd_through_the_whole_batch(name, shape, objective, first):
-    model = with_random_masks(get_model(name, Smooth(RNG, TASKS), shape, 8))
+    model = with_random_masks(get_model(name, Smooth(RNG, TASKS, width_mult=0.5), shape, 8))
     batches = torch.randn(2, 6, *shape, generator=generator("images", name))
     of_first = inference.of_first(OBJECTIVES[objective], first)
     for alphas in (inference.uniform(TASKS, "cpu"), torch.rand(2, TASKS, generator=generator("alphas")).softmax(1)):

@@ -18,7 +18,7 @@ SPLIT = "--set SplitDigits --output-size 10 "  # has five tasks
 SCENARIOS = {
     "permutations": "--set DigitsPerm --num-tasks 10 --epochs 1 --eval-ckpts 3,7",
     "HopSupSup": SPLIT + "--model BNNet --conv-type StandardConv --bn-type FastHopMaskBN --optimizer sgd --lr 0.1 "
-    "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --epochs 2 --iter-lim 8",
+    "--batch-size 32 --test-batch-size 8 --adaptor hopfield_recovery --epochs 2 --iter-lim 8 --width-mult 0.25",
     "NNs": "--set DigitsPerm --trainer nns --num-tasks 10 --nns-every 12 --epochs 2",
     "transfer": SPLIT + "--model GEMResNet18 --conv-type MultitaskMaskConv --bn-type MultitaskNonAffineBN "
     "--trainer reinit --reinit-adapt running_mean --sparsity 0.3 --adaptor gt --epochs 1 --iter-lim 3 --batch-size 16",
