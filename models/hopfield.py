@@ -28,7 +28,7 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
     per_task = ("packed",)
     packed: Tensor
     psi: Tensor
-    mean: Tensor
+    total: Tensor
     mask: Tensor | None
     scores: nn.Parameter | None
 
@@ -37,7 +37,7 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         self.num_tasks, self.planes = options.num_tasks, planes
         self.register_buffer("packed", masks.pack(torch.zeros(self.num_tasks, planes)), persistent=False)
         self.register_buffer("psi", torch.zeros(planes, planes), persistent=False)
-        self.register_buffer("mean", torch.zeros(planes), persistent=False)  # of the stored z
+        self.register_buffer("total", torch.zeros(planes), persistent=False)  # of the stored z: whole numbers
         self.register_buffer("mask", None, persistent=False)
         self.register_parameter("scores", None)
         self.stored: list[int] = []
@@ -80,7 +80,12 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         self.psi += (torch.outer(z, z - h) - torch.outer(h, z)) / self.planes
         self.psi.diagonal().sub_(1 / self.planes)
         self.stored.append(task)
-        self.mean += (z - self.mean) / len(self.stored)
+        self.total += z
+
+    @property
+    def mean(self) -> Tensor:
+        """Of the stored z, (planes,)."""
+        return self.total / max(1, len(self.stored))
 
     def _mask_of(self, task: int) -> Tensor:
         return masks.unpack(self.packed[self.check_task(task)], self.planes)
@@ -99,10 +104,10 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         self._store(task)
 
     def memory(self) -> dict[str, Tensor]:
-        return {"psi": self.psi, "mean": self.mean}
+        return {"psi": self.psi, "total": self.total}
 
     def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
-        total = (self.mean * len(self.stored)).round()  # of whole numbers, which a mean of float32 is not made of
+        total = self.total.clone()
         for mask in found:
             total -= AWAY * (2 * mask - 1)
         self.mask, self.scores = None, nn.Parameter(total / max(1, len(self.stored)))

@@ -96,11 +96,6 @@ class _Waiting:
         self.block: Tensor | None = None
         self.known: list[Tensor] = []
 
-    @property
-    def full(self) -> bool:
-        """Whether those that wait should not become more."""
-        return bool(self.lengths) and len(self.lengths) * self.block[0].nbytes >= QUEUE_BYTES
-
     def add(self, x: Tensor) -> bool:
         """Keep the first images of batches of one size, x (some, images, ...).
 
@@ -117,7 +112,7 @@ class _Waiting:
                 self.block[:waiting, : before.shape[1]] = before[:waiting]
         self.block[waiting : waiting + more, :size] = x
         self.lengths += [size] * more
-        if not self.full:
+        if len(self.lengths) * self.block[0].nbytes < QUEUE_BYTES:
             return False
         self._infer()
         return True

@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -59,11 +58,8 @@ def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
-            with ExitStack() as modes:
-                modes.enter_context(torch.inference_mode(False))
-                modes.enter_context(torch.enable_grad())
-                for kind in ("cpu", "cuda"):
-                    modes.enter_context(torch.autocast(kind, enabled=False))
+            processor, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+            with torch.inference_mode(False), torch.enable_grad(), processor, gpu:
                 return function(*args, **more)
         finally:
             torch.set_default_dtype(before)
