@@ -18,7 +18,7 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
     """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
 
     A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the
-    mean of all masks it is all that recovery knows of them. The masks themselves are kept as bits, uint8
+    sum of all masks it is all that recovery knows of them. The masks themselves are kept as bits, uint8
     (num_tasks, ceil(d / 8)), though recovery needs none: to select a task that is given, to measure what is recovered,
     and to make ``psi`` again when a checkpoint is loaded, which is smaller for that.
     """
