@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,15 @@ from torch import Tensor, nn
 from models import multitask
 
 LR = 500.0
+
+
+@dataclass(frozen=True)
+class _Try:
+    """One way to a mask: where it ended in each layer, its steps, and the mean of the objective over all data."""
+
+    masks: list[Tensor]
+    steps: list[dict[str, float]]
+    objective: float
 
 
 def recover(
@@ -41,22 +51,18 @@ def recover(
         For each step of the try that is kept, and for its end: ``step`` (batches so far), ``hamming`` (places in which
         the mask differs from the task's own), ``objective`` and ``energy`` (not in the end).
     """
-    found: list[list[Tensor]] = []
-    steps: list[dict[str, float]] = []
-    best, kept = math.inf, 0
-    for attempt in range(tries):
-        scores = multitask.begin_recovery(model, found)
+    found: list[_Try] = []
+    for _ in range(tries):
+        scores = multitask.begin_recovery(model, [one.masks for one in found])
         optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        went = _descend(model, loader, task, objective, gamma, optimizer)
+        steps = _descend(model, loader, task, objective, gamma, optimizer)
         masks = multitask.end_recovery(model)
-        if any(all(map(torch.equal, masks, others)) for others in found):
+        if any(all(map(torch.equal, masks, one.masks)) for one in found):
             break  # the next start would be this one again
-        found.append(masks)
-        value = _mean(model, loader, objective) if tries > 1 else 0.0
-        if not steps or value < best or math.isnan(best):
-            best, kept, steps = value, attempt, went
-    multitask.use_recovered(model, found[kept])
-    return steps
+        found.append(_Try(masks, steps, _mean(model, loader, objective) if tries > 1 else 0.0))
+    best = min(found, key=lambda one: math.inf if math.isnan(one.objective) else one.objective)
+    multitask.use_recovered(model, best.masks)
+    return best.steps
 
 
 @torch.no_grad()
