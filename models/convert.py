@@ -5,7 +5,8 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -82,6 +83,8 @@ class TaskNorm(MultitaskNonAffineBN):
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = getattr(norm, name)
             self.register_buffer(f"given_{name}", None if value is None else value.detach().clone())
+        of_passes = ("_forward_", "_backward_")  # the user's hooks go where the norm goes
+        vars(self).update({name: value for name, value in vars(norm).items() if name.startswith(of_passes)})
 
     @property
     def mixes_images(self) -> bool:
@@ -94,10 +97,10 @@ class TaskNorm(MultitaskNonAffineBN):
             y = super().forward(planes).view_as(x)
         else:
             y = normalise(planes, self.eps, gather=self.gather if self.training else None).view_as(x)
-        if self.given_weight is not None and self.given_bias is not None:
-            shape = (-1, *[1] * (x.ndim - 2))
-            y = y * self.given_weight.view(shape) + self.given_bias.view(shape)
-        return y
+        shape = (-1, *[1] * (x.ndim - 2))
+        if self.given_weight is not None:
+            y = y * self.given_weight.view(shape)
+        return y if self.given_bias is None else y + self.given_bias.view(shape)
 
     def begin_task(self, task: int, generator: torch.Generator) -> None:
         super().begin_task(task, generator)
@@ -125,6 +128,7 @@ def convert(
     Masked are the weights of ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` and the projections of
     ``nn.MultiheadAttention``. Batch norms keep statistics for each task. Layer norms, embeddings and parameters of
     modules that hold other layers (class tokens, position embeddings) stay as they are. Nothing but masks is trained.
+    Layers that share a weight get a mask each; a layer that stands in several places has one.
 
     Args:
         rng: a key to a generator; the weight of the n-th masked layer is drawn from ``rng("weight", n)``.
@@ -140,7 +144,12 @@ def convert(
         ValueError: a layer has weights that cannot be masked, which the message names, or no layer has any that can.
     """
     _check(model)
-    model, options, count = copy.deepcopy(model).float(), LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
+    try:
+        model = copy.deepcopy(model).float()
+    except RuntimeError as error:  # of a tensor that a layer keeps, which is part of a graph
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{type(model).__name__} cannot be copied, for it keeps what it computed: {said}") from error
+    options, count = LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
     for module, name in list(_weights(model)):
         weight = getattr(module, name)
         masked = MASKS[masks](weight, options).to(weight.device)
@@ -155,12 +164,61 @@ def convert(
         masks_of = cast(nn.ModuleDict, module.parametrizations)
         masks_of[name].original = nn.Parameter(weight.new_empty(0))
         count += 1
-    for parent in list(model.modules()):
-        for key, norm in list(parent.named_children()):
-            if isinstance(norm, NORMS):
-                device = next((value.device for value in (*norm.parameters(), *norm.buffers())), None)
-                setattr(parent, key, TaskNorm(norm, options, statistics=norms == "task").to(device))
+    _give_tasks_norms(model, options, norms == "task")
     return model.requires_grad_(False)
+
+
+def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool) -> None:
+    """Put a ``TaskNorm`` in the place of each batch norm; one that stands in several places does so afterwards."""
+    instead: dict[nn.Module, TaskNorm] = {}
+    for parent in list(model.modules()):
+        for key, norm in list(parent._modules.items()):  # ``named_children`` gives a module once
+            if isinstance(norm, NORMS):
+                if norm not in instead:
+                    device = next((value.device for value in (*norm.parameters(), *norm.buffers())), None)
+                    instead[norm] = TaskNorm(norm, options, statistics=statistics).to(device)
+                setattr(parent, key, instead[norm])
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Within, no training may change a buffer that the user's own modules keep: it would change for all tasks.
+
+    Buffers that no ``state_dict`` has are caches, and may.
+
+    Raises:
+        ValueError: one has changed; all are again what they were.
+    """
+
+    def places() -> dict[str, tuple[nn.Module, str, Tensor]]:
+        kept = model.state_dict(keep_vars=True)
+        return {
+            f"{name}.{key}".lstrip("."): (module, key, buffer)
+            for name, module in model.named_modules()
+            if not isinstance(module, (MultitaskModule, *NORMS))
+            for key, buffer in module.named_buffers(recurse=False)
+            if f"{name}.{key}".lstrip(".") in kept
+        }
+
+    before = {name: buffer.clone() for name, (_, _, buffer) in places().items()}
+    changed = []
+    try:
+        yield
+    finally:
+        for name, (module, key, buffer) in places().items():
+            if name in before and not _same_bits(buffer, before[name]):
+                setattr(module, key, before[name])
+                changed.append(name)
+    if changed:
+        raise ValueError(
+            f"the network's own {changed[0]} changes in training, so learned tasks would be forgotten; keep it fixed"
+        )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(value.contiguous().flatten().view(torch.uint8) for value in (a, b)))
 
 
 def is_converted(model: nn.Module) -> bool:
@@ -170,12 +228,17 @@ def is_converted(model: nn.Module) -> bool:
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every weight to be masked: the module that reads it, and its name there."""
-    for module in model.modules():
-        if isinstance(module, MASKED):
-            yield module, "weight"
-        elif isinstance(module, nn.MultiheadAttention):
-            names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-            yield from ((module, name) for name in names if getattr(module, name) is not None)
+    return ((module, name) for module in model.modules() for name in _masked_in(module))
+
+
+def _masked_in(module: nn.Module) -> list[str]:
+    """The names of the weights of a module that are masked."""
+    if isinstance(module, MASKED):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [name for name in names if getattr(module, name) is not None]
+    return []
 
 
 def _biases(module: nn.Module) -> list[Tensor]:
@@ -191,21 +254,62 @@ def _check(model: nn.Module) -> None:
     """
     if isinstance(model, (*NORMS, *FROZEN)) or not any(True for _ in _weights(model)):
         raise ValueError(f"{type(model).__name__} has no Linear, Conv or attention layer, so nothing to mask")
-    masked = (*MASKED, nn.MultiheadAttention, *NORMS, *FROZEN)
+    masked = {
+        parameter: name
+        for name, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if key in _masked_in(module)
+    }
+    known = {*model.modules(), *model.parameters()}
     for name, module in model.named_modules():
-        what = f"the layer {name or 'itself'} ({type(module).__name__})"
-        if isinstance(module, MultitaskModule):
-            raise ValueError(f"{what} has a state for each task already")
-        if any(isinstance(parameter, nn.UninitializedParameter) for parameter in module.parameters(recurse=False)):
-            raise ValueError(f"{what} has no weights yet; run a batch through the network first")
-        if parametrize.is_parametrized(module):
-            raise ValueError(f"{what} is parametrised already, by {', '.join(module.parametrizations)}")
-        if getattr(module, "track_running_stats", False) and not isinstance(module, NORMS):
-            raise ValueError(f"{what} keeps running statistics that every task would change; let it keep none")
-        own = [key for key, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
-        leaf = not any(True for _ in module.children())
-        if own and leaf and not isinstance(module, masked):
-            raise ValueError(
-                f"{what} has weights of its own, {', '.join(own)}, for which there is no masked form; "
-                "build it of nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.MultiheadAttention"
-            )
+        if why := _why_not(module, masked) or _hides(module, known):
+            raise ValueError(f"the layer {name or 'itself'} ({type(module).__name__}) {why}")
+
+
+def _hides(module: nn.Module, known: Collection[object]) -> str | None:
+    """Whether a module has weights where torch does not look for them, and which; None if it has not."""
+    for key, value in vars(module).items():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        for one in held:
+            weights = one.parameters() if isinstance(one, nn.Module) else [one] if isinstance(one, nn.Parameter) else []
+            if any(weight not in known for weight in weights):
+                return f"has weights in a {type(value).__name__}, {key}, where no network has layers; say nn.ModuleList"
+    return None
+
+
+def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
+    """What keeps a module from being one with masks; None if nothing does.
+
+    Args:
+        masked: the weights of the network that are masked, and whose they are.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    if isinstance(module, MultitaskModule):
+        return "has a state for each task already"
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in own.values()):
+        return "has no weights yet; run a batch through the network first"
+    if parametrize.is_parametrized(module):
+        return f"is parametrised already, by {', '.join(cast(nn.ModuleDict, module.parametrizations))}"
+    for key in _masked_in(module):
+        weight = own.get(key)
+        if weight is None:
+            return f"makes its {key} of others, as weight_norm and pruning do; take that off first"
+        if weight.is_complex() or not weight.numel():
+            return f"has a {key} that is {'complex' if weight.is_complex() else 'empty'}, so nothing to mask"
+    if isinstance(module, NORMS):
+        as_torch = type(module).forward in {norm.forward for norm in NORMS} and "forward" not in vars(module)
+        return None if as_torch else "is a batch norm that computes more; put what it adds into a module of its own"
+    if getattr(module, "track_running_stats", False):
+        return "keeps running statistics that every task would change; let it keep none"
+    if isinstance(module, FROZEN):
+        return None
+    left = {key: parameter for key, parameter in own.items() if parameter.ndim > 1 and key not in _masked_in(module)}
+    if shared := [key for key, parameter in left.items() if parameter in masked]:
+        return f"has the weight of the layer {masked[left[shared[0]]]} as its own {shared[0]}, which would have no mask"
+    holds_layers = any(True for child in module.children() for _ in child.parameters())
+    if left and not holds_layers and not isinstance(module, nn.MultiheadAttention):
+        return (
+            f"has weights of its own, {', '.join(left)}, for which there is no masked form; "
+            "build it of nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.MultiheadAttention"
+        )
+    return None

@@ -506,7 +506,8 @@ def load_task_state(model: nn.Module, task: int, state: dict[str, Tensor]) -> No
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
     """All that tasks share and that training may change: weights, statistics of batch norm; by name."""
     own = task_parameters(model)
-    return {name: value for name, value in model.state_dict().items() if name not in own}
+    state = model.state_dict().items()  # among which a user's own layer may have what is no tensor
+    return {name: value for name, value in state if name not in own and isinstance(value, Tensor)}
 
 
 def load_shared_state(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
+from models.convert import unchanged_buffers
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -93,10 +94,11 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
         for training in (False, True):
             # Training changes the statistics of batch norms, so a copy goes through it.
             network = copy.deepcopy(model).train() if training else model.eval()
-            try:
-                answer = network(images)
-            except Exception as error:  # whatever a user's own code raises
-                raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
+            with unchanged_buffers(network):
+                try:
+                    answer = network(images)
+                except Exception as error:  # whatever a user's own code raises
+                    raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
             said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             if said != (2, output_size):
                 how = "in training" if training else "in evaluation"
@@ -107,7 +109,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     """Give a network the weights in a file that ``torch.save(model.state_dict(), path)`` or safetensors wrote.
 
     Nothing in the file is run. One layer, the last of a network that was trained for other classes, may have another
-    shape there: it keeps the weights that it has.
+    number of outputs there: it keeps the weights that it has.
 
     Raises:
         ValueError: the file cannot be read, or is of another network.
@@ -133,8 +135,9 @@ def load_weights(model: nn.Module, path: str) -> None:
         where = "has no" if other[0] in own else "has a"
         raise ValueError(f"the weights {path} are of another network: it {where} {other[0]}")
     differing = [name for name, value in state.items() if value.shape != own[name].shape]
-    if len({name.rpartition(".")[0] for name in differing}) > 1:
-        name = differing[0]
+    inputs = [name for name in differing if state[name].shape[1:] != own[name].shape[1:]]
+    if inputs or len({name.rpartition(".")[0] for name in differing}) > 1:
+        name = (inputs or differing)[0]
         raise ValueError(
             f"the weights {path} are of another network: {name} is {tuple(state[name].shape)} there, "
             f"{tuple(own[name].shape)} here"

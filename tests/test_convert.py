@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import Builder, multitask
-from models.convert import convert, is_converted
+from models.convert import TaskNorm, convert, is_converted, unchanged_buffers
 from tests.batches import logits
 from utils.seeding import generator
 
@@ -165,10 +165,56 @@ class Own(nn.Module):
         return x @ self.mix
 
 
+class Normed(nn.BatchNorm1d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Graph(Own):
+    def __init__(self):
+        super().__init__()
+        self.after = nn.ReLU()
+
+
+class LowRank(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+        self.low = nn.Parameter(torch.ones(4, 1))
+
+
+class Alias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.read = self.layer.weight
+
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.more = nn.Linear(4, 4), [nn.Linear(4, 4)]
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.last = self.layer(torch.ones(1, 4))
+
+
 @pytest.mark.parametrize(
     "model, word",
     [
         (nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "LSTM"),
+        (nn.Sequential(nn.Linear(4, 4), Normed(4)), "1 (Normed) is a batch norm that computes more"),
+        (nn.Sequential(nn.Linear(4, 4), Graph()), "1 (Graph) has weights of its own, mix"),
+        (nn.Sequential(LowRank()), "0 (LowRank) has weights of its own, low"),
+        (Alias(), "Alias) has the weight of the layer layer as its own read"),
+        (Hidden(), "Hidden) has weights in a list, more"),
+        (Keeping(), "Keeping cannot be copied"),
+        (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))), "0 (Linear) makes its weight of others"),
+        (nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), "weight that is complex"),
+        (nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)), "weight that is empty"),
         (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 2)), "Bilinear"),
         (nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 3)), "ConvTranspose2d"),
         (nn.Sequential(nn.Linear(4, 4), Own()), "1 (Own) has weights of its own, mix"),
@@ -183,3 +229,57 @@ class Own(nn.Module):
 def test_what_cannot_be_masked_is_named(model, word):
     with pytest.raises(ValueError, match="(?s)" + word.replace("(", r"\(").replace(")", r"\)")):
         convert(model, RNG)
+
+
+def test_one_batch_norm_in_two_places_has_the_statistics_of_the_task_in_both():
+    norm = nn.BatchNorm1d(4)
+    model = convert(
+        nn.Sequential(nn.Linear(24, 4), norm, nn.ReLU(), nn.Sequential(norm, nn.Linear(4, 5)), norm), RNG, 3
+    )
+    assert model[1] is model[4] is model[3][0] and isinstance(model[1], TaskNorm)
+    model = convert(nn.Sequential(nn.Flatten(), nn.Linear(24, 4), norm, nn.ReLU(), norm, nn.Linear(4, 5)), RNG, 3)
+    learn(model, 0)
+    before = logits(model, 0, images(0))
+    learn(model, 1)
+    assert torch.equal(logits(model, 0, images(0)), before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_keeps_its_scale_and_its_hooks(bias):
+    norm = nn.BatchNorm1d(24, bias=bias)
+    nn.init.constant_(norm.weight, 5.0)
+    norm.register_forward_hook(lambda module, inputs, output: output + 1)
+    norm.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    model = convert(nn.Sequential(nn.Flatten(), norm, nn.Linear(24, 5)), RNG)
+    multitask.begin_task(model, 0, RNG)
+    expected = 5 * F.batch_norm(2 * images(0).flatten(1), None, None, training=True) + 1
+    assert torch.allclose(model[:2].train()(images(0)), expected, atol=1e-5)
+
+
+class Centre(nn.Module):
+    """Takes off a mean that goes along with the batches; what is cached may change."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4), persistent=persistent)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = self.mean.lerp(x.detach().mean(0), 0.1)
+        return x - self.mean
+
+
+def test_a_buffer_that_training_would_change_for_all_tasks_is_told_of_and_is_what_it_was():
+    model = convert(nn.Sequential(nn.Linear(4, 4), Centre(True), nn.BatchNorm1d(4)), RNG)
+    multitask.begin_task(model, 0, RNG)
+    with pytest.raises(ValueError, match=r"own 1\.mean changes in training"), unchanged_buffers(model):
+        model.train()(torch.ones(3, 4))
+    assert not model[1].mean.any()
+    with pytest.raises(KeyError), unchanged_buffers(model):
+        model(torch.ones(3, 4))
+        raise KeyError
+    assert not model[1].mean.any()
+    cached = convert(nn.Sequential(nn.Linear(4, 4), Centre(False)), RNG)
+    multitask.begin_task(cached, 0, RNG)
+    with unchanged_buffers(cached):
+        cached.train()(torch.ones(3, 4))

@@ -47,6 +47,20 @@ class Numbers(nn.Module):
     def forward(self, x):
         return self.layer(x.flatten(1)) * self.scale
 
+class Seen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.seen += len(x)
+        return x / (1 + self.seen)
+
+class Centre(nn.Sequential):
+    def __init__(self, outputs):
+        super().__init__(nn.Flatten(), Seen(), nn.Linear(192, outputs))
+
 class Two(Numbers):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
@@ -290,12 +304,20 @@ def test_products_are_counted_where_shapes_tell_them(files):
         ("nets.py:made", ["--weights", "absent.pth"], ["absent.pth cannot be read"]),
         ("nets.py:made", ["--weights", "nets.py"], ["nets.py cannot be read"]),
         ("nets.py:made", ["--weights", "other.pth"], ["another network", "has no 1.bias"]),
+        (
+            "nets.py:Plain",
+            ["--weights", "wide.pth"],
+            ["another network", "1.weight is (20, 300) there, (20, 192) here"],
+        ),
+        ("nets.py:Centre", [], ["own 1.seen changes in training", "forgotten"]),
         ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(files, model, more, said, capsys, monkeypatch):
     monkeypatch.chdir(files)
     torch.save({"2.weight": torch.zeros(1)}, "other.pth")
+    wide = {"1.weight": (20, 300), "1.bias": (20,), "3.weight": (8, 20), "3.bias": (8,)}
+    torch.save({name: torch.zeros(shape) for name, shape in wide.items()}, "wide.pth")
     assert main.main(words(files, model, *more)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in said), line
