@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from args import settings_from
-from data.own import OwnLoader, numbers_of, tensor_of
+from data.own import OwnLoader, finite, numbers_of, tensor_of
 from models import IN_FILE, MASKS_OF, MODELS, STATISTICS_OF, Builder, get_model, multitask
-from models.convert import convert
+from models.convert import convert, unchanged_buffers
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
@@ -224,8 +224,9 @@ class SupSup:
 
         Raises:
             ValueError: there is a task of that name, an option is not what it should be, the data are not batches with
-                labels in [0, real_neurons) or [0, outputs), the network has other outputs, or layers of a checkpoint of
-                the original code have no place for a task's own.
+                labels in [0, real_neurons) or [0, outputs), the network has other outputs, keeps what training changes
+                for all tasks, or answers without its layers, or layers of a checkpoint of the original code have no
+                place for a task's own.
             TypeError: there is no such option.
             RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
         """
@@ -235,24 +236,18 @@ class SupSup:
         options |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr}
         settings = _checked("learn", options)
         number = len(self.tasks)
-        loader = OwnLoader(
-            data,
-            self._labels,
-            device=self.device,
-            batch_size=settings.batch_size,
-            shuffle=True,
-            seed=self._seed,
-            task=number,
-            check=self._check_images,
-        )
+        in_order = {"shuffle": True, "seed": self._seed, "task": number}
+        loader = self._loader(data, settings.batch_size, most=settings.iter_lim, **in_order)
         self._make_room(number + 1)
         trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), self._rng)
         trainer.begin_tasks([number])
         try:
-            with _failing("data"):
+            draws = [self.device] if self.device.type == "cuda" else []  # of the caller's program, left as they are
+            with _failing("data"), torch.random.fork_rng(draws), unchanged_buffers(self.model):
                 losses = [loss for (loss,) in trainer.learn(loader)]
         finally:
             self.model.eval()
+        _check_reached(trainer)
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
         self.tasks += [str(name) for _ in trainer.end_tasks()]
@@ -284,6 +279,8 @@ class SupSup:
             gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         if not gradients.isfinite().all():
             raise ValueError("x: the network's answer is no finite number, so no task can be told from another")
+        if len(numbers) > 1 and multitask.has_batch_norm(self.model) and (gradients == gradients[0, 0]).all():
+            raise ValueError("x: batch norm makes images alike, so no task can be told; give more images of one task")
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
     def infer(self, x: Tensor, images: int | None = None) -> str:
@@ -341,16 +338,13 @@ class SupSup:
             ValueError: no task is learned, none of such a name, or data or another value are not what they should be.
         """
         self._check_learned()
+        if not isinstance(data, Mapping):
+            raise ValueError(f"data: should be the batches of each task, by its name, not {type(data).__name__}")
         if not data:
             return {}
         images = sys.maxsize if images is None else whole("images", images)
         batch_size = whole("batch_size", batch_size)
-        loaders = {
-            self._number(name): OwnLoader(
-                batches, self._labels, device=self.device, batch_size=batch_size, check=self._check_images
-            )
-            for name, batches in data.items()
-        }
+        loaders = {self._number(name): self._loader(batches, batch_size) for name, batches in data.items()}
         for loader in loaders.values():
             loader.keep()  # some batches are answered twice, and must be the same then
         options = InferenceOptions(images, real_neurons=self._labels, unshared_labels=unshared_labels)
@@ -385,7 +379,8 @@ class SupSup:
         Of such a checkpoint nothing is run. Its learned tasks are called by their numbers there, ``"0"``, ``"1"``, ...
 
         Args:
-            model: the network, if ``SupSup`` was given one as a module; its weights do not matter.
+            model: the network, if ``SupSup`` was given one as a module; its parameters and buffers do not matter, but
+                tensors that are in no ``state_dict`` must be those that it was learned with.
 
         Raises:
             utils.errors.UserError: the file is missing or damaged, or is none of ``save``.
@@ -503,6 +498,12 @@ class SupSup:
             room *= 2
         multitask.make_room(self.model, room)
 
+    def _loader(self, data: Iterable[Any], batch_size: int, **more: Any) -> OwnLoader:
+        """The user's batches as the network takes them; ``more`` is of ``OwnLoader``."""
+        return OwnLoader(
+            data, self._labels, device=self.device, batch_size=batch_size, check=self._check_images, **more
+        )
+
     def _batch(self, x: Any) -> Tensor:
         """x as the network takes it.
 
@@ -513,6 +514,8 @@ class SupSup:
         if x.ndim < 2 or not len(x):
             raise ValueError(f"x {tuple(x.shape)}: should be a batch (batch, ...) of at least one image")
         self._check_images(x, "x")
+        if not finite(x):
+            raise ValueError("x: has values that are no finite numbers")
         return numbers_of(x).to(self.device)
 
     def _check_images(self, x: Tensor, name: str = "data") -> None:
@@ -599,6 +602,19 @@ def _check_options(options: Mapping[str, object]) -> None:
         raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
     if unknown := sorted(options.keys() - MORE):
         raise TypeError(f"learn has no option {unknown[0]!r}{nearest(unknown[0], MORE)}")
+
+
+def _check_reached(trainer: DefaultTrainer) -> None:
+    """See that what a network answers came from the layers that were trained.
+
+    Raises:
+        ValueError: no gradient reached one of them.
+    """
+    if all(parameter.grad is None for parameter in trainer.parameters):
+        raise ValueError(
+            "model: its answer does not come from the layers that it has, so no mask is learned; layers must be "
+            "attributes of modules, or in nn.ModuleList, and forward a method"
+        )
 
 
 def _check_outputs(outputs: int, _: nn.Module, inputs: tuple[Any, ...], answer: object) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.loader import order_of
+from utils.errors import no_memory
 
 
 class OwnLoader:
@@ -18,10 +21,11 @@ class OwnLoader:
         data: arrays or tensors (x, y), of which x (N, ...) is cut into batches, in training in an order drawn from
             ``(seed, task, epoch)``; or any iterable of batches (x, y), such as a ``torch.utils.data.DataLoader``, which
             keeps its own order. One that can be gone through only once is read into memory. Images of type uint8
-            become numbers in [0, 1].
+            become numbers in [0, 1]; all others become float32 as they are.
         outputs: labels lie in [0, outputs).
         batch_size: of arrays.
         shuffle: whether arrays are served in another order in every epoch.
+        most: batches that are asked for at the most, of what can be gone through only once; None for all.
         check: raises ``ValueError`` of images (batch, ...) that are not of the right shape.
 
     Attributes:
@@ -42,21 +46,24 @@ class OwnLoader:
         shuffle: bool = False,
         seed: int = 0,
         task: int = 0,
+        most: int | None = None,
         check: Callable[[Tensor], None] = lambda x: None,
     ) -> None:
         self.outputs, self.batch_size, self.device = outputs, batch_size, torch.device(device)
         self.shuffle, self.key, self.check = shuffle, (seed, task), check
         self.image_shape: tuple[int, ...] | None = None
         self.arrays: tuple[Tensor, Tensor] | None = None
-        if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
-            self.arrays = self._checked(*data)
+        if _are_arrays(data):
+            x, y = data
+            self.arrays = self._checked(x, y)
             self.num_images = len(self.arrays[1])
             self.batches = range(0, self.num_images, batch_size)
         else:
-            if not isinstance(data, Iterable):
+            if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping)):
                 raise ValueError(f"data: should be batches (x, y), or two arrays, not {type(data).__name__}")
             # An iterator is its own iterable: the second epoch would find nothing.
-            self.batches = list(data) if iter(data) is data or not _has_length(data) else data
+            once = iter(data) is data or not _has_length(data)
+            self.batches = [_copied(batch) for batch in islice(data, most)] if once else data
             self.num_images = 0
         if len(self.batches) == 0:
             raise ValueError("data: there is no batch (x, y) in the data")
@@ -69,7 +76,7 @@ class OwnLoader:
     def keep(self) -> None:
         """Serve from now on the very batches of the first time, also of an iterable that shuffles."""
         if self.arrays is None:
-            self.batches = list(self.batches)
+            self.batches = [_copied(batch) for batch in self._read()]
 
     def together(self, most_bytes: int) -> OwnLoader:
         """As of ``data.loader.Loader``: the batches stay as they are, which may each have another size."""
@@ -80,21 +87,21 @@ class OwnLoader:
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images = 0
+        images, index = 0, -1
         for index, (x, y) in enumerate(self._pairs()):
             images += len(y)
             if index >= self.start:
                 yield x.to(self.device), y.to(self.device)
+        if index + 1 < len(self):
+            raise ValueError(f"data: has {len(self)} batches by its length, but gave {index + 1}")
         self.num_images = images
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.arrays is None:
-            for batch in self.batches:
-                try:
-                    x, y = batch
-                except (TypeError, ValueError):
-                    raise ValueError(f"data: a batch is a pair (x, y), not {type(batch).__name__}") from None
-                x, y = self._checked(x, y)
+            for batch in self._read():
+                x, y = self._checked(*_pair(batch))
+                if not len(y):
+                    raise ValueError("data: a batch has no images; leave it out")
                 yield numbers_of(x), y
             return
         x, y = self.arrays
@@ -102,6 +109,25 @@ class OwnLoader:
         for start in self.batches:
             some = rows[start : start + self.batch_size]
             yield numbers_of(x[some]), y[some]
+
+    def _read(self) -> Iterator[Any]:
+        """The batches as they were given.
+
+        Raises:
+            ValueError: they fail in a way that would seem to be the network's.
+        """
+        batches = iter(self.batches)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (IndexError, RuntimeError) as error:
+                if no_memory(error):
+                    raise
+                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # of a worker: what it raised
+                raise ValueError(f"data: cannot be read: {said}") from error
+            yield batch
 
     def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """x and y (int64) as tensors.
@@ -120,6 +146,8 @@ class OwnLoader:
         y = y.long()  # first: of some whole numbers torch finds no least one
         if len(y) and not (0 <= y.min() and y.max() < self.outputs):
             raise ValueError(f"data: labels y go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
+        if not finite(x):
+            raise ValueError("data: x has values that are no finite numbers")
         self.check(x)
         self.image_shape = tuple(x.shape[1:])
         return x, y
@@ -133,14 +161,49 @@ def _has_length(data: Iterable[Any]) -> bool:
         return False
 
 
+def _are_arrays(data: object) -> bool:
+    """Whether data are two arrays (x, y), of which y may be a list, and not batches."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return False
+    x, y = data
+    return hasattr(x, "shape") and (hasattr(y, "shape") or isinstance(y, (list, tuple)))
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """The two parts of a batch.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(batch, Mapping):
+        raise ValueError(f"data: a batch is a pair (x, y), not a mapping of {', '.join(map(str, batch))}")
+    try:
+        x, y = batch
+    except (TypeError, ValueError):
+        raise ValueError(f"data: a batch is a pair (x, y), not {type(batch).__name__}") from None
+    return x, y
+
+
+def _copied(batch: Any) -> tuple[Tensor, Tensor]:
+    """A batch that is kept, whatever becomes of the memory that it was given in."""
+    x, y = _pair(batch)
+    return tensor_of(x, "data: x").clone(), tensor_of(y, "data: y").clone()
+
+
 def tensor_of(values: Any, name: str) -> Tensor:
-    """Values as a tensor that gradients can be taken through.
+    """Values as a tensor that gradients can be taken through, and of no graph.
 
     Raises:
         ValueError: they are no array of numbers; it begins with ``name``.
     """
     try:
-        tensor = torch.as_tensor(values)
+        if hasattr(values, "to_numpy"):  # of pandas and its like
+            values = values.to_numpy()
+        if isinstance(values, np.ndarray):  # torch takes no reversed axes, and no bytes in another machine's order
+            values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")).reshape(values.shape)
+        if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
+            values = torch.stack([*values])
+        tensor = torch.as_tensor(values).detach()
         return tensor.clone() if tensor.is_inference() else tensor  # of torch.inference_mode(), which knows none
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: is no array of numbers: {str(error).splitlines()[0]}") from None
@@ -149,3 +212,8 @@ def tensor_of(values: Any, name: str) -> Tensor:
 def numbers_of(x: Tensor) -> Tensor:
     """x as a network takes it: float32, bytes as numbers in [0, 1]."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all of x are finite numbers."""
+    return not (x.is_floating_point() or x.is_complex()) or bool(x.isfinite().all())

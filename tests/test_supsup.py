@@ -205,6 +205,24 @@ def test_data_come_in_many_forms(tasks):
         assert net.learn(f"{name} for longer", forms[name] if name != "iterator" else [(x, y)], epochs=6) < loss, name
 
 
+class Short:
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        yield torch.zeros(3, 1, 28, 28), torch.arange(3)
+
+
+class Broken(TensorDataset):
+    def __init__(self):
+        super().__init__(torch.zeros(9, 1, 28, 28), torch.zeros(9, dtype=torch.int64))
+
+    def __getitem__(self, row):
+        if row == 4:
+            raise IndexError("no row 4")
+        return super().__getitem__(row)
+
+
 @pytest.mark.parametrize(
     "data, word",
     [
@@ -213,6 +231,12 @@ def test_data_come_in_many_forms(tasks):
         ([(torch.zeros(3, 1, 28, 28), torch.tensor([0, 1]))], "as many images as labels"),
         ([(torch.zeros(3, 1, 28, 28), torch.zeros(3))], "whole numbers"),
         ([torch.zeros(3, 1, 28, 28)], "pair"),
+        (Short(), "has 3 batches by its length, but gave 1"),
+        (DataLoader(Broken(), batch_size=4), "data: cannot be read: no row 4"),
+        ([(torch.zeros(3, 1, 28, 28), torch.arange(3)), (torch.zeros(0, 1, 28, 28), torch.arange(0))], "has no images"),
+        ([(torch.full((3, 1, 28, 28), torch.nan), torch.arange(3))], "no finite numbers"),
+        ([{"image": torch.zeros(3, 1, 28, 28), "label": torch.arange(3)}], "not a mapping of image, label"),
+        ({"x": torch.zeros(3, 1, 28, 28)}, "not dict"),
     ],
 )
 def test_bad_data_are_refused(data, word):
@@ -274,7 +298,7 @@ def test_a_loss_that_is_no_number_is_not_kept(tasks):
     net = SupSup("LeNet", 10)
     x, y = tasks[1]["cats"][0]
     with pytest.raises(RuntimeError, match="not a finite number"):
-        net.learn("a", [(x * float("nan"), y)])
+        net.learn("a", [(torch.full_like(x, 3e38), y)])
     net.learn("b", [(x, y)])
     assert net.tasks == ["b"]
 
@@ -408,6 +432,129 @@ def test_a_network_that_fails_without_a_word_is_told_so_too():
 
     with pytest.raises(ValueError, match="^data: the network fails .*RuntimeError"):
         SupSup(Silent(nn.Linear(16, 10)), 10).learn("a", (X, Y))
+
+
+def test_what_can_be_gone_through_once_is_kept_as_it_was_and_read_no_further_than_needed():
+    draw = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 6, generator=draw), torch.arange(4)) for _ in range(3)]
+
+    def reusing():
+        x = torch.empty(4, 6)
+        while True:
+            for own, y in batches:
+                yield x.copy_(own), y
+
+    for data in (batches, reusing()):
+        net = SupSup(nn.Sequential(nn.Linear(6, 5)), outputs=5)
+        net.learn("a", data, epochs=2, iter_lim=3)
+        logits = net.logits(batches[0][0])
+        if data is batches:
+            expected = logits
+    assert torch.equal(logits, expected)
+
+
+def test_arrays_of_other_libraries_are_arrays():
+    class Frame:  # as of pandas: its rows have names, not numbers
+        def __init__(self, values):
+            self.values, self.shape = values, values.shape
+
+        def to_numpy(self):
+            return self.values
+
+    x, y = np.random.RandomState(0).rand(8, 6).astype(np.float32), np.arange(8) % 3
+    learned = []
+    for data in (
+        (x, y),
+        (x, [*y.tolist()]),
+        (Frame(x), Frame(y)),
+        (x[:, ::-1][:, ::-1], y[::-1][::-1]),
+        (x.astype(">f4"), y),
+    ):
+        net = SupSup(nn.Sequential(nn.Linear(6, 5)), outputs=5)
+        net.learn("a", data, batch_size=4)
+        learned.append(net.logits(torch.from_numpy(x)))
+    assert all(torch.equal(logits, learned[0]) for logits in learned)
+    grown = (torch.from_numpy(x).requires_grad_() * 2, torch.from_numpy(y))
+    SupSup(nn.Sequential(nn.Linear(6, 5)), outputs=5).learn("a", grown, batch_size=4, epochs=2)
+
+
+def test_one_image_that_batch_norm_makes_like_any_other_is_of_no_task():
+    net = SupSup(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)), outputs=5)
+    for name in ("a", "b"):
+        net.learn(name, (torch.rand(8, 6), torch.arange(8) % 3))
+    with pytest.raises(ValueError, match="x: batch norm makes images alike"):
+        net.predict(torch.rand(1, 6))
+    assert len(net.predict(torch.rand(1, 6), task="b")) == 1 and net.infer(torch.rand(8, 6)) in ("a", "b")
+
+
+def test_what_is_evaluated_has_names_and_finite_numbers(learned, tasks):
+    with pytest.raises(ValueError, match="data: should be the batches of each task, by its name, not list"):
+        learned.evaluate(tasks[1]["cats"])
+    with pytest.raises(ValueError, match="x: has values that are no finite numbers"):
+        learned.predict(torch.full((2, 1, 28, 28), torch.inf), task="cats")
+
+
+def test_a_network_whose_forward_is_that_of_another_learns_nothing_and_is_told_so():
+    model = nn.Sequential(nn.Linear(4, 5))
+    forward = model.forward
+    model.forward = lambda x: forward(x)
+    net = SupSup(model, outputs=5)
+    with pytest.raises(ValueError, match="model: its answer does not come from the layers"):
+        net.learn("a", [(torch.ones(2, 4), torch.arange(2))])
+    assert net.tasks == []
+
+
+def test_learning_leaves_the_callers_random_numbers_as_they_are():
+    net = SupSup(nn.Sequential(nn.Linear(4, 5), nn.Dropout()), outputs=5)
+    state = torch.get_rng_state()
+    net.learn("a", [(torch.ones(2, 4), torch.arange(2))])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Sequences(nn.Module):
+    """Answers sequences (batch, length, 4) of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.all = nn.Linear(4, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.all(self.each(x).relu().sum(1))
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 3, 5], [4, 1, 4, 1, 1]])
+def test_batches_of_several_shapes_are_evaluated_as_each_is_inferred(lengths):
+    net = SupSup(Sequences(), outputs=5)
+
+    def batches(key):
+        draw = torch.Generator().manual_seed(key)
+        return [
+            (torch.randn(8, length, 4, generator=draw) * (1 + key), torch.randint(0, 3, (8,), generator=draw))
+            for length in lengths
+        ]
+
+    for task in range(3):
+        net.learn(str(task), batches(task), epochs=5, lr=1e-2)
+    tests = {str(task): batches(10 + task) for task in range(3)}
+    for images in (1, None):
+        for name, score in net.evaluate(tests, images=images).items():
+            right = [net.infer(x, images=images) == name for x, _ in tests[name]]
+            assert score.inferred_right == pytest.approx(sum(right) / len(right))
+
+
+def test_a_layer_may_keep_what_is_no_tensor(tmp_path):
+    class Versioned(nn.Linear):
+        def get_extra_state(self):
+            return {"version": 1}
+
+        def set_extra_state(self, state):
+            raise AssertionError
+
+    net, data = SupSup(nn.Sequential(Versioned(4, 5)), outputs=5), [(torch.ones(2, 4), torch.arange(2))]
+    net.learn("a", data)
+    net.save(tmp_path / "net.sup")
+    again = SupSup.load(tmp_path / "net.sup", nn.Sequential(Versioned(4, 5)))
+    assert torch.equal(again.logits(data[0][0]), net.logits(data[0][0]))
 
 
 def test_labels_are_those_of_real_neurons():

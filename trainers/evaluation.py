@@ -97,12 +97,17 @@ class _Waiting:
         self.known: list[Tensor] = []
 
     def add(self, x: Tensor) -> bool:
-        """Keep the first images of batches of one size, x (some, images, ...).
+        """Keep the first images of batches of one size, x (some, images, ...); none waits beside one of another shape.
 
         Returns:
             Whether inference has begun, so that the layers of the model are set otherwise.
         """
-        x, waiting, before = x[:, : self.images], len(self.lengths), self.block
+        x, begun = x[:, : self.images], False
+        if self.block is not None and x.shape[2:] != self.block.shape[2:]:
+            if begun := bool(self.lengths):
+                self._infer()
+            self.block = None
+        waiting, before = len(self.lengths), self.block
         more, size = x.shape[:2]
         if before is None or size > before.shape[1] or waiting + more > len(before):
             widest = size if before is None else max(size, before.shape[1])
@@ -113,7 +118,7 @@ class _Waiting:
         self.block[waiting : waiting + more, :size] = x
         self.lengths += [size] * more
         if len(self.lengths) * self.block[0].nbytes < QUEUE_BYTES:
-            return False
+            return begun
         self._infer()
         return True
 
