@@ -6,14 +6,19 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.files import as_bytes
+from data.images import fit, upright
 from data.loader import Augment, BatchLoader, Loader, StackedLoader, View
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,14 @@ class TaskDataset:
     def task_name(self, task: int) -> str:
         """What a user calls ``task``: here, its number."""
         return str(task)
+
+    def read(self, path: str) -> Image.Image:
+        """An image file as one of the set's test images: mode RGB, of the size of ``input_shape``.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return fit(upright(path), tuple(self.input_shape[1:]))
 
     def settled(self) -> dict[str, object]:
         """Settings that the set has found out by itself, by name."""

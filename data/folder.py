@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -18,8 +18,8 @@ from data import TASKS_BY
 from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest
 from data.cifar import crop_and_flip
 from data.files import Arrays, read_npz
-from data.images import FolderLoader, images_in, read_image, to_tensor
-from data.tree import Files, Source, folders, read_tree, some
+from data.images import FolderLoader, fit, images_in, to_tensor, upright
+from data.tree import Files, Source, folders, read_tree, some, train_in
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,10 +49,19 @@ def folder(
     path = Path(root or ".", name)
     inside = folders(path)
     if tasks_by is None:
-        apart = inside and all((path / each / "train").is_dir() for each in inside)
+        apart = [] if train_in(inside) else [each for each in inside if train_in(folders(path / each))]
+        if apart and len(apart) < len(inside):
+            rest = [each for each in inside if each not in apart]
+            raise UserError(
+                f"`set` folder: {path}: {some(apart)} has a train of its own, as a task has, but {some(rest)} has not; "
+                "take it away, or say `tasks_by`"
+            )
         tasks_by = "folders" if apart else "classes"
     if tasks_by != "folders":
         source = read_tree(path, seed)
+        if len(source.classes) == 1:
+            where = path / (train_in(inside) or "") / source.classes[0]
+            raise UserError(f"`set` folder: {path}: has one class, {source.classes[0]}; are the classes in {where}?")
     else:
         source = Source([])
         for task in inside:
@@ -77,6 +86,8 @@ def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = Non
     if tasks_by == "folders":
         raise UserError("`tasks_by` folders: an npz has none; say classes, permutation or rotation")
     arrays = read_npz(path)
+    if (shape := arrays["train_images"].shape)[3:] not in ((), (1,), (3,)):
+        raise UserError(f"{path}: train_images {shape}: should be (N, H, W), or have 1 or 3 channels at their end")
     size, own = more.get("image_size"), arrays["train_images"].shape[1:3]
     if size is not None and tuple(size) != own:
         raise UserError(f"`image_size` {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")
@@ -93,21 +104,6 @@ def _said(size: Sequence[int]) -> str:
     return ",".join(map(str, size))
 
 
-def upright(path: str) -> Image.Image:
-    """``read_image``, turned as the camera says that it was held."""
-    from PIL import ImageOps  # takes a while to import, and only wanted here
-
-    return ImageOps.exif_transpose(read_image(path))
-
-
-def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The middle of an image, of the shape of ``size`` (H, W) and scaled to it."""
-    from PIL import ImageOps
-
-    height, width = size
-    return image if image.size == (width, height) else ImageOps.fit(image, (width, height))
-
-
 def _size(path: str) -> tuple[int, int] | None:
     """(H, W) of an image, of which only the head is read; None if that cannot be."""
     from PIL import Image
@@ -115,7 +111,8 @@ def _size(path: str) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)  # lies on its side
+            lies = image.getexif().get(0x0112, 1) >= 5 and image.format != "TIFF"  # which Pillow has turned by itself
+            return (width, height) if lies else (height, width)
     except Exception:  # a damaged file can make Pillow raise nearly anything; it is told of when it is read
         return None
 
@@ -271,10 +268,13 @@ class Own(TaskDataset):
             loader.serve(task, files, view.pixels)
 
 
-def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], Tensor, list[str]]:
+def read_files(
+    paths: Sequence[str], read: Callable[[str], Image.Image], shape: Sequence[int]
+) -> tuple[list[str], Tensor, list[str]]:
     """Image files, and those in folders, as test images of a set are read.
 
     Args:
+        read: of a file the image, RGB and of the right size; ``TaskDataset.read``.
         shape: (C, H, W), of one or three channels.
 
     Returns:
@@ -291,19 +291,19 @@ def read_files(paths: Sequence[str], shape: Sequence[int]) -> tuple[list[str], T
             files.append(path)
         else:
             raise UserError(f"`predict` {path}: no such file or folder")
-    read, images, broken = [], [], []
+    known, images, broken = [], [], []
     for path in files:
         try:
-            image = fit(upright(path), tuple(shape[1:]))
+            image = read(path)
         except UserError:
             broken.append(path)
             continue
         grey = shape[0] == 1
         images.append(torch.from_numpy(np.array(image.convert("L")))[None] if grey else to_tensor(image))
-        read.append(path)
+        known.append(path)
     if not images:
         raise UserError(f"`predict` {paths[0]}: there is no image that can be read")
-    return read, torch.stack(images), broken
+    return known, torch.stack(images), broken
 
 
 class OwnClasses(SplitByClass, Own):

@@ -6,14 +6,18 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.base import SplitByClass, digest
-from data.images import FolderLoader, find_images, folders_in
+from data.images import FolderLoader, find_images, folders_in, read_image
 from data.kept import KeepingLoader, shorter_side
 from data.tree import some
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIZE, RESIZED = 224, 256
 SAMPLED_CLASSES = 32  # whose images are looked at to tell a folder from another
@@ -67,7 +71,7 @@ class SplitImageNet(SplitByClass):
         from torchvision import transforms  # takes a second to import, and only wanted here
 
         crop = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()])
-        middle = transforms.Compose([transforms.Resize(RESIZED), transforms.CenterCrop(SIZE)])
+        middle = self._middle = transforms.Compose([transforms.Resize(RESIZED), transforms.CenterCrop(SIZE)])
         common = dict(size=(SIZE, SIZE), mean=MEAN, std=STD, seed=self.seed, device=self.device, workers=self.workers)
         train, val = dict(batch_size=self.batch_size, share=self.share), dict(batch_size=self.test_batch_size)
         if self.keep_images:
@@ -80,6 +84,10 @@ class SplitImageNet(SplitByClass):
             return
         self.train_loader = FolderLoader(crop, shuffle=True, **train, **common)
         self.val_loader = FolderLoader(middle, shuffle=False, **val, **common)
+
+    def read(self, path: str) -> Image.Image:
+        image: Image.Image = self._middle(read_image(path))
+        return image
 
     def fingerprint(self) -> str:
         """Of all class names, the names of the images of some classes, and the bytes of one image of each of these."""

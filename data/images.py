@@ -49,12 +49,27 @@ def read_image(path: str) -> Image.Image:
             image.load()
             if image.format == "JPEG":
                 _check_end(file)
-            return _eight_bits(image).convert("RGB")
+            return _opaque(_eight_bits(image))
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read ({reason}); replace it") from None
+
+
+def upright(path: str) -> Image.Image:
+    """``read_image``, turned as the camera says that it was held."""
+    from PIL import ImageOps  # takes a while to import, and only wanted here
+
+    return ImageOps.exif_transpose(read_image(path))
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The middle of an image, of the shape of ``size`` (H, W) and scaled to it."""
+    from PIL import ImageOps
+
+    height, width = size
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height))
 
 
 def _check_end(file: BinaryIO) -> None:
@@ -76,6 +91,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not (values.min() >= 0 and values.max() <= largest):
         raise ValueError(f"values of mode {image.mode} go from {values.min()} to {values.max()}, not 0 to {largest}")
     return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image in mode RGB, what is transparent laid over white: a drawing may lie in its transparency alone."""
+    from PIL import Image
+
+    if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -274,9 +299,12 @@ class FolderLoader(Loader):
         return batches
 
 
-# What other programs leave beside a user's own files: hidden folders, and those of network drives and systems.
-_LEFT_BEHIND = (".", "@", "#", "$", "__MACOSX", "lost+found", "System Volume Information")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What other programs leave beside a user's own files, beside hidden folders: those of network drives and systems.
+_LEFT_BEHIND = (
+    *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),
+    *("__macosx", "lost+found", "system volume information"),
+)
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 def folders_in(folder: str | Path) -> list[str]:
@@ -292,7 +320,7 @@ def folders_in(folder: str | Path) -> list[str]:
 def _is_folder(entry: os.DirEntry) -> bool:
     """Whether an entry is a folder of the user's."""
     try:
-        return not entry.name.startswith(_LEFT_BEHIND) and entry.is_dir()
+        return not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BEHIND and entry.is_dir()
     except OSError as error:
         if error.errno == errno.ELOOP:  # a link to itself
             return False

@@ -12,6 +12,7 @@ from data.files import Arrays
 from data.images import EXTENSIONS, folders_in, images_in
 from utils.errors import UserError
 
+TRAIN = ("train", "training")  # what that of images to learn from may be called, in any case of letters
 TESTS = ("val", "test", "valid", "validation", "testing")  # what the folder of test images may be called
 TEST_SHARE = 0.2  # of the images of a class, where no folder says which they are
 
@@ -46,6 +47,16 @@ def folders(path: Path) -> list[str]:
         raise UserError(f"`set` folder: {error.filename or path}: {error.strerror}") from None
 
 
+def train_in(names: Sequence[str]) -> str | None:
+    """Which of the folders in a folder has the images to learn from; None if they are classes themselves.
+
+    It is ``training`` only beside one of test images: a class may be called so.
+    """
+    tested = any(name.lower() in TESTS for name in names)
+    called = [name for name in names if name.lower() in (TRAIN if tested else TRAIN[:1])]
+    return min(called, key=lambda name: (TRAIN.index(name.lower()), name != "train", name), default=None)
+
+
 def read_tree(path: Path, seed: int) -> Source:
     """The classes and files of one tree.
 
@@ -53,8 +64,8 @@ def read_tree(path: Path, seed: int) -> Source:
         UserError: it has no classes, or one of them no test images.
     """
     inside = folders(path)
-    split = "train" in inside
-    train = path / "train" if split else path
+    split = train_in(inside)
+    train = path / split if split else path
     tests = sorted(
         (name for name in inside if split and name.lower() in TESTS), key=lambda name: TESTS.index(name.lower())
     )
@@ -73,6 +84,10 @@ def read_tree(path: Path, seed: int) -> Source:
     source = Source(list(named))
     if len(tests) > 1:
         source.notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
+    if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
+        source.notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
+    if loose := sum(1 for entry in train.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()):
+        source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:
         source.notes.append(f"{train}: without images ({', '.join(EXTENSIONS)}), so no classes: {some(empty)}")
     if tests:

@@ -207,6 +207,13 @@ def test_imagenet_test_images_are_those_of_the_usual_pipeline(imagenet):
         assert torch.equal(x, pipeline(Image.open(path).convert("RGB")))
 
 
+def test_an_image_to_predict_is_read_as_a_test_image_of_imagenet(imagenet):
+    data = open_imagenet(imagenet)
+    path, _ = data.val_loader.images[0]
+    x, _ = next(iter(data.val_loader))
+    assert torch.equal(data.val_loader.prepare(to_tensor(data.read(path))[None])[0], x[0])
+
+
 def test_imagenet_test_images_can_be_shuffled_by_the_seed(imagenet):
     orders = []
     for seed in (1, 1, 2):

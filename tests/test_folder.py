@@ -13,6 +13,7 @@ import data.folder
 import main
 from data import DATASETS
 from data.files import read_npz
+from data.images import upright
 from utils.errors import UserError
 
 FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
@@ -255,8 +256,8 @@ def test_a_set_without_an_image_that_is_read_says_which_are(tree, capsys, recwar
         path.write_bytes(b"no image")
     assert "none of its train images can be read" in refused(capsys, "--set", f"folder:{tree}")
     for path in tree.rglob("*.png"):
-        path.rename(path.with_suffix(".gif"))
-    assert ".jpg, .jpeg, .png" in refused(capsys, "--set", f"folder:{tree}")
+        path.rename(path.with_suffix(".heic"))
+    assert ".jpg, .jpeg, .jfif, .png" in refused(capsys, "--set", f"folder:{tree}")
     assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
 
 
@@ -287,3 +288,65 @@ def test_own_training_images_are_augmented_if_asked(split, monkeypatch):
         (x, y), (moved, labels) = next(iter(plain.train_loader)), next(iter(augmented.train_loader))
         assert torch.equal(y, labels) and not torch.equal(x, moved)
         assert torch.equal(next(iter(plain.val_loader))[0], next(iter(augmented.val_loader))[0])
+
+
+@pytest.mark.parametrize("train, test", [("Train", "Test"), ("training", "testing"), ("Training", "Validation")])
+def test_folders_of_a_split_may_be_called_so_in_any_case(split, train, test):
+    expected = levels(own(split).val_loader)
+    (split / "train").rename(split / train)
+    (split / "val").rename(split / test)
+    assert levels(own(split).val_loader) == expected
+
+
+def test_a_class_may_be_called_training_or_by_a_sign(tree):
+    for label, name in enumerate(("training", "$5", "#1", "@home")):
+        (tree / f"class{label}").rename(tree / name)
+    assert set(own(tree).class_names) == {"training", "$5", "#1", "@home", "class4"}
+
+
+def test_what_lies_beside_is_told_of(split):
+    shutil.copytree(split / "train", split / "dev")
+    picture(split / "train" / "loose.png", 1)
+    picture(split / "train" / "class0" / "more.gif", 1)
+    notes = own(split).notes
+    assert any("beside train, so no classes: dev" in note for note in notes)
+    assert any("1 images that lie in no folder" in note for note in notes)
+    assert len(own(split).source.train) == 41
+
+
+def test_a_task_without_a_train_beside_some_with_one_is_named(split, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(split, tmp_path / "tasks" / name)
+    picture(tmp_path / "tasks" / "thumbs" / "1.png", 1)
+    with pytest.raises(UserError, match="a, b has a train of its own, as a task has, but thumbs has not"):
+        own(tmp_path / "tasks")
+
+
+def test_one_class_is_no_set(tree, tmp_path):
+    (tmp_path / "outer").mkdir()
+    tree.rename(tmp_path / "outer" / "photos")
+    with pytest.raises(UserError, match="has one class, photos; are the classes in .*outer/photos"):
+        own(tmp_path / "outer")
+
+
+def test_what_is_transparent_lies_over_white(tmp_path):
+    alpha = np.zeros((10, 8), dtype=np.uint8)
+    alpha[2:5] = 255
+    shape = Image.fromarray(np.dstack([np.zeros((10, 8, 3), dtype=np.uint8), alpha]))
+    expected = np.where(alpha, 0, 255)
+    shape.save(tmp_path / "rgba.png")
+    shape.convert("LA").save(tmp_path / "la.png")
+    palette = Image.fromarray(alpha // 255, mode="P")
+    palette.putpalette([0, 0, 0] * 2)
+    palette.save(tmp_path / "p.png", transparency=0)
+    for path in tmp_path.glob("*.png"):
+        assert (np.asarray(upright(str(path))) == expected[..., None]).all(), path
+
+
+@pytest.mark.parametrize("shape", [(12, 1, 9, 9), (12, 3, 9, 9), (12, 9, 9, 4)])
+def test_channels_of_an_npz_are_at_its_end_and_one_or_three(tmp_path, shape):
+    images, labels = np.zeros(shape, dtype=np.uint8), np.arange(12) % 2
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(UserError, match="should be .N, H, W., or have 1 or 3 channels at their end"):
+        DATASETS["npz:set.npz"](tmp_path)

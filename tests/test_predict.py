@@ -15,6 +15,7 @@ from data import DATASETS
 from models import Builder, get_model, multitask
 from trainers.options import InferenceOptions
 from trainers.predict import predict
+from utils.errors import UserError
 from utils.seeding import generator
 
 
@@ -35,9 +36,9 @@ def learned(tmp_path_factory):
     return root
 
 
-def answers(capsys, root, *words) -> list[dict[str, str]]:
+def answers(capsys, root, *words, run="run") -> list[dict[str, str]]:
     capsys.readouterr()
-    assert main.main(["--predict", *map(str, words), "--resume", str(root / "runs" / "run")]) == 0
+    assert main.main(["--predict", *map(str, words), "--resume", str(root / "runs" / run)]) == 0
     return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
 
 
@@ -139,3 +140,30 @@ def test_what_the_network_cannot_infer_by_is_refused(learned, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "--adaptor se_oneshot_entropy_minimization: needs a --conv-type that can be superposed" in line
     assert main.main([*words, "--task-eval", "0"]) == 0
+
+
+def test_one_image_that_batch_norm_makes_like_any_other_is_of_no_task():
+    model = get_model(
+        "BNNet", Builder(partial(generator, 0), 2, bn_type="MultitaskNonAffineBN", width_mult=0.1), (1, 28, 28), 10
+    )
+    for task in (0, 1):
+        multitask.begin_task(model, task, partial(generator, task))
+        multitask.end_task(model)
+    labels = dict.fromkeys((0, 1), range(10))
+    with pytest.raises(UserError, match="with batch norm one image of this size"):
+        predict(model, torch.rand(1, 1, 28, 28), [0, 1], "se_oneshot_entropy_minimization", InferenceOptions(), labels)
+    assert predict(model, torch.rand(1, 1, 28, 28), [1], "gt", InferenceOptions(), labels)[0][0] == 1
+
+
+def test_a_run_of_hidden_tasks_names_only_what_all_tasks_share(learned, capsys, tmp_path):
+    tree, words = (
+        learned / "tree",
+        "--threads 1 --multigpu cpu --trainer nns --nns-every 2 --epochs 1 --iter-lim 4".split(),
+    )
+    words += ["--batch-size", "4", "--no-unshared-labels", "--adaptor", "se_oneshot_entropy_minimization"]
+    for name, tasks_by in (("classes", "classes"), ("moved", "permutation")):
+        argv = ["--set", f"folder:{tree}", "--num-tasks", "2", "--tasks-by", tasks_by, "--name", name]
+        assert main.main([*words, *argv, "--log-dir", str(tmp_path / "runs")]) == 0
+        (row, *_) = answers(capsys, tmp_path, tree / "val", run=name)
+        assert row["task"].isdigit()
+        assert row["label"].isdigit() if name == "classes" else row["label"].startswith("kind")

@@ -12,6 +12,7 @@ from data.loader import Preparation
 from models import multitask
 from trainers import ADAPTORS
 from trainers.fit import check_adaptor
+from trainers.inference import alpha_gradients, entropy, uniform
 from trainers.options import DEFAULTS, InferenceOptions, Settings, pick
 from trainers.setup import build, recall, set_up
 from utils.errors import UserError
@@ -40,16 +41,26 @@ def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[lis
     tasks = _candidates(s, learned)
     if len(tasks) > 1:
         check_adaptor(s.adaptor, model)
-    files, images, broken = read_files(s.predict or (), data.input_shape)
+    files, images, broken = read_files(s.predict or (), data.read, data.input_shape)
     prepared = Preparation(data.val_loader.prepare.mean, data.val_loader.prepare.std, None, data.device)
-    names = {task: data.labels_of(task if trainer.tasks_known else 0) for task in tasks}
+    names = {task: data.labels_of(task) for task in tasks} if trainer.tasks_known else _of_masks(data, tasks)
     labels = {task: list(of_task) for task, of_task in names.items()}
     answers = predict(model, prepared(images.to(data.device)), tasks, s.adaptor, pick(InferenceOptions, s), labels)
+    called = data.task_name if trainer.tasks_known else str
     found: list[dict[str, object]] = [
-        {"file": file, "task": data.task_name(task), "label": names[task][label], "probability": f"{share:.6f}"}
+        {"file": file, "task": called(task), "label": names[task][label], "probability": f"{share:.6f}"}
         for file, (task, label, share) in zip(files, answers, strict=True)
     ]
     return found, broken
+
+
+def _of_masks(data, masks: Sequence[int]) -> dict[int, dict[int, str]]:
+    """The labels of masks of which nobody knows the task: with names if all tasks have the same ones, else numbers."""
+    of_tasks = [data.labels_of(task) for task in range(data.num_tasks)]
+    if any(labels != of_tasks[0] for labels in of_tasks):
+        every = sorted({label for labels in of_tasks for label in labels})
+        of_tasks[0] = {label: str(label) for label in every}
+    return dict.fromkeys(masks, of_tasks[0])
 
 
 def _candidates(s: Settings, learned: Sequence[int]) -> Sequence[int]:
@@ -69,6 +80,21 @@ def _candidates(s: Settings, learned: Sequence[int]) -> Sequence[int]:
             f"`adaptor` {s.adaptor}: infers no task; say se_oneshot_entropy_minimization, or the task by `task_eval`"
         )
     return tasks
+
+
+def _check_told_apart(model: nn.Module, images: Tensor, tasks: Sequence[int]) -> None:
+    """See that images of one task say something of it where batch norms go by the statistics of these alone.
+
+    Raises:
+        UserError: they do not, as one image whose channels have one value each.
+    """
+    if len(images) == 1:
+        (gradients,) = alpha_gradients(model, tasks, uniform(len(tasks), images.device), images[None], entropy)
+        if (gradients == gradients[0]).all():
+            raise UserError(
+                "`predict`: with batch norm one image of this size is like any other, so no task can be told; "
+                "give several images of one task, or the task by `task_eval`"
+            )
 
 
 @torch.no_grad()
@@ -95,6 +121,7 @@ def predict(
     if len(tasks) > 1:
         infer = ADAPTORS[adaptor].load()
         if multitask.has_batch_norm(model):
+            _check_told_apart(model, images, tasks)
             found[:] = infer(model, tasks, images[None], replace(options, data_to_repeat=len(images))).item()
         else:
             parts = [infer(model, tasks, part[:, None], options) for part in images.split(TOGETHER)]

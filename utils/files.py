@@ -81,14 +81,19 @@ def write_out(path: Path | str, text: str) -> None:
         if error.errno != errno.EINVAL:
             raise
         with open(path, "wb") as file:
-            file.write(text.encode())
+            file.write(_bytes(text))
     else:
         write_whole(place, text)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, in UTF-8, so that a reader sees the old content or the new, never a part."""
-    replace_with(path, lambda file: file.write(text.encode()))
+    replace_with(path, lambda file: file.write(_bytes(text)))
+
+
+def _bytes(text: str) -> bytes:
+    """A text in UTF-8; names of files that are in nothing of the kind as the bytes that they are."""
+    return text.encode(errors="surrogateescape")
 
 
 def replace_with(
