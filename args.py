@@ -491,8 +491,8 @@ def make_parser() -> _Parser:
         "--adapt-tries",
         type=_number(int, 1),
         metavar="N",
-        help="hopfield_recovery: recover N times, each time without the masks found before, and keep the mask whose "
-        "outputs are the surest (default: %(default)s)",
+        help="hopfield_recovery: recover up to N times, each time away from the masks found before, and keep the mask "
+        "whose outputs are the surest (default: %(default)s)",
     )
     add(
         "--infer",

@@ -147,7 +147,7 @@ def parse_passed_on(words: Iterable[str]) -> dict[str, str]:
     found = {}
     for flag, (word, *more) in by_flag(words):
         if flag in RESERVED:
-            raise ValueError(f"--{flag} is set by this script: {RESERVED[flag]}")
+            raise ValueError(f"--{flag} is not passed on: {RESERVED[flag]}")
         values = [*word.split("=", 1)[1:], *more]
         found[flag] = ",".join(values) if values else "true"
     return found
