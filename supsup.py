@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from args import settings_from
 from data.own import OwnLoader, finite, numbers_of, tensor_of
 from models import IN_FILE, MASKS_OF, MODELS, STATISTICS_OF, Builder, get_model, multitask
-from models.convert import convert, unchanged_buffers
+from models.convert import KeptBuffers, convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
@@ -241,18 +241,44 @@ class SupSup:
         self._make_room(number + 1)
         trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), self._rng)
         trainer.begin_tasks([number])
-        try:
-            draws = [self.device] if self.device.type == "cuda" else []  # of the caller's program, left as they are
-            with _failing("data"), torch.random.fork_rng(draws), unchanged_buffers(self.model):
-                losses = [loss for (loss,) in trainer.learn(loader)]
-        finally:
-            self.model.eval()
-        _check_reached(trainer)
+        losses = self._train(trainer, loader)
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
         self.tasks += [str(name) for _ in trainer.end_tasks()]
         self._image_shape = self._image_shape or loader.image_shape
         return losses[-1]
+
+    def _train(self, trainer: DefaultTrainer, loader: OwnLoader) -> list[float]:
+        """Train the task that was begun; the mean losses of the epochs. The caller's random numbers stay as they are.
+
+        Raises:
+            ValueError: the data or the network are not what they should be.
+        """
+        kept = KeptBuffers(self.model)
+
+        def answer() -> Tensor:
+            answered: Tensor = self.model.eval()(loader.last)
+            return answered
+
+        def after_batch() -> None:
+            if trainer.batches_done == 1:  # what will be wrong after all of them is told at once
+                kept.check(answer)
+                self.model.train()
+
+        draws = [self.device] if self.device.type == "cuda" else []
+        try:
+            with _failing("data"), torch.random.fork_rng(draws):
+                losses = [loss for (loss,) in trainer.learn(loader, after_batch=after_batch)]
+                kept.check(answer)
+        finally:
+            kept.put_back()
+            self.model.eval()
+        if all(parameter.grad is None for parameter in trainer.parameters):
+            raise ValueError(
+                "model: its answer does not come from the layers that it has, so no mask is learned; layers must be "
+                "attributes of modules, or in nn.ModuleList, and forward a method"
+            )
+        return losses
 
     @in_own_modes
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
@@ -279,8 +305,11 @@ class SupSup:
             gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         if not gradients.isfinite().all():
             raise ValueError("x: the network's answer is no finite number, so no task can be told from another")
-        if len(numbers) > 1 and multitask.has_batch_norm(self.model) and (gradients == gradients[0, 0]).all():
-            raise ValueError("x: batch norm makes images alike, so no task can be told; give more images of one task")
+        alone = x.shape[1] == 1 and len(numbers) > 1 and multitask.has_batch_norm(self.model)
+        if alone and (gradients == gradients[0, 0]).all():
+            raise ValueError(
+                "x: with batch norm this one image is like any other, so no task can be told; give several of one task"
+            )
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
     def infer(self, x: Tensor, images: int | None = None) -> str:
@@ -602,19 +631,6 @@ def _check_options(options: Mapping[str, object]) -> None:
         raise ValueError("train_weight_tasks: weights stay as they are here, for earlier tasks compute with them")
     if unknown := sorted(options.keys() - MORE):
         raise TypeError(f"learn has no option {unknown[0]!r}{nearest(unknown[0], MORE)}")
-
-
-def _check_reached(trainer: DefaultTrainer) -> None:
-    """See that what a network answers came from the layers that were trained.
-
-    Raises:
-        ValueError: no gradient reached one of them.
-    """
-    if all(parameter.grad is None for parameter in trainer.parameters):
-        raise ValueError(
-            "model: its answer does not come from the layers that it has, so no mask is learned; layers must be "
-            "attributes of modules, or in nn.ModuleList, and forward a method"
-        )
 
 
 def _check_outputs(outputs: int, _: nn.Module, inputs: tuple[Any, ...], answer: object) -> None:

@@ -31,6 +31,7 @@ class OwnLoader:
     Attributes:
         image_shape: of one image; known once some were served.
         num_images: how many images there are; known once all were served.
+        last: the images of the batch that was served last.
 
     Raises:
         ValueError: there are no data, or x and y do not fit each other.
@@ -52,6 +53,7 @@ class OwnLoader:
         self.outputs, self.batch_size, self.device = outputs, batch_size, torch.device(device)
         self.shuffle, self.key, self.check = shuffle, (seed, task), check
         self.image_shape: tuple[int, ...] | None = None
+        self.last = torch.empty(0)
         self.arrays: tuple[Tensor, Tensor] | None = None
         if _are_arrays(data):
             x, y = data
@@ -62,8 +64,8 @@ class OwnLoader:
             if not isinstance(data, Iterable) or isinstance(data, (str, bytes, Mapping)):
                 raise ValueError(f"data: should be batches (x, y), or two arrays, not {type(data).__name__}")
             # An iterator is its own iterable: the second epoch would find nothing.
-            once = iter(data) is data or not _has_length(data)
-            self.batches = [_copied(batch) for batch in islice(data, most)] if once else data
+            once = isinstance(data, Iterator) or not _has_length(data)
+            self.batches = [_copied(batch) for batch in islice(_read(data), most)] if once else data
             self.num_images = 0
         if len(self.batches) == 0:
             raise ValueError("data: there is no batch (x, y) in the data")
@@ -75,8 +77,8 @@ class OwnLoader:
 
     def keep(self) -> None:
         """Serve from now on the very batches of the first time, also of an iterable that shuffles."""
-        if self.arrays is None:
-            self.batches = [_copied(batch) for batch in self._read()]
+        if self.arrays is None and not isinstance(self.batches, (list, tuple)):
+            self.batches = [_copied(batch) for batch in _read(self.batches)]
 
     def together(self, most_bytes: int) -> OwnLoader:
         """As of ``data.loader.Loader``: the batches stay as they are, which may each have another size."""
@@ -90,15 +92,18 @@ class OwnLoader:
         images, index = 0, -1
         for index, (x, y) in enumerate(self._pairs()):
             images += len(y)
+            if not finite(x):
+                raise ValueError("data: x has values that are no finite numbers")
             if index >= self.start:
-                yield x.to(self.device), y.to(self.device)
+                self.last = x.to(self.device)
+                yield self.last, y.to(self.device)
         if index + 1 < len(self):
             raise ValueError(f"data: has {len(self)} batches by its length, but gave {index + 1}")
         self.num_images = images
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.arrays is None:
-            for batch in self._read():
+            for batch in _read(self.batches):
                 x, y = self._checked(*_pair(batch))
                 if not len(y):
                     raise ValueError("data: a batch has no images; leave it out")
@@ -109,25 +114,6 @@ class OwnLoader:
         for start in self.batches:
             some = rows[start : start + self.batch_size]
             yield numbers_of(x[some]), y[some]
-
-    def _read(self) -> Iterator[Any]:
-        """The batches as they were given.
-
-        Raises:
-            ValueError: they fail in a way that would seem to be the network's.
-        """
-        batches = iter(self.batches)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except (IndexError, RuntimeError) as error:
-                if no_memory(error):
-                    raise
-                said = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # of a worker: what it raised
-                raise ValueError(f"data: cannot be read: {said}") from error
-            yield batch
 
     def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """x and y (int64) as tensors.
@@ -146,8 +132,6 @@ class OwnLoader:
         y = y.long()  # first: of some whole numbers torch finds no least one
         if len(y) and not (0 <= y.min() and y.max() < self.outputs):
             raise ValueError(f"data: labels y go from {y.min()} to {y.max()}, should lie in 0 to {self.outputs - 1}")
-        if not finite(x):
-            raise ValueError("data: x has values that are no finite numbers")
         self.check(x)
         self.image_shape = tuple(x.shape[1:])
         return x, y
@@ -167,6 +151,26 @@ def _are_arrays(data: object) -> bool:
         return False
     x, y = data
     return hasattr(x, "shape") and (hasattr(y, "shape") or isinstance(y, (list, tuple)))
+
+
+def _read(data: Iterable[Any]) -> Iterator[Any]:
+    """The batches as they were given.
+
+    Raises:
+        ValueError: they fail in a way that would seem to be the network's.
+    """
+    batches = iter(data)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (IndexError, RuntimeError) as error:
+            if no_memory(error):
+                raise
+            said = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # of a worker: what it raised
+            raise ValueError(f"data: cannot be read: {said}") from error
+        yield batch
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:
@@ -200,7 +204,8 @@ def tensor_of(values: Any, name: str) -> Tensor:
         if hasattr(values, "to_numpy"):  # of pandas and its like
             values = values.to_numpy()
         if isinstance(values, np.ndarray):  # torch takes no reversed axes, and no bytes in another machine's order
-            values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("=")).reshape(values.shape)
+            if not values.dtype.isnative or any(stride < 0 for stride in values.strides):
+                values = values.astype(values.dtype.newbyteorder("="), order="C")
         if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
             values = torch.stack([*values])
         tensor = torch.as_tensor(values).detach()

@@ -5,8 +5,8 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import cast
 
 import torch
@@ -84,7 +84,8 @@ class TaskNorm(MultitaskNonAffineBN):
             value = getattr(norm, name)
             self.register_buffer(f"given_{name}", None if value is None else value.detach().clone())
         of_passes = ("_forward_", "_backward_")  # the user's hooks go where the norm goes
-        vars(self).update({name: value for name, value in vars(norm).items() if name.startswith(of_passes)})
+        hooks = {name: value for name, value in vars(norm).items() if name.startswith(of_passes)}
+        vars(self).update(hooks, _is_full_backward_hook=norm._is_full_backward_hook)
 
     @property
     def mixes_images(self) -> bool:
@@ -128,7 +129,8 @@ def convert(
     Masked are the weights of ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` and the projections of
     ``nn.MultiheadAttention``. Batch norms keep statistics for each task. Layer norms, embeddings and parameters of
     modules that hold other layers (class tokens, position embeddings) stay as they are. Nothing but masks is trained.
-    Layers that share a weight get a mask each; a layer that stands in several places has one.
+    Layers that share a weight get a mask each; a layer that stands in several places has one. A warning names weights
+    of a user's own modules that stay without a mask.
 
     Args:
         rng: a key to a generator; the weight of the n-th masked layer is drawn from ``rng("weight", n)``.
@@ -144,11 +146,13 @@ def convert(
         ValueError: a layer has weights that cannot be masked, which the message names, or no layer has any that can.
     """
     _check(model)
+    if plain := _unmasked(model):
+        warnings.warn(f"these weights stay as they are, without a mask: {', '.join(plain)}", stacklevel=2)
     try:
         model = copy.deepcopy(model).float()
-    except RuntimeError as error:  # of a tensor that a layer keeps, which is part of a graph
+    except RuntimeError as error:  # as of a tensor that a layer keeps, which is part of a graph
         said = str(error).splitlines()[0]
-        raise ValueError(f"{type(model).__name__} cannot be copied, for it keeps what it computed: {said}") from error
+        raise ValueError(f"{type(model).__name__} cannot be copied: {said}") from error
     options, count = LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
     for module, name in list(_weights(model)):
         weight = getattr(module, name)
@@ -169,9 +173,9 @@ def convert(
 
 
 def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool) -> None:
-    """Put a ``TaskNorm`` in the place of each batch norm; one that stands in several places does so afterwards."""
-    instead: dict[nn.Module, TaskNorm] = {}
+    """Put a ``TaskNorm`` in the place of each batch norm: one, where a module holds it under several names."""
     for parent in list(model.modules()):
+        instead: dict[nn.Module, TaskNorm] = {}
         for key, norm in list(parent._modules.items()):  # ``named_children`` gives a module once
             if isinstance(norm, NORMS):
                 if norm not in instead:
@@ -180,39 +184,50 @@ def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool)
                 setattr(parent, key, instead[norm])
 
 
-@contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Within, no training may change a buffer that the user's own modules keep: it would change for all tasks.
+class KeptBuffers:
+    """What the user's own modules keep beside their parameters, which training must not change for all tasks.
 
-    Buffers that no ``state_dict`` has are caches, and may.
-
-    Raises:
-        ValueError: one has changed; all are again what they were.
+    Buffers that no ``state_dict`` has are caches, and may change; so may those that were None.
     """
 
-    def places() -> dict[str, tuple[nn.Module, str, Tensor]]:
-        kept = model.state_dict(keep_vars=True)
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.before = {name: getattr(module, key).clone() for name, (module, key) in self._places().items()}
+
+    def _places(self) -> dict[str, tuple[nn.Module, str]]:
         return {
-            f"{name}.{key}".lstrip("."): (module, key, buffer)
-            for name, module in model.named_modules()
+            f"{name}.{key}".lstrip("."): (module, key)
+            for name, module in self.model.named_modules()
             if not isinstance(module, (MultitaskModule, *NORMS))
-            for key, buffer in module.named_buffers(recurse=False)
-            if f"{name}.{key}".lstrip(".") in kept
+            for key, _ in module.named_buffers(recurse=False)
+            if key not in module._non_persistent_buffers_set
         }
 
-    before = {name: buffer.clone() for name, (_, _, buffer) in places().items()}
-    changed = []
-    try:
-        yield
-    finally:
-        for name, (module, key, buffer) in places().items():
-            if name in before and not _same_bits(buffer, before[name]):
-                setattr(module, key, before[name])
+    def put_back(self) -> list[str]:
+        """Make them what they were; the names of those that had changed."""
+        changed = []
+        for name, (module, key) in self._places().items():
+            if name in self.before and not _same_bits(getattr(module, key), self.before[name]):
+                setattr(module, key, self.before[name].clone())
                 changed.append(name)
-    if changed:
-        raise ValueError(
-            f"the network's own {changed[0]} changes in training, so learned tasks would be forgotten; keep it fixed"
-        )
+        return changed
+
+    @torch.no_grad()
+    def check(self, answer: Callable[[], Tensor]) -> None:
+        """Put them back, if nothing depends on what has changed.
+
+        Args:
+            answer: what the model answers to some images now.
+
+        Raises:
+            ValueError: it answers otherwise with what they were.
+        """
+        now = answer()
+        if (changed := self.put_back()) and not _same_bits(now, answer()):
+            raise ValueError(
+                f"the network's own {changed[0]} changes in training, and with it the answers of learned tasks; "
+                "keep it fixed"
+            )
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -272,7 +287,7 @@ def _hides(module: nn.Module, known: Collection[object]) -> str | None:
         held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
         for one in held:
             weights = one.parameters() if isinstance(one, nn.Module) else [one] if isinstance(one, nn.Parameter) else []
-            if any(weight not in known for weight in weights):
+            if any(weight.requires_grad and weight not in known for weight in weights):
                 return f"has weights in a {type(value).__name__}, {key}, where no network has layers; say nn.ModuleList"
     return None
 
@@ -283,7 +298,7 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
     Args:
         masked: the weights of the network that are masked, and whose they are.
     """
-    own = dict(module.named_parameters(recurse=False))
+    own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
     if isinstance(module, MultitaskModule):
         return "has a state for each task already"
     if any(isinstance(parameter, nn.UninitializedParameter) for parameter in own.values()):
@@ -291,25 +306,41 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
     if parametrize.is_parametrized(module):
         return f"is parametrised already, by {', '.join(cast(nn.ModuleDict, module.parametrizations))}"
     for key in _masked_in(module):
-        weight = own.get(key)
-        if weight is None:
-            return f"makes its {key} of others, as weight_norm and pruning do; take that off first"
+        if (weight := own.get(key)) is None:
+            return f"has a {key} that is no parameter, as with weight_norm and pruning; take that off first"
         if weight.is_complex() or not weight.numel():
             return f"has a {key} that is {'complex' if weight.is_complex() else 'empty'}, so nothing to mask"
     if isinstance(module, NORMS):
         as_torch = type(module).forward in {norm.forward for norm in NORMS} and "forward" not in vars(module)
-        return None if as_torch else "is a batch norm that computes more; put what it adds into a module of its own"
+        return None if as_torch else "is a batch norm with a forward of its own; put what it adds into another module"
     if getattr(module, "track_running_stats", False):
         return "keeps running statistics that every task would change; let it keep none"
     if isinstance(module, FROZEN):
         return None
-    left = {key: parameter for key, parameter in own.items() if parameter.ndim > 1 and key not in _masked_in(module)}
+    left = {key: value for key, value in own.items() if key not in _masked_in(module) and _chooses(value)}
     if shared := [key for key, parameter in left.items() if parameter in masked]:
         return f"has the weight of the layer {masked[left[shared[0]]]} as its own {shared[0]}, which would have no mask"
-    holds_layers = any(True for child in module.children() for _ in child.parameters())
-    if left and not holds_layers and not isinstance(module, nn.MultiheadAttention):
+    if left and not any(True for _ in module.children()) and not isinstance(module, (*MASKED, nn.MultiheadAttention)):
         return (
             f"has weights of its own, {', '.join(left)}, for which there is no masked form; "
             "build it of nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.MultiheadAttention"
         )
     return None
+
+
+def _chooses(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix of weights; not one that is added or scales, with one value along its first axis
+    or along all others."""
+    return parameter.ndim > 1 and len(parameter) > 1 and parameter[0].numel() > 1
+
+
+def _unmasked(model: nn.Module) -> list[str]:
+    """The matrices that stay without a mask, of modules that hold no layers with weights, or that are layers too."""
+    return [
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules()
+        if not isinstance(module, FROZEN)
+        and (isinstance(module, MASKED) or not any(True for child in module.children() for _ in child.parameters()))
+        for key, parameter in module.named_parameters(recurse=False)
+        if key not in _masked_in(module) and _chooses(parameter)
+    ]

@@ -10,6 +10,7 @@ import stat
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
-from models.convert import unchanged_buffers
+from models.convert import KeptBuffers
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -89,20 +90,21 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
     Raises:
         ValueError: it does not.
     """
-    images = torch.zeros(2, *input_shape)
+    images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for training in (False, True):
             # Training changes the statistics of batch norms, so a copy goes through it.
             network = copy.deepcopy(model).train() if training else model.eval()
-            with unchanged_buffers(network):
-                try:
-                    answer = network(images)
-                except Exception as error:  # whatever a user's own code raises
-                    raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
+            kept = KeptBuffers(network)
+            try:
+                answer = network(images)
+            except Exception as error:  # whatever a user's own code raises
+                raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
             said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             if said != (2, output_size):
                 how = "in training" if training else "in evaluation"
                 raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
+            kept.check(partial(network.eval(), images))
 
 
 def load_weights(model: nn.Module, path: str) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import Builder, multitask
-from models.convert import TaskNorm, convert, is_converted, unchanged_buffers
+from models.convert import KeptBuffers, TaskNorm, convert, is_converted
 from tests.batches import logits
 from utils.seeding import generator
 
@@ -179,7 +179,7 @@ class Graph(Own):
 class LowRank(nn.Linear):
     def __init__(self):
         super().__init__(4, 4)
-        self.low = nn.Parameter(torch.ones(4, 1))
+        self.low = nn.Parameter(torch.ones(4, 2))
 
 
 class Alias(nn.Module):
@@ -206,13 +206,11 @@ class Keeping(nn.Module):
     "model, word",
     [
         (nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), "LSTM"),
-        (nn.Sequential(nn.Linear(4, 4), Normed(4)), "1 (Normed) is a batch norm that computes more"),
-        (nn.Sequential(nn.Linear(4, 4), Graph()), "1 (Graph) has weights of its own, mix"),
-        (nn.Sequential(LowRank()), "0 (LowRank) has weights of its own, low"),
+        (nn.Sequential(nn.Linear(4, 4), Normed(4)), "1 (Normed) is a batch norm with a forward of its own"),
         (Alias(), "Alias) has the weight of the layer layer as its own read"),
         (Hidden(), "Hidden) has weights in a list, more"),
         (Keeping(), "Keeping cannot be copied"),
-        (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))), "0 (Linear) makes its weight of others"),
+        (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))), "0 (Linear) has a weight that is no parameter"),
         (nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), "weight that is complex"),
         (nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)), "weight that is empty"),
         (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 2)), "Bilinear"),
@@ -236,7 +234,7 @@ def test_one_batch_norm_in_two_places_has_the_statistics_of_the_task_in_both():
     model = convert(
         nn.Sequential(nn.Linear(24, 4), norm, nn.ReLU(), nn.Sequential(norm, nn.Linear(4, 5)), norm), RNG, 3
     )
-    assert model[1] is model[4] is model[3][0] and isinstance(model[1], TaskNorm)
+    assert model[1] is model[4] and isinstance(model[3][0], TaskNorm)
     model = convert(nn.Sequential(nn.Flatten(), nn.Linear(24, 4), norm, nn.ReLU(), norm, nn.Linear(4, 5)), RNG, 3)
     learn(model, 0)
     before = logits(model, 0, images(0))
@@ -246,8 +244,9 @@ def test_one_batch_norm_in_two_places_has_the_statistics_of_the_task_in_both():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_norm_keeps_its_scale_and_its_hooks(bias):
-    norm = nn.BatchNorm1d(24, bias=bias)
+    norm = nn.BatchNorm1d(24)
     nn.init.constant_(norm.weight, 5.0)
+    norm.bias = norm.bias if bias else None
     norm.register_forward_hook(lambda module, inputs, output: output + 1)
     norm.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
     model = convert(nn.Sequential(nn.Flatten(), norm, nn.Linear(24, 5)), RNG)
@@ -257,29 +256,51 @@ def test_a_norm_keeps_its_scale_and_its_hooks(bias):
 
 
 class Centre(nn.Module):
-    """Takes off a mean that goes along with the batches; what is cached may change."""
+    """Takes off a mean that goes along with the batches, and counts them; what is cached may change."""
 
-    def __init__(self, persistent):
+    def __init__(self, persistent, used=True):
         super().__init__()
+        self.used = used
         self.register_buffer("mean", torch.zeros(4), persistent=persistent)
 
     def forward(self, x):
         if self.training:
             self.mean = self.mean.lerp(x.detach().mean(0), 0.1)
-        return x - self.mean
+        return x - self.mean if self.used else x
 
 
-def test_a_buffer_that_training_would_change_for_all_tasks_is_told_of_and_is_what_it_was():
-    model = convert(nn.Sequential(nn.Linear(4, 4), Centre(True), nn.BatchNorm1d(4)), RNG)
+@pytest.mark.parametrize("persistent, used", [(True, True), (True, False), (False, True)])
+def test_a_buffer_that_training_changes_for_all_tasks_is_told_of_if_answers_depend_on_it(persistent, used):
+    model = convert(nn.Sequential(nn.Linear(4, 4), Centre(persistent, used), nn.BatchNorm1d(4)), RNG)
     multitask.begin_task(model, 0, RNG)
-    with pytest.raises(ValueError, match=r"own 1\.mean changes in training"), unchanged_buffers(model):
-        model.train()(torch.ones(3, 4))
-    assert not model[1].mean.any()
-    with pytest.raises(KeyError), unchanged_buffers(model):
-        model(torch.ones(3, 4))
-        raise KeyError
-    assert not model[1].mean.any()
-    cached = convert(nn.Sequential(nn.Linear(4, 4), Centre(False)), RNG)
-    multitask.begin_task(cached, 0, RNG)
-    with unchanged_buffers(cached):
-        cached.train()(torch.ones(3, 4))
+    x = torch.rand(3, 4, generator=generator("centre"))
+    kept = KeptBuffers(model)
+    model.train()(x)
+    assert kept.put_back() == (["1.mean"] if persistent else []) and bool(model[1].mean.any()) != persistent
+    model.train()(x)
+    if persistent and used:
+        with pytest.raises(ValueError, match=r"own 1\.mean changes in training"):
+            kept.check(lambda: model.eval()(x))
+    else:
+        kept.check(lambda: model.eval()(x))
+    assert bool(model[1].mean.any()) != persistent
+
+
+class Beside(nn.Module):
+    """Parameters that are added or scale, and no matrices of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 3, 4))
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return x
+
+
+def test_what_is_added_or_scales_stays_and_a_matrix_without_a_mask_is_warned_of(recwarn):
+    convert(nn.Sequential(nn.Linear(4, 4), Beside(), nn.Sequential(nn.Dropout())), RNG)
+    assert not recwarn
+    for layer, name in ((Graph(), "0.mix"), (LowRank(), "0.low")):
+        with pytest.warns(UserWarning, match=rf"without a mask: {name}$"):
+            convert(nn.Sequential(layer, nn.Linear(4, 4)), RNG)

@@ -309,7 +309,7 @@ def test_products_are_counted_where_shapes_tell_them(files):
             ["--weights", "wide.pth"],
             ["another network", "1.weight is (20, 300) there, (20, 192) here"],
         ),
-        ("nets.py:Centre", [], ["own 1.seen changes in training", "forgotten"]),
+        ("nets.py:Centre", [], ["own 1.seen changes in training", "learned tasks"]),
         ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
     ],
 )

@@ -482,7 +482,7 @@ def test_one_image_that_batch_norm_makes_like_any_other_is_of_no_task():
     net = SupSup(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5)), outputs=5)
     for name in ("a", "b"):
         net.learn(name, (torch.rand(8, 6), torch.arange(8) % 3))
-    with pytest.raises(ValueError, match="x: batch norm makes images alike"):
+    with pytest.raises(ValueError, match="x: with batch norm this one image is like any other"):
         net.predict(torch.rand(1, 6))
     assert len(net.predict(torch.rand(1, 6), task="b")) == 1 and net.infer(torch.rand(8, 6)) in ("a", "b")
 
