@@ -49,18 +49,18 @@ def folder(
     path = Path(root or ".", name)
     inside = folders(path)
     if tasks_by is None:
-        apart = [] if train_in(inside) else [each for each in inside if train_in(folders(path / each))]
+        apart = [] if train_in(path) else [each for each in inside if train_in(path / each)]
         if apart and len(apart) < len(inside):
             rest = [each for each in inside if each not in apart]
             raise UserError(
-                f"`set` folder: {path}: {some(apart)} has a train of its own, as a task has, but {some(rest)} has not; "
-                "take it away, or say `tasks_by`"
+                f"`set` folder: {path}: {some(apart)}: with a train, as tasks have; {some(rest)}: without; "
+                "mend or move these, or say `tasks_by`"
             )
         tasks_by = "folders" if apart else "classes"
     if tasks_by != "folders":
         source = read_tree(path, seed)
-        if len(source.classes) == 1:
-            where = path / (train_in(inside) or "") / source.classes[0]
+        if len(source.classes) == 1 and tasks_by == "classes":
+            where = path / (train_in(path) or "") / source.classes[0]
             raise UserError(f"`set` folder: {path}: has one class, {source.classes[0]}; are the classes in {where}?")
     else:
         source = Source([])
@@ -77,7 +77,7 @@ def folder(
 def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = None, **more) -> TaskDataset:
     """The set in the file ``<root>/<name>``, of the keys that ``data.files`` names: ``npz:FILE``.
 
-    Images may have any size, and one, three or no channels at their end; labels may be any numbers.
+    Images may have any size, and channels at their end; labels may be any numbers.
 
     Raises:
         UserError: the file is none of these, or its tasks cannot be made so.
@@ -86,8 +86,9 @@ def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = Non
     if tasks_by == "folders":
         raise UserError("`tasks_by` folders: an npz has none; say classes, permutation or rotation")
     arrays = read_npz(path)
-    if (shape := arrays["train_images"].shape)[3:] not in ((), (1,), (3,)):
-        raise UserError(f"{path}: train_images {shape}: should be (N, H, W), or have 1 or 3 channels at their end")
+    shape = arrays["train_images"].shape
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        raise UserError(f"{path}: train_images {shape}: channels are the last axis, (N, H, W, {shape[1]})")
     size, own = more.get("image_size"), arrays["train_images"].shape[1:3]
     if size is not None and tuple(size) != own:
         raise UserError(f"`image_size` {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")
@@ -281,8 +282,10 @@ def read_files(
         The files, their images uint8 [N, C, H, W], and the files that cannot be read.
 
     Raises:
-        UserError: there is no such file or folder, or no image.
+        UserError: there is no such file or folder, no image, or no image file has as many channels.
     """
+    if shape[0] not in (1, 3):
+        raise UserError(f"`predict`: images of {shape[0]} channels are in no image file")
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):

@@ -33,13 +33,16 @@ ENDING_SECONDS = 10  # from a worker's last sign to its end
 Item = tuple[str, int, tuple[int | str, ...]]  # path, label, key of the generator that augments it
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, turned: bool = False) -> Image.Image:
     """The image of a file in 8 bits a channel, mode RGB; the first one of several.
+
+    Args:
+        turned: whether it is turned as the camera says that it was held.
 
     Raises:
         UserError: it cannot be read.
     """
-    from PIL import Image  # takes a while to import, and only wanted here
+    from PIL import Image, ImageOps  # takes a while to import, and only wanted here
 
     try:
         # What Pillow warns of (odd metadata, a size that is large but allowed) is nothing that a user should mend.
@@ -49,7 +52,7 @@ def read_image(path: str) -> Image.Image:
             image.load()
             if image.format == "JPEG":
                 _check_end(file)
-            return _opaque(_eight_bits(image))
+            return _opaque(_eight_bits(ImageOps.exif_transpose(image) if turned else image))
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
@@ -59,9 +62,7 @@ def read_image(path: str) -> Image.Image:
 
 def upright(path: str) -> Image.Image:
     """``read_image``, turned as the camera says that it was held."""
-    from PIL import ImageOps  # takes a while to import, and only wanted here
-
-    return ImageOps.exif_transpose(read_image(path))
+    return read_image(path, turned=True)
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -301,7 +302,7 @@ class FolderLoader(Loader):
 
 # What other programs leave beside a user's own files, beside hidden folders: those of network drives and systems.
 _LEFT_BEHIND = (
-    *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
     *("__macosx", "lost+found", "system volume information"),
 )
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")

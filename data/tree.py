@@ -47,14 +47,23 @@ def folders(path: Path) -> list[str]:
         raise UserError(f"`set` folder: {error.filename or path}: {error.strerror}") from None
 
 
-def train_in(names: Sequence[str]) -> str | None:
-    """Which of the folders in a folder has the images to learn from; None if they are classes themselves.
+def train_in(path: Path) -> str | None:
+    """Which folder in a folder has the images to learn from, in folders of its own; None if all are classes.
 
-    It is ``training`` only beside one of test images: a class may be called so.
+    A class may be called train: it has images and no folders. With nothing but test images beside it, it is the split
+    all the same, and lacks its classes.
     """
-    tested = any(name.lower() in TESTS for name in names)
-    called = [name for name in names if name.lower() in (TRAIN if tested else TRAIN[:1])]
-    return min(called, key=lambda name: (TRAIN.index(name.lower()), name != "train", name), default=None)
+    inside = folders(path)
+    tested = any(name.lower() in TESTS for name in inside)
+    called = [name for name in inside if name.lower() in (TRAIN if tested else TRAIN[:1])]
+    alone = all(name.lower() in (*TRAIN, *TESTS) for name in inside)
+    split = [name for name in called if alone or (folders(path / name) and (tested or not _loose(path / name)))]
+    return min(split, key=lambda name: (TRAIN.index(name.lower()), name != "train", name), default=None)
+
+
+def _loose(path: Path) -> int:
+    """How many images lie in a folder itself."""
+    return sum(1 for entry in path.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file())
 
 
 def read_tree(path: Path, seed: int) -> Source:
@@ -64,7 +73,7 @@ def read_tree(path: Path, seed: int) -> Source:
         UserError: it has no classes, or one of them no test images.
     """
     inside = folders(path)
-    split = train_in(inside)
+    split = train_in(path)
     train = path / split if split else path
     tests = sorted(
         (name for name in inside if split and name.lower() in TESTS), key=lambda name: TESTS.index(name.lower())
@@ -86,7 +95,7 @@ def read_tree(path: Path, seed: int) -> Source:
         source.notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
     if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
         source.notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
-    if loose := sum(1 for entry in train.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()):
+    if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:
         source.notes.append(f"{train}: without images ({', '.join(EXTENSIONS)}), so no classes: {some(empty)}")
