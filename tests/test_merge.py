@@ -69,6 +69,14 @@ def test_exports_and_runs_of_one_task_are_merged_and_bring_their_settings(tmp_pa
     assert adapted[0] == adapted[1]
 
 
+def test_what_was_learned_may_be_merged_to_be_told_apart_in_another_way(tmp_path, learned):
+    flags = ["--eval-ckpts", 2, "--adaptor", "se_oneshot_g_minimization", "--output-size", 20]
+    parts = slices(tmp_path, "--output-size", 20)
+    assert call_main(tmp_path / "sequence", *flags) == 0
+    assert call_main(tmp_path / "merged", *flags, "--merge", *parts) == 0
+    assert_same(tmp_path / "merged", tmp_path / "sequence")
+
+
 def test_what_is_missing_is_said_or_left_out(tmp_path, learned, capsys):
     assert call_main(tmp_path, "--merge", learned[0]) == 2
     assert capsys.readouterr().err == (

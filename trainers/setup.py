@@ -38,7 +38,7 @@ from utils.errors import UserError, no_memory
 from utils.parallel import Group, gpu_fault, gpu_memory
 from utils.paths import default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
-from utils.settings import NEITHER, PART
+from utils.settings import NEITHER, PART, TOLD_APART
 from utils.slices import named
 
 MOST_WORKERS = 16  # that nobody has asked for
@@ -280,7 +280,7 @@ def merge(
         parts,
         s.tasks_to_learn,
         fingerprint,
-        lambda path, theirs: check_same(path, theirs, ours, {*theirs, *ours}),
+        lambda path, theirs: check_same(path, theirs, ours, {*theirs, *ours} - TOLD_APART),
         s.allow_missing,
     )
     if len(found) < len(s.tasks_to_learn):

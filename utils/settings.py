@@ -8,8 +8,15 @@ NETWORK = frozenset(
         *("conv_type", "bn_type", "conv_init", "mode", "nonlinearity", "sparsity", "er_sparsity"),
     }
 )
+# How learned tasks are told apart: what was learned is the same under other values of these.
+TOLD_APART = frozenset(
+    {
+        *("adaptor", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps", "adapt_tries", "gamma"),
+        *("unshared_labels", "infer", "infer_layers"),
+    }
+)
 # How tasks are learned and tested: other values give other numbers.
-OUTCOME = frozenset(
+OUTCOME = TOLD_APART | frozenset(
     {
         *("task_eval", "tasks", "augment", "stream_tasks", "stream_jitter", "trainer", "epochs", "iter_lim"),
         *("batch_size", "test_batch_size", "keep_images"),
@@ -17,8 +24,7 @@ OUTCOME = frozenset(
         *("warmup_length", "reinit_adapt", "reinit_most_recent_k", "reinit_from"),
         *("nns_every", "nns_epsilon", "nns_surprise"),
         *("amp", "channels_last", "compile", "tf32", "fast"),
-        *("adaptor", "score_when_learned", "data_to_repeat", "real_neurons", "log_base", "adapt_lr", "adapt_steps"),
-        *("adapt_tries", "gamma", "unshared_labels", "infer", "infer_layers"),
+        "score_when_learned",
     }
 )
 # Which of the tasks a run learns: runs that differ in these may be parts of one.
