@@ -5,7 +5,8 @@ inferred wrong makes the whole batch wrong.
 
 Command:  python experiments/GNu/MNISTPerm/LeNet-2500-tasks/supsup_g.py --gpu-sets 0 --data DIR
 Small:    ... --gpu-sets "cpu|cpu" --seeds 2 --data DIR --num-tasks 10 --eval-ckpts 5,10
-Expected: the paper only plots this curve.
+Expected: the paper only plots this curve. Measured over the masks of supsup_h.py: 0.9350 with the task given after all
+          2500 tasks; inferred 0.9345 after the first 500 and 0.9337 after all (seed 0).
 """
 
 import sys
