@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from args import settings_from
 from data.own import OwnLoader, finite, numbers_of, tensor_of
 from models import IN_FILE, MASKS_OF, MODELS, STATISTICS_OF, Builder, get_model, multitask
-from models.convert import KeptBuffers, convert
+from models.convert import Kept, convert
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
@@ -254,7 +254,7 @@ class SupSup:
         Raises:
             ValueError: the data or the network are not what they should be.
         """
-        kept = KeptBuffers(self.model)
+        kept = Kept(self.model)
 
         def answer() -> Tensor:
             answered: Tensor = self.model.eval()(loader.last)

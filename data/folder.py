@@ -88,7 +88,7 @@ def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = Non
     arrays = read_npz(path)
     shape = arrays["train_images"].shape
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
-        raise UserError(f"{path}: train_images {shape}: channels are the last axis, (N, H, W, {shape[1]})")
+        raise UserError(f"{path}: train_images {shape}: the channels, {shape[1]}, should be the last axis")
     size, own = more.get("image_size"), arrays["train_images"].shape[1:3]
     if size is not None and tuple(size) != own:
         raise UserError(f"`image_size` {_said(size)}: the images of an npz keep their size, {_said(own)} in {path}")

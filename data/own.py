@@ -24,14 +24,14 @@ class OwnLoader:
             become numbers in [0, 1]; all others become float32 as they are.
         outputs: labels lie in [0, outputs).
         batch_size: of arrays.
-        shuffle: whether arrays are served in another order in every epoch.
+        shuffle: whether this is for training: arrays are served in another order in every epoch.
         most: batches that are asked for at the most, of what can be gone through only once; None for all.
         check: raises ``ValueError`` of images (batch, ...) that are not of the right shape.
 
     Attributes:
         image_shape: of one image; known once some were served.
         num_images: how many images there are; known once all were served.
-        last: the images of the batch that was served last.
+        last: the images of the batch that was served last, in training.
 
     Raises:
         ValueError: there are no data, or x and y do not fit each other.
@@ -95,8 +95,10 @@ class OwnLoader:
             if not finite(x):
                 raise ValueError("data: x has values that are no finite numbers")
             if index >= self.start:
-                self.last = x.to(self.device)
-                yield self.last, y.to(self.device)
+                x = x.to(self.device)
+                if self.shuffle:
+                    self.last = x
+                yield x, y.to(self.device)
         if index + 1 < len(self):
             raise ValueError(f"data: has {len(self)} batches by its length, but gave {index + 1}")
         self.num_images = images
@@ -204,7 +206,7 @@ def tensor_of(values: Any, name: str) -> Tensor:
         if hasattr(values, "to_numpy"):  # of pandas and its like
             values = values.to_numpy()
         if isinstance(values, np.ndarray):  # torch takes no reversed axes, and no bytes in another machine's order
-            if not values.dtype.isnative or any(stride < 0 for stride in values.strides):
+            if not values.dtype.isnative or any(step < 0 or step % values.itemsize for step in values.strides):
                 values = values.astype(values.dtype.newbyteorder("="), order="C")
         if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
             values = torch.stack([*values])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import Arrays
-from data.images import EXTENSIONS, folders_in, images_in
+from data.images import EXTENSIONS, find_images, folders_in, images_in
 from utils.errors import UserError
 
 TRAIN = ("train", "training")  # what that of images to learn from may be called, in any case of letters
@@ -50,20 +50,22 @@ def folders(path: Path) -> list[str]:
 def train_in(path: Path) -> str | None:
     """Which folder in a folder has the images to learn from, in folders of its own; None if all are classes.
 
-    A class may be called train: it has images and no folders. With nothing but test images beside it, it is the split
-    all the same, and lacks its classes.
+    A class may be called train: it has images and no folders of images. With nothing but test images beside it, it is
+    the split all the same, and lacks its classes.
     """
     inside = folders(path)
     tested = any(name.lower() in TESTS for name in inside)
     called = [name for name in inside if name.lower() in (TRAIN if tested else TRAIN[:1])]
-    alone = all(name.lower() in (*TRAIN, *TESTS) for name in inside)
-    split = [name for name in called if alone or (folders(path / name) and (tested or not _loose(path / name)))]
+    filled = [name for name in inside if next(find_images(str(path / name)), None)]
+    alone = all(name.lower().rstrip("0123456789_-") in (*TRAIN, *TESTS) for name in filled)
+    split = [name for name in called if alone or any(images_in(path / name / each) for each in folders(path / name))]
     return min(split, key=lambda name: (TRAIN.index(name.lower()), name != "train", name), default=None)
 
 
 def _loose(path: Path) -> int:
     """How many images lie in a folder itself."""
-    return sum(1 for entry in path.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file())
+    names = (entry.name for entry in path.iterdir() if entry.is_file())
+    return sum(1 for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
 
 
 def read_tree(path: Path, seed: int) -> Source:
@@ -95,6 +97,8 @@ def read_tree(path: Path, seed: int) -> Source:
         source.notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
     if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
         source.notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
+    if taken := [name for name in inside if not split and name.lower() in TRAIN]:
+        source.notes.append(f"{path}: {taken[0]} is taken as a class, for its images lie in no folders")
     if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:

@@ -6,11 +6,12 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from models.init import initialise
@@ -184,49 +185,65 @@ def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool)
                 setattr(parent, key, instead[norm])
 
 
-class KeptBuffers:
-    """What the user's own modules keep beside their parameters, which training must not change for all tasks.
+class Kept:
+    """What the user's own modules keep, parameters and buffers, which training must not change for all tasks.
 
     Buffers that no ``state_dict`` has are caches, and may change; so may those that were None.
     """
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.before = {name: getattr(module, key).clone() for name, (module, key) in self._places().items()}
+        self.before = self._now()
 
-    def _places(self) -> dict[str, tuple[nn.Module, str]]:
+    def _now(self) -> dict[tuple[nn.Module, str], Tensor]:
         return {
-            f"{name}.{key}".lstrip("."): (module, key)
-            for name, module in self.model.named_modules()
+            (module, key): value.detach().clone()
+            for module in self.model.modules()
             if not isinstance(module, (MultitaskModule, *NORMS))
-            for key, _ in module.named_buffers(recurse=False)
-            if key not in module._non_persistent_buffers_set
+            for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            if not is_lazy(value) and value.layout == torch.strided and key not in module._non_persistent_buffers_set
         }
 
-    def put_back(self) -> list[str]:
-        """Make them what they were; the names of those that had changed."""
-        changed = []
-        for name, (module, key) in self._places().items():
-            if name in self.before and not _same_bits(getattr(module, key), self.before[name]):
-                setattr(module, key, self.before[name].clone())
-                changed.append(name)
-        return changed
+    def _changed(self, now: Mapping[tuple[nn.Module, str], Tensor]) -> list[tuple[nn.Module, str]]:
+        return [place for place in self.before if place in now and not _same_bits(now[place], self.before[place])]
+
+    @torch.no_grad()
+    def _set(self, places: Iterable[tuple[nn.Module, str]], values: Mapping[tuple[nn.Module, str], Tensor]) -> None:
+        for module, key in places:
+            if key in module._parameters:
+                module.get_parameter(key).copy_(values[module, key])
+            else:
+                setattr(module, key, values[module, key].clone())
+
+    def put_back(self) -> None:
+        """Make all of it what it was."""
+        self._set(self._changed(self._now()), self.before)
 
     @torch.no_grad()
     def check(self, answer: Callable[[], Tensor]) -> None:
-        """Put them back, if nothing depends on what has changed.
+        """See that nothing depends on what has changed; it stays as it is now.
 
         Args:
-            answer: what the model answers to some images now.
+            answer: what the model answers to some images; where it draws, from torch's own generator.
 
         Raises:
             ValueError: it answers otherwise with what they were.
         """
-        now = answer()
-        if (changed := self.put_back()) and not _same_bits(now, answer()):
+        now = self._now()
+        if not (changed := self._changed(now)):
+            return
+        answers = []
+        for values in (self.before, now):
+            self._set(changed, values)
+            torch.manual_seed(0)
+            answers.append(answer())
+        self._set(self.before.keys() & now.keys(), now)
+        if not _same_bits(*answers):
+            names = {module: name for name, module in self.model.named_modules()}
+            module, key = changed[0]
             raise ValueError(
-                f"the network's own {changed[0]} changes in training, and with it the answers of learned tasks; "
-                "keep it fixed"
+                f"the network's own {names[module]}.{key} changes in training, and with it the answers of learned "
+                "tasks; keep it fixed"
             )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
-from models.convert import KeptBuffers
+from models.convert import Kept
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -95,7 +95,7 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
         for training in (False, True):
             # Training changes the statistics of batch norms, so a copy goes through it.
             network = copy.deepcopy(model).train() if training else model.eval()
-            kept = KeptBuffers(network)
+            kept = Kept(network)
             try:
                 answer = network(images)
             except Exception as error:  # whatever a user's own code raises

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import Builder, multitask
-from models.convert import KeptBuffers, TaskNorm, convert, is_converted
+from models.convert import Kept, TaskNorm, convert, is_converted
 from tests.batches import logits
 from utils.seeding import generator
 
@@ -274,16 +274,43 @@ def test_a_buffer_that_training_changes_for_all_tasks_is_told_of_if_answers_depe
     model = convert(nn.Sequential(nn.Linear(4, 4), Centre(persistent, used), nn.BatchNorm1d(4)), RNG)
     multitask.begin_task(model, 0, RNG)
     x = torch.rand(3, 4, generator=generator("centre"))
-    kept = KeptBuffers(model)
+    kept = Kept(model)
     model.train()(x)
-    assert kept.put_back() == (["1.mean"] if persistent else []) and bool(model[1].mean.any()) != persistent
-    model.train()(x)
+    changed = model[1].mean.clone()
     if persistent and used:
         with pytest.raises(ValueError, match=r"own 1\.mean changes in training"):
             kept.check(lambda: model.eval()(x))
     else:
         kept.check(lambda: model.eval()(x))
+    assert changed.any() and torch.equal(model[1].mean, changed)
+    kept.put_back()
     assert bool(model[1].mean.any()) != persistent
+
+
+class ActNorm(nn.Module):
+    """Takes a shift from its first batch into a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, 4))
+        self.register_buffer("begun", torch.tensor(False))
+
+    def forward(self, x):
+        if self.training and not self.begun:
+            self.shift.data.copy_(-x.detach().mean(0))
+            self.begun = torch.tensor(True)
+        return x + self.shift
+
+
+def test_a_parameter_that_training_changes_is_told_of():
+    model = convert(nn.Sequential(nn.Linear(4, 4), ActNorm()), RNG)
+    multitask.begin_task(model, 0, RNG)
+    kept, x = Kept(model), torch.rand(3, 4, generator=generator("shift"))
+    model.train()(x)
+    with pytest.raises(ValueError, match=r"own 1\.shift changes in training"):
+        kept.check(lambda: model.eval()(x))
+    kept.put_back()
+    assert not model[1].shift.any() and not model[1].begun
 
 
 class Beside(nn.Module):

@@ -301,7 +301,18 @@ def test_folders_of_a_split_may_be_called_so_in_any_case(split, train, test):
 def test_a_class_may_be_called_training_or_by_a_sign(tree):
     for label, name in enumerate(("Train", "test", "$5", "#1", "@home")):
         (tree / f"class{label}").rename(tree / name)
-    assert set(own(tree).class_names) == {"Train", "test", "$5", "#1", "@home"}
+    found = own(tree)
+    assert set(found.class_names) == {"Train", "test", "$5", "#1", "@home"}
+    assert any("Train is taken as a class" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("test", ["test1", "Test"])
+def test_images_without_classes_are_no_classes_of_train_and_test(tmp_path, test):
+    for name in ("train", test):
+        picture(tmp_path / "set" / name / "1.png", 1)
+    (tmp_path / "set" / "annotations").mkdir()
+    with pytest.raises(UserError, match="train: has no folder with images"):
+        own(tmp_path / "set")
 
 
 def test_what_lies_beside_is_told_of(split):
@@ -357,5 +368,5 @@ def test_channels_of_an_npz_are_at_its_end(tmp_path, shape):
     images, labels = np.zeros(shape, dtype=np.uint8), np.arange(12) % 2
     arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
     np.savez(tmp_path / "set.npz", **arrays)
-    with pytest.raises(UserError, match="channels are the last axis"):
+    with pytest.raises(UserError, match="should be the last axis"):
         DATASETS["npz:set.npz"](tmp_path)

@@ -494,6 +494,26 @@ def test_what_is_evaluated_has_names_and_finite_numbers(learned, tasks):
         learned.predict(torch.full((2, 1, 28, 28), torch.inf), task="cats")
 
 
+def test_noise_that_wanes_by_a_counter_is_what_it_would_be_without_a_check():
+    class Waning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen: list[int] = []
+            self.register_buffer("steps", torch.tensor(0))
+
+        def forward(self, x):
+            if self.training:
+                self.steps += 1
+                self.seen.append(int(self.steps))
+            return x
+
+    net = SupSup(nn.Sequential(Waning(), nn.Linear(6, 5)), outputs=5)
+    for name in ("a", "b"):
+        net.learn(name, [(torch.rand(4, 6), torch.arange(4))] * 3)
+        assert net.model[0].seen == [1, 2, 3] and int(net.model[0].steps) == 0
+        net.model[0].seen.clear()
+
+
 def test_a_network_whose_forward_is_that_of_another_learns_nothing_and_is_told_so():
     model = nn.Sequential(nn.Linear(4, 5))
     forward = model.forward
