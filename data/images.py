@@ -337,6 +337,11 @@ def images_in(folder: str | Path) -> list[str]:
     return sorted(os.path.join(*found) for found in find_images(str(folder)))
 
 
+def called_image(name: str) -> bool:
+    """Whether a file of that name is an image of the user's."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
 def find_images(folder: str) -> Iterator[tuple[str, str]]:
     """The images below a folder, as (folder, name), in no order.
 
@@ -355,7 +360,7 @@ def find_images(folder: str) -> Iterator[tuple[str, str]]:
                 for entry in entries:
                     if _is_folder(entry):
                         todo.append(entry.path)
-                    elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
+                    elif called_image(entry.name):
                         if not (entry.is_file() or entry.is_dir()):
                             raise UserError(f"{entry.path}: is no file; remove or replace it")
                         if entry.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import Arrays
-from data.images import EXTENSIONS, find_images, folders_in, images_in
+from data.images import EXTENSIONS, called_image, find_images, folders_in, images_in
 from utils.errors import UserError
 
 TRAIN = ("train", "training")  # what that of images to learn from may be called, in any case of letters
@@ -56,16 +56,22 @@ def train_in(path: Path) -> str | None:
     inside = folders(path)
     tested = any(name.lower() in TESTS for name in inside)
     called = [name for name in inside if name.lower() in (TRAIN if tested else TRAIN[:1])]
-    filled = [name for name in inside if next(find_images(str(path / name)), None)]
+    if not called:
+        return None
+    filled = [name for name in inside if _has_images(path / name)]
     alone = all(name.lower().rstrip("0123456789_-") in (*TRAIN, *TESTS) for name in filled)
-    split = [name for name in called if alone or any(images_in(path / name / each) for each in folders(path / name))]
+    split = [name for name in called if alone or any(_has_images(path / name / each) for each in folders(path / name))]
     return min(split, key=lambda name: (TRAIN.index(name.lower()), name != "train", name), default=None)
+
+
+def _has_images(path: Path) -> bool:
+    """Whether there is an image below a folder."""
+    return next(find_images(str(path)), None) is not None
 
 
 def _loose(path: Path) -> int:
     """How many images lie in a folder itself."""
-    names = (entry.name for entry in path.iterdir() if entry.is_file())
-    return sum(1 for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("."))
+    return sum(1 for entry in path.iterdir() if called_image(entry.name) and entry.is_file())
 
 
 def read_tree(path: Path, seed: int) -> Source:

@@ -193,11 +193,11 @@ class Kept:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.before = self._now()
+        self.before = _clones(self._now())
 
     def _now(self) -> dict[tuple[nn.Module, str], Tensor]:
         return {
-            (module, key): value.detach().clone()
+            (module, key): value.detach()
             for module in self.model.modules()
             if not isinstance(module, (MultitaskModule, *NORMS))
             for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -229,10 +229,9 @@ class Kept:
         Raises:
             ValueError: it answers otherwise with what they were.
         """
-        now = self._now()
-        if not (changed := self._changed(now)):
+        if not (changed := self._changed(self._now())):
             return
-        answers = []
+        now, answers = _clones(self._now()), []
         for values in (self.before, now):
             self._set(changed, values)
             torch.manual_seed(0)
@@ -245,6 +244,10 @@ class Kept:
                 f"the network's own {names[module]}.{key} changes in training, and with it the answers of learned "
                 "tasks; keep it fixed"
             )
+
+
+def _clones(values: Mapping[tuple[nn.Module, str], Tensor]) -> dict[tuple[nn.Module, str], Tensor]:
+    return {place: value.clone() for place, value in values.items()}
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
