@@ -57,18 +57,18 @@ def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper:
         "bytes": "Accuracy over what must be kept of all tasks.",
         "hamming": "How a mask is recovered from the Hopfield network.",
     }
-    title = about["title"]
+    title = shown = about["title"]
     experiments = published.drawn(experiments, about)
-    if about["form"] == "bytes":  # the axes do not say how many tasks
-        counts = sorted({n for one in experiments for setting in one.settings for n in setting.final["Tasks Learned"]})
-        title += f", {' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))} tasks"
+    if about["form"] == "bytes":  # the axes do not say how long anything was learned
+        extent = _extent(experiments, about)
+        title, shown = f"{title}, {extent}", f"{title}\n{extent}"
     named = f"Figure {figure}. " if figure[0].isdigit() else ""
     caption = f"{named}{title}. {captions[about['form']]} Bands and bars: ± one standard deviation over seeds."
 
     def draw(canvas: Figure) -> None:
         axes = canvas.add_subplot()
         form(axes, experiments, paper, figure)
-        axes.set_title(title)
+        axes.set_title(shown)
         if about["form"] != "hamming":
             upper = panels.upper_part(axes) if about["form"] == "tasks" else None
             panels.scale_accuracy(axes, about.get("chance"))
@@ -79,7 +79,7 @@ def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper:
                 for part in (axes, close):
                     form(part, experiments, paper, figure)
                     panels.scale_accuracy(part, about.get("chance"))
-                axes.set_title(title)
+                axes.set_title(shown)
                 close.set_title("its upper part, larger")
                 close.set_ylim(upper)
                 close.set_ylabel("")
@@ -92,6 +92,21 @@ def of_paper(figure: str, about: dict, experiments: Sequence[Experiment], paper:
 
     stem = f"figure-{figure}" if figure[0].isdigit() else figure
     return Picture(stem.replace(" ", "-"), caption, (8, 4), draw)
+
+
+def _extent(experiments: Sequence[Experiment], about: dict) -> str:
+    """How many tasks were learned, and how many epochs each of them had if the paper's have more."""
+    settings = [setting for one in experiments for setting in one.settings]
+    text = f"{_range(count for setting in settings for count in setting.final['Tasks Learned'])} tasks"
+    epochs = {run.settings.get("epochs") for setting in settings for run in setting.runs} - {None}
+    if epochs and "epochs" in about and epochs != {about["epochs"]}:
+        text += f", {_range(epochs)} of {about['epochs']} epochs"
+    return text
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(numbers)
+    return " to ".join(dict.fromkeys((f"{found[0]}", f"{found[-1]}")))
 
 
 def of_experiment(experiment: Experiment, paper: dict) -> Picture:

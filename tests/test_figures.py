@@ -125,6 +125,22 @@ def test_memory_over_accuracy_says_how_many_tasks_and_which_sparsity(tmp_path):
     assert len(axes.texts) == 2 + 3 + 2, "two of ours; the paper's three, and its other two methods"
 
 
+@pytest.mark.parametrize(
+    ("epochs", "said"), [((10, 10), ", 10 of 250 epochs"), ((2, 10), ", 2 to 10 of 250 epochs"), ((250, 250), "")]
+)
+def test_memory_over_accuracy_says_where_tasks_had_fewer_epochs_than_in_the_paper(tmp_path, epochs, said):
+    for tasks, each in zip((5, 20), epochs, strict=True):
+        settings = {"inferred": False, "set": "SplitCIFAR100", "model": "GEMResNet18", "epochs": each}
+        make_run(tmp_path / "rn18-supsup", f"num-tasks={tasks}", tasks=tasks, evaluated=(tasks,), **settings)
+    experiments, _ = records.read([tmp_path / "rn18-supsup"])
+    picture, _ = report.page(experiments, published.load())[1]
+    assert picture.caption.startswith(f"Figure 3 right. SplitCIFAR100, ResNet-18, task given, 5 to 20 tasks{said}. ")
+    figure = drawn(picture)
+    title = figure.axes[0].title
+    assert title.get_text() == f"SplitCIFAR100, ResNet-18, task given\n5 to 20 tasks{said}"
+    assert figure.bbox.containsx(title.get_window_extent().x0), "none of it is cut off"
+
+
 def test_a_published_number_hides_none_of_ours(tmp_path):
     """SupSup with H and with G at the same accuracy, the paper's above them, and a method that falls far below."""
     for name, accuracy in (("supsup_h", "0.9355"), ("supsup_g", "0.9353"), ("psp", "0.3")):
