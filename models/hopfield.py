@@ -1,4 +1,7 @@
-"""HopSupSup: masks on the outputs of batch norm, stored in a Hopfield network (paper, section 3.6)."""
+"""HopSupSup: masks on the outputs of batch norm, stored in a Hopfield network (paper, section 3.6).
+
+The layer, and the functions that walk a model's layers of this kind to recover a task's mask.
+"""
 
 from collections.abc import Sequence
 
@@ -7,14 +10,14 @@ from torch import Tensor, nn
 
 from models import masks
 from models.layers import LayerOptions, load_into
-from models.multitask import BatchModule, RecoveringModule, places
+from models.multitask import BatchModule, MultitaskModule, named, places
 from models.norms import normalise
 
 # Times a found mask is taken from the sum of all: more than once, so that where the others tie it is shunned.
 AWAY = 1.1
 
 
-class FastHopMaskBN(RecoveringModule, BatchModule):
+class FastHopMaskBN(MultitaskModule, BatchModule):
     """Batch norm by the batch's own statistics, whose output each task masks by ``M = [S >= 0]``.
 
     A learned mask is written, as ``z = 2M - 1``, into the Hopfield matrix ``psi`` (d, d) by the Storkey rule; with the
@@ -104,9 +107,12 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         self._store(task)
 
     def memory(self) -> dict[str, Tensor]:
+        """All that recovery knows of the learned tasks, by name."""
         return {"psi": self.psi, "total": self.total}
 
     def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
+        """Compute with a mask made of scores that start from what all tasks have in common, without what the masks
+        ``found`` before have in it; returns the scores."""
         total = self.total.clone()
         for mask in found:
             total -= AWAY * (2 * mask - 1)
@@ -114,15 +120,63 @@ class FastHopMaskBN(RecoveringModule, BatchModule):
         return self.scores
 
     def end_recovery(self) -> Tensor:
+        """Compute with the recovered mask from now on; returns it."""
         self.mask, self.scores = self.mask_in_use().detach(), None
         return self.mask
 
     def use_recovered(self, mask: Tensor) -> None:
+        """Compute with a mask that ``end_recovery`` has returned."""
         self.mask = mask
 
     def energy(self) -> Tensor:
+        """``-½ zᵀΨz``: how little the mask in use looks like one that is stored, a scalar with a gradient."""
         z = 2 * self.mask_in_use() - 1
         return -(z @ self.psi @ z) / 2
 
     def hamming_distance(self, task: int) -> Tensor:
+        """In how many places the mask in use differs from that of ``task``, int64 ()."""
         return (self.mask_in_use() != self._mask_of(task)).sum()
+
+
+def recovery_memory(model: nn.Module) -> dict[str, Tensor]:
+    """All that recovery knows of the learned tasks, ``{layer.name: tensor}``."""
+    return {
+        f"{name}.{key}": value for name, module in named(model, FastHopMaskBN) for key, value in module.memory().items()
+    }
+
+
+def begin_recovery(model: nn.Module, found: Sequence[Sequence[Tensor]] = ()) -> list[nn.Parameter]:
+    """Start to recover a mask in every layer that can; returns the scores.
+
+    Args:
+        found: what ``end_recovery`` returned before; these masks are looked away from.
+    """
+    modules = [module for _, module in named(model, FastHopMaskBN)]
+    return [module.begin_recovery([masks[layer] for masks in found]) for layer, module in enumerate(modules)]
+
+
+def end_recovery(model: nn.Module) -> list[Tensor]:
+    """Compute with the recovered mask in every layer; returns the masks."""
+    return [module.end_recovery() for _, module in named(model, FastHopMaskBN)]
+
+
+def use_recovered(model: nn.Module, masks: Sequence[Tensor]) -> None:
+    """Compute with masks that ``end_recovery`` has returned."""
+    for (_, module), mask in zip(named(model, FastHopMaskBN), masks, strict=True):
+        module.use_recovered(mask)
+
+
+def energy(model: nn.Module) -> Tensor:
+    """The energy of the masks in use, summed over the layers (paper, section 3.6)."""
+    return sum((module.energy() for _, module in named(model, FastHopMaskBN)), torch.zeros(()))
+
+
+def hamming_distance(model: nn.Module, task: int) -> Tensor:
+    """In how many places the masks in use differ from those of ``task``, all layers together: int64 ()."""
+    return torch.stack([module.hamming_distance(task) for _, module in named(model, FastHopMaskBN)]).sum()
+
+
+def can_recover(model: nn.Module) -> bool:
+    """Whether masks can be recovered: every layer with a state for each task can."""
+    layers = [module for _, module in named(model, MultitaskModule)]
+    return bool(layers) and all(isinstance(module, FastHopMaskBN) for module in layers)

@@ -19,7 +19,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from utils.memory import in_file, is_large
 
@@ -152,35 +151,6 @@ class BatchModule(nn.Module):
         return self.superposed
 
 
-class RecoveringModule(MultitaskModule):
-    """A multitask layer that can recover a task's mask from a memory whose size does not grow with the tasks."""
-
-    @abstractmethod
-    def memory(self) -> dict[str, Tensor]:
-        """All that recovery knows of the learned tasks, by name."""
-
-    @abstractmethod
-    def begin_recovery(self, found: Sequence[Tensor] = ()) -> nn.Parameter:
-        """Compute with a mask made of scores that start from what all tasks have in common, without what the masks
-        ``found`` before have in it; returns the scores."""
-
-    @abstractmethod
-    def end_recovery(self) -> Tensor:
-        """Compute with the recovered mask from now on; returns it."""
-
-    @abstractmethod
-    def use_recovered(self, mask: Tensor) -> None:
-        """Compute with a mask that ``end_recovery`` has returned."""
-
-    @abstractmethod
-    def energy(self) -> Tensor:
-        """How little the mask in use looks like one that is stored: a scalar with a gradient."""
-
-    @abstractmethod
-    def hamming_distance(self, task: int) -> Tensor:
-        """In how many places the mask in use differs from that of ``task``, int64 ()."""
-
-
 def places(rows: Sequence[int], device: torch.device) -> slice | Tensor:
     """To index a tensor of a device with: a slice of rows that follow each other, for which nothing is copied there."""
     first = rows[0]
@@ -247,21 +217,6 @@ def keep_task(model: nn.Module) -> None:
         module.keep_task()
 
 
-def end_tasks(model: nn.Module, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
-    """Keep ``tasks`` with their stacked ``state`` as learned, in every layer, and select the last of them.
-
-    Args:
-        state: as ``begin_tasks`` gives it; a task of the model is in training.
-    """
-    for name, module in named(model, MultitaskModule):
-        module.end_tasks(tasks, _part(state, name, module))
-
-
-def _part(state: dict[str, Tensor], name: str, module: MultitaskModule) -> dict[str, Tensor]:
-    """What a layer has of a ``state`` of training, by the layer's own names."""
-    return {key: state[f"{name}.{key}"] for key in (*module.task_parameters(), *module.task_buffers())}
-
-
 def training_state(model: nn.Module) -> dict[str, Tensor]:
     """All that the task in training has of its own, ``{layer.name: tensor}``: parameters and buffers."""
     buffers = {
@@ -272,98 +227,9 @@ def training_state(model: nn.Module) -> dict[str, Tensor]:
     return task_parameters(model) | buffers
 
 
-def begin_tasks(model: nn.Module, tasks: Sequence[int], rng: Rng) -> dict[str, Tensor]:
-    """Start to train several tasks at once, each from the state that it would start from alone.
-
-    Returns:
-        Their ``training_state``, stacked: (tasks, *shape), what is trained as parameters. The model itself is left
-        with the last task in training.
-    """
-    states = []
-    for task in tasks:
-        begin_task(model, task, rng)
-        states.append({name: value.detach().clone() for name, value in training_state(model).items()})
-    trained = task_parameters(model)
-    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return {name: nn.Parameter(value) if name in trained else value for name, value in stacked.items()}
-
-
-def network_of_tasks(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """The network of every task of a stacked ``state``, each on its own images.
-
-    Args:
-        state: as ``begin_tasks`` gives it; a task of the model is in training. It is looked at in each call.
-
-    Returns:
-        From x (tasks, batch, channels, height, width) to logits (tasks, batch, outputs).
-    """
-    layers = [(module, _part(state, name, module)) for name, module in named(model, MultitaskModule)]
-
-    def call(used: dict[str, Tensor], x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, used, (x,))
-        return logits
-
-    def call_stack(x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return call(_stacked(model, state), x)
-        places = [(module, name, value) for module, part in layers for name, value in module.stacked(part).items()]
-        try:
-            for module, name, value in places:
-                setattr(module, name, value)
-            logits: Tensor = model(x)
-        finally:
-            for module, name, _ in places:
-                setattr(module, name, None)
-        return logits
-
-    def call_each(x: Tensor) -> Tensor:
-        used = _stacked(model, state)
-        if not in_mixed_precision(x):
-            return vmap(call)(used, x)
-        # Autocast does not reach convolutions that are mapped.
-        alone = [{name: values[place] for name, values in used.items()} for place in range(len(x))]
-        return torch.stack([call(own, images) for own, images in zip(alone, x, strict=True)])
-
-    return call_stack if computes_stacked(model) else call_each
-
-
 def in_mixed_precision(x: Tensor) -> bool:
     """Whether autocast is on for the device of ``x``."""
     return x.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(x.device.type)
-
-
-def computes_stacked(model: nn.Module) -> bool:
-    """Whether a network computes for stacked tasks by itself: a product of all, where others are mapped over tasks."""
-    layers = (model, *(module for _, module in named(model, MultitaskModule)))
-    return all(getattr(layer, "takes_stacks", False) for layer in layers)
-
-
-def _stacked(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the layers compute with for a stacked ``state``, (tasks, ...), by the names of the model's tensors."""
-    used: dict[str, Tensor] = {}
-    for name, module in named(model, MultitaskModule):
-        used |= {f"{name}.{key}": value for key, value in module.stacked(_part(state, name, module)).items()}
-    return used
-
-
-@torch.no_grad()
-def tasks_to_test(model: nn.Module, state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-    """``network_of_tasks`` for the ``state`` as it is now, in evaluation: tasks answer as they will when selected.
-
-    To the bit on a processor, where one product for all tasks sums in another order than a task's own, and a factor
-    that begins somewhere in the middle of a stack is summed from another place on than one that lies by itself.
-    """
-    if next(iter(state.values())).device.type != "cpu":
-        return network_of_tasks(model, state)
-    used = _stacked(model, state)
-    tasks = len(next(iter(used.values())))
-    alone = [{name: values[place].clone() for name, values in used.items()} for place in range(tasks)]
-
-    def call(x: Tensor) -> Tensor:
-        parts = zip(alone, x, strict=True)
-        return torch.stack([functional_call(model, own, (images.clone(),)) for own, images in parts])
-
-    return call
 
 
 def select_task(model: nn.Module, task: int) -> None:
@@ -391,52 +257,6 @@ def has_batch_norm(model: nn.Module) -> bool:
 def mixes_images(model: nn.Module) -> bool:
     """Whether, as the model is set now, what an image gives in evaluation depends on the others of its batch."""
     return any(module.mixes_images for _, module in named(model, BatchModule))
-
-
-def recovery_memory(model: nn.Module) -> dict[str, Tensor]:
-    """All that recovery knows of the learned tasks, ``{layer.name: tensor}``."""
-    return {
-        f"{name}.{key}": value
-        for name, module in named(model, RecoveringModule)
-        for key, value in module.memory().items()
-    }
-
-
-def begin_recovery(model: nn.Module, found: Sequence[Sequence[Tensor]] = ()) -> list[nn.Parameter]:
-    """Start to recover a mask in every layer that can; returns the scores.
-
-    Args:
-        found: what ``end_recovery`` returned before; these masks are looked away from.
-    """
-    modules = [module for _, module in named(model, RecoveringModule)]
-    return [module.begin_recovery([masks[layer] for masks in found]) for layer, module in enumerate(modules)]
-
-
-def end_recovery(model: nn.Module) -> list[Tensor]:
-    """Compute with the recovered mask in every layer; returns the masks."""
-    return [module.end_recovery() for _, module in named(model, RecoveringModule)]
-
-
-def use_recovered(model: nn.Module, masks: Sequence[Tensor]) -> None:
-    """Compute with masks that ``end_recovery`` has returned."""
-    for (_, module), mask in zip(named(model, RecoveringModule), masks, strict=True):
-        module.use_recovered(mask)
-
-
-def energy(model: nn.Module) -> Tensor:
-    """The energy of the masks in use, summed over the layers (paper, section 3.6)."""
-    return sum((module.energy() for _, module in named(model, RecoveringModule)), torch.zeros(()))
-
-
-def hamming_distance(model: nn.Module, task: int) -> Tensor:
-    """In how many places the masks in use differ from those of ``task``, all layers together: int64 ()."""
-    return torch.stack([module.hamming_distance(task) for _, module in named(model, RecoveringModule)]).sum()
-
-
-def can_recover(model: nn.Module) -> bool:
-    """Whether masks can be recovered: every layer with a state for each task can."""
-    layers = [module for _, module in named(model, MultitaskModule)]
-    return bool(layers) and all(isinstance(module, RecoveringModule) for module in layers)
 
 
 def has_tasks(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from data import DATASETS
 from models import Builder, get_model, masks, multitask
+from models.hopfield import FastHopMaskBN, hamming_distance
 from trainers import hopfield, inference
 from trainers.evaluation import evaluate
 from trainers.options import InferenceOptions
@@ -22,7 +23,7 @@ def network(num_tasks: int = 3):
 
 
 def layers_of(model):
-    return [layer for layer in model.modules() if isinstance(layer, multitask.RecoveringModule)]
+    return [layer for layer in model.modules() if isinstance(layer, FastHopMaskBN)]
 
 
 def store(model, task: int) -> None:
@@ -162,12 +163,12 @@ def test_each_further_try_starts_without_what_was_found_and_the_surest_mask_is_k
         return [{"step": goal}]
 
     def objective(logits):
-        return multitask.hamming_distance(model, 0)
+        return hamming_distance(model, 0)
 
     monkeypatch.setattr(hopfield, "_descend", descend)
     images = torch.randn(7, *SHAPE, generator=generator("batches"))
     steps = hopfield.recover(model, [(x, None) for x in images.split(3)], 2, objective, tries=3)
-    assert steps == [{"step": 0}] and multitask.hamming_distance(model, 0) == 0
+    assert steps == [{"step": 0}] and hamming_distance(model, 0) == 0
     parts = ([1, 1, 1], [1, -0.1, 1], [-0.1, -0.1, 1])  # of each task's mask; what was found counts against itself
     for start, shares in zip(starts, parts, strict=True):
         for layer, scores in enumerate(start):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import main
-from models import Builder, get_model, masked, multitask, superposition
+from models import Builder, get_model, masked, multitask, stacked, superposition
 from tests import batches
 from tests.batches import BatchList, random_batches
 from trainers.default import DefaultTrainer
@@ -94,12 +94,12 @@ def test_a_task_that_is_selected_gives_the_logits_that_it_gave_in_training(kind)
 @pytest.mark.parametrize("kind", ANSWERING)
 def test_tasks_that_are_tested_at_once_answer_as_each_does_when_it_is_selected(kind):
     model, tasks = odd(kind), [2, 0, 3]
-    state = multitask.begin_tasks(model, tasks, RNG)
+    state = stacked.begin_tasks(model, tasks, RNG)
     batches = [torch.randn(3, size, 1, 5, 5, generator=generator("x", size)) for size in (1, 2, 3, 8, 16, 104)]
-    network = multitask.tasks_to_test(model, state)
+    network = stacked.tasks_to_test(model, state)
     with torch.no_grad():
         at_once = [network(x) for x in batches]
-        multitask.end_tasks(model, tasks, state)
+        stacked.end_tasks(model, tasks, state)
         for place, task in enumerate(tasks):
             multitask.select_task(model, task)
             for x, logits in zip(batches, at_once, strict=True):

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from models import multitask
+from models import hopfield, multitask
 from trainers import ADAPTORS
 from trainers.options import InferenceOptions
 
@@ -241,7 +241,7 @@ def _recover(
     score = TaskScore(task, accuracy(model, data.val_loader))
     score.steps = recover(model, data.val_loader.shuffled(), task, options)
     score.adapted = accuracy(model, data.val_loader)
-    measured = torch.stack([multitask.hamming_distance(model, other) for other in tasks]).tolist()
+    measured = torch.stack([hopfield.hamming_distance(model, other) for other in tasks]).tolist()
     distances = dict(zip(tasks, measured, strict=True))
     score.inferred_right = float(all(distances[task] < distances[other] for other in tasks if other != task))
     score.inferred = [{"inferred": min(distances, key=distances.get), "batches": 1}]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import masked, multitask
+from models import hopfield, masked, multitask
 from models.norms import is_statistic
 from trainers.original import ORIGINAL, load_original
 from utils import storage
@@ -87,7 +87,7 @@ def recovery_storage(model: nn.Module) -> Storage:
     The masks themselves are kept too, but not for that: a task that is given is tested with its own, what is recovered
     is measured against it, and a run that goes on makes its Hopfield networks of them.
     """
-    return Storage(hopfield=sum(value.nbytes for value in multitask.recovery_memory(model).values()))
+    return Storage(hopfield=sum(value.nbytes for value in hopfield.recovery_memory(model).values()))
 
 
 def tensor_storage(tensors: Mapping[str, Tensor]) -> Storage:

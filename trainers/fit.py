@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data.base import SplitByClass, TaskDataset
-from models import multitask, siblings, superposition
+from models import hopfield, multitask, siblings, stacked, superposition
 from models.masked import TopK
 from models.norms import is_statistic
 from trainers import ADAPTORS, FROM_RUN, Needs
@@ -81,7 +81,7 @@ _HAVING = {
     ),
     Needs.PARAMETERS: (multitask.has_tasks, "a `conv_type` with parameters for each task"),
     Needs.RECOVERY: (
-        multitask.can_recover,
+        hopfield.can_recover,
         "masks in a Hopfield network: `model` BNNet, `bn_type` FastHopMaskBN",
     ),
 }
@@ -110,7 +110,7 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
         raise UserError(f"{setting}: {why}")
     if "," in (s.multigpu or ""):
         raise UserError(f"{setting}: needs one device, not `multigpu` {s.multigpu}")
-    if s.compile and s.amp and not multitask.computes_stacked(model):
+    if s.compile and s.amp and not stacked.computes_stacked(model):
         raise UserError(
             f"{setting}: with `amp` {s.amp}, `compile` would take one task's convolutions after the other's"
         )
@@ -129,11 +129,11 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
 def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
     """Compute for two tasks at once in a network that is not ours, which may do what cannot be stacked."""
     some = s.tasks_to_learn[:2]
-    state = multitask.begin_tasks(model, some, trainer.rng)
+    state = stacked.begin_tasks(model, some, trainer.rng)
     images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is computed one task after the other
-        multitask.network_of_tasks(model.train(), state)(images)
+        stacked.network_of_tasks(model.train(), state)(images)
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import multitask
+from models import hopfield
 
 LR = 500.0
 
@@ -53,15 +53,15 @@ def recover(
     """
     found: list[_Try] = []
     for _ in range(tries):
-        scores = multitask.begin_recovery(model, [one.masks for one in found])
+        scores = hopfield.begin_recovery(model, [one.masks for one in found])
         optimizer = torch.optim.SGD(scores, lr=lr, momentum=momentum, weight_decay=weight_decay)
         steps = _descend(model, loader, task, objective, gamma, optimizer)
-        masks = multitask.end_recovery(model)
+        masks = hopfield.end_recovery(model)
         if any(all(map(torch.equal, masks, one.masks)) for one in found):
             break  # the next start would be this one again
         found.append(_Try(masks, steps, _mean(model, loader, objective) if tries > 1 else 0.0))
     best = min(found, key=lambda one: math.inf if math.isnan(one.objective) else one.objective)
-    multitask.use_recovered(model, best.masks)
+    hopfield.use_recovered(model, best.masks)
     return best.steps
 
 
@@ -85,12 +85,12 @@ def _descend(
     measured, last = [], len(loader) - 1  # looked at in the end, for a GPU is waited for then
     for step, (x, _) in enumerate(loader):
         t = step / last if last else 0.5
-        value, energy = objective(model(x)), multitask.energy(model)
-        measured.append((multitask.hamming_distance(model, task), value.detach(), energy.detach()))
+        value, energy = objective(model(x)), hopfield.energy(model)
+        measured.append((hopfield.hamming_distance(model, task), value.detach(), energy.detach()))
         optimizer.zero_grad()
         ((1 - t) * value + gamma * t * energy).backward()
         optimizer.step()
-    end = multitask.hamming_distance(model, task)
+    end = hopfield.hamming_distance(model, task)
     hamming, *others = (torch.stack(column).tolist() for column in zip(*measured, strict=True))
     steps = [
         {"step": step, "hamming": places, "objective": value, "energy": energy}

@@ -17,7 +17,7 @@ from torch import nn
 
 from data import DATASETS
 from data.base import TaskDataset, digest
-from models import MODELS, Builder, get_model, multitask
+from models import MODELS, Builder, get_model, multitask, stacked
 from models.builder import product_sizes
 from models.masked import mask_shapes
 from trainers import TRAINERS
@@ -135,7 +135,7 @@ def best_at_once(s: Settings, data: TaskDataset, model: nn.Module, device: torch
     """
     tasks = s.tasks_to_learn
     few = device.type == "cpu" or len(tasks) == 1 or "," in (s.multigpu or "") or s.trainer != "default"
-    if few or not multitask.computes_stacked(model) or why_in_order(s, model):
+    if few or not stacked.computes_stacked(model) or why_in_order(s, model):
         return 1
     try:
         data.check_stackable(tasks)

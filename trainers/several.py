@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import multitask
+from models import multitask, stacked
 from models.multitask import Rng
 from trainers.default import DefaultTrainer, Learned, Network
 from trainers.options import TrainingOptions
@@ -29,11 +29,11 @@ class SeveralTrainer(DefaultTrainer):
         self.state = None
         if len(tasks) == 1:
             return super().begin_tasks(tasks)
-        self.state = multitask.begin_tasks(self.model, tasks, self.rng)
+        self.state = stacked.begin_tasks(self.model, tasks, self.rng)
         for parameter in multitask.shared_parameters(self.model):
             parameter.requires_grad_(False)
         self._optimise([value for value in self.state.values() if isinstance(value, nn.Parameter)], self.options.lr)
-        self._train_through(multitask.network_of_tasks(self.model, self.state))
+        self._train_through(stacked.network_of_tasks(self.model, self.state))
         self._count(tasks)
 
     def end_tasks(self) -> Iterator[Learned]:
@@ -47,7 +47,7 @@ class SeveralTrainer(DefaultTrainer):
             state = {name: value[places] for name, value in state.items()}
         tasks = [self.tasks[place] for place in places]
         if tasks:
-            multitask.end_tasks(self.model, tasks, state)
+            stacked.end_tasks(self.model, tasks, state)
         for task in tasks:
             yield Learned(task, task, [task])
 
@@ -74,4 +74,4 @@ class SeveralTrainer(DefaultTrainer):
         return on_processor and super()._tests_as_selected
 
     def _network_to_test(self) -> Network:
-        return super()._network_to_test() if self.state is None else multitask.tasks_to_test(self.model, self.state)
+        return super()._network_to_test() if self.state is None else stacked.tasks_to_test(self.model, self.state)
