@@ -157,7 +157,7 @@ def run(settings: Settings, signals: Signals, imported: Sequence[Record] = (), p
     check_room(settings, known)
     for note in [*notes, *without_effect(settings, known, model)]:
         say(f"note: {note}")
-    threads = settle_threads(settings, data.input_shape, devices, record.threads)
+    threads = settle_threads(settings, data.input_shape, devices, record.identity.threads)
     folder = claim(settings)
     try:
         with stopping(), signals.waiting():

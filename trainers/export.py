@@ -140,7 +140,12 @@ def _is_export(path: Path) -> bool:
 
 
 def write_export(
-    path: Path, settings: dict, data: str, model: nn.Module, accuracies: Mapping[int, float], shared: dict[str, Tensor]
+    path: Path,
+    settings: Mapping,
+    data: str,
+    model: nn.Module,
+    accuracies: Mapping[int, float],
+    shared: dict[str, Tensor],
 ) -> None:
     """Write learned tasks in their compact form; the file is there whole or not at all.
 

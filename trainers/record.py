@@ -1,10 +1,9 @@
 """What a run has learned and measured so far: one verb for what becomes of a task, and the way back from the disk."""
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,17 +11,10 @@ from torch import nn
 from models import masked, multitask
 from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
-from trainers.entries import (
-    are_threads,
-    check_task,
-    latest_settings,
-    making_sense,
-    mark_of,
-    score_of,
-    threads_of,
-)
+from trainers.entries import check_task, making_sense, score_of
 from trainers.evaluation import TaskScore
 from trainers.export import Storage, load_export, recovery_storage, task_storage, tensor_storage, write_export
+from trainers.identity import OTHER_DATA, Identity
 from trainers.original import ORIGINAL
 from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
@@ -31,8 +23,6 @@ from utils.errors import UserError
 from utils.journal import EVALUATION, EXPORTED_TASK, LEFT_OUT, MORE_TASKS, RUN, TASK
 from utils.results import check_row
 from utils.run import RunFolder
-
-OTHER_DATA = "images, labels or classes have changed"
 
 
 @dataclass(frozen=True)
@@ -59,10 +49,7 @@ class RunRecord:
     Args:
         options: what it must know of the settings.
         settings: all settings of the run as they are resolved, for ``settings.yaml``.
-        lasting: those of them that must stay the same when the run goes on.
-        check_same: called with a checkpoint's path and its settings; raises ``UserError`` if they are others than
-            ``lasting``.
-        data: the fingerprint of the data.
+        identity: which run the records of its checkpoint are of.
 
     Attributes:
         learned: the tasks, in the order they were learned in.
@@ -75,7 +62,6 @@ class RunRecord:
         spare: the records of tasks that stand behind a damaged one in the checkpoint, where tasks do not depend on
             each other; ``recover`` takes one back when its turn comes.
         merged: of tasks that were learned elsewhere the record, and the file that has it; ``recover`` takes them too.
-        threads: the processor threads that a run that goes on began with; None for a new one.
     """
 
     def __init__(
@@ -84,19 +70,11 @@ class RunRecord:
         trainer: DefaultTrainer,
         options: RecordOptions,
         settings: Mapping[str, object],
-        lasting: Mapping[str, Any],
-        check_same: Callable[[Path, Mapping], None],
-        data: str,
+        identity: Identity,
     ):
         self.model, self.trainer, self.options = model, trainer, options
-        self.settings, self.lasting, self.check_same = settings, dict(lasting), check_same
-        self.data = data
-        self._mark = mark_of(self.lasting, data)  # which each record bears
-        self._marked = True
-        self._original = False
+        self.settings, self.identity = settings, identity
         self._warnings: list[str] = []  # for the log, once there is one
-        self._more_tasks = False  # than the checkpoint knows of
-        self._began = self.lasting  # the settings with which the checkpoint begins
         self.learned: list[int] = []
         self.accuracies: dict[int, float] = {}
         self.right: dict[int, Sequence[int]] = {}
@@ -106,7 +84,6 @@ class RunRecord:
         self.left_out: list[int] = []
         self.spare: dict[int, Record] = {}
         self.merged: dict[int, tuple[Path, Record]] = {}
-        self.threads: int | None = None
         self._rows: list[dict] = []
         self._damaged = 0
         self._saved = 0  # tasks in the checkpoint
@@ -118,7 +95,7 @@ class RunRecord:
         self._changed: dict[int, None] = {}  # masks whose storage is not known yet, in the order of learning
         self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
-        about = {"settings": self.lasting, "data": data}
+        about = {"settings": identity.lasting, "data": identity.data}
         self.unfinished = Unfinished(trainer, self.learned, about, options.checkpoint_minutes)
 
     def adopt(self, accuracies: Mapping[int, float], data: object, source: str, original: bool = False) -> None:
@@ -129,8 +106,8 @@ class RunRecord:
             source: where they come from, in words.
             original: whether that is the original code, whose frozen weights no seed makes here.
         """
-        self._original = original
-        if data not in (None, self.data):
+        self.identity.original = original
+        if data not in (None, self.identity.data):
             self._warnings.append(f"warning: {source} was learned from other data: {OTHER_DATA}")
         self.accuracies |= accuracies
         for task in accuracies:
@@ -162,12 +139,12 @@ class RunRecord:
         self._size = self._checkpoint.size()
         records, self._damaged = self._checkpoint.read()
         if records:
-            self._recall_beginning(records, path)
+            self.identity.recall(records, path)
         elif self._damaged:
-            self._check_headless(path)
+            self.identity.recall_headless(path)
         for record in records[1:]:
             self._recall(record, path)
-        if self._original and not self.learned:  # the first task's record has the frozen weights
+        if self.identity.original and not self.learned:  # the first task's record has the frozen weights
             raise UserError(f"{path} lacks what it went on from; begin again with the checkpoint of the original code")
         self._saved = len(self.learned)
         if self._damaged:
@@ -194,9 +171,9 @@ class RunRecord:
             records, damaged = journal.read() if journal.has_records() else ([], 0)
         except UserError:
             return
-        if not damaged or (records and records[0].values.get("settings") != self._began):
+        if not damaged or (records and not self.identity.began(records[0])):
             return
-        tasks = [record for record in journal.behind_damage() if record.kind == TASK and self._is_whole(record)]
+        tasks = [record for record in journal.behind_damage() if self.identity.has_task(record, self._tasks)]
         if not records:  # then nothing but its own mark says that a record is of this run
             tasks = [record for record in tasks if "run" in record.values]
         alone = all(name.startswith("own.") for record in tasks for name in record.tensors)
@@ -204,15 +181,6 @@ class RunRecord:
         if alone and self.trainer.tasks_known and not self.trainer.options.train_weight_tasks:
             found = {record.values["task"]: record for record in tasks}
             self.spare |= {task: record for task, record in found.items() if task not in self.learned}
-
-    def _is_whole(self, record: Record) -> bool:
-        """Whether the record of a task is of this run, and its values can be those of a task."""
-        try:
-            self._check_mark(record)
-            check_task(record.values, self._tasks)
-        except (KeyError, TypeError, ValueError):
-            return False
-        return True
 
     def recover(self, task: int) -> bool:
         """Take ``task`` from another run, or back from behind damage; whether it was there."""
@@ -251,54 +219,11 @@ class RunRecord:
         self.keep_tasks([Measured(of_trainer, [best, accuracy])])
         self.folder.log(f"task {task}: accuracy {accuracy:.4f}, learned in {path}")
 
-    def _recall_beginning(self, records: Sequence[Record], path: Path) -> None:
-        """See that a checkpoint begins as one of this run does.
-
-        Raises:
-            UserError: it does not.
-        """
-        record, values = records[0], records[0].values
-        with making_sense(path):
-            if record.kind != RUN or not isinstance(values["settings"], dict):
-                raise ValueError("it is not the settings of a run, with which a checkpoint begins")
-            settings = latest_settings(records)
-            self.check_same(path, settings)
-            self._more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
-            self._began = values["settings"]
-            # Those of before it was kept tell of it in the settings of the run alone.
-            self.threads = values["threads"] if "threads" in values else threads_of(path.with_name("settings.yaml"))
-            if self.threads is not None and not are_threads(self.threads):
-                raise ValueError(f"threads {reprlib.repr(self.threads)}")
-            self._original = values.get(ORIGINAL) is True
-            # What came later than the file, as a setting and its default, or the fingerprint, is not in its mark.
-            self._mark = mark_of(values["settings"], values.get("data"))
-            self._marked = "run" in values
-            self._check_mark(record)
-        if values.get("data") not in (None, self.data):
-            raise UserError(f"{path} was made with other data: {OTHER_DATA}; put back the old, or begin a new run")
-
-    def _check_headless(self, path: Path) -> None:
-        """See that what is whole behind a damaged beginning, if anything, is of this run.
-
-        Raises:
-            UserError: it bears the mark of another.
-        """
-        if any(record.values.get("run", self._mark) != self._mark for record in Checkpoint(path).behind_damage()):
-            raise UserError(
-                f"{path}: its beginning is damaged, and what is whole behind that is of other settings or data than "
-                "these; call with those that it began with (of `num_tasks` the first number), or begin a new run"
-            )
-        self.threads = threads_of(path.with_name("settings.yaml"))
-
-    def _check_mark(self, record: Record) -> None:
-        """Raises ``ValueError`` if a record is of another run; those of early checkpoints bear no mark."""
-        if record.values.get("run", None if self._marked else self._mark) != self._mark:
-            raise ValueError("it is of another run")
-
     @property
     def _tasks(self) -> int:
         """How many tasks there are."""
-        count: int = self.lasting["stream_tasks"] or self.lasting["num_tasks"]
+        lasting = self.identity.lasting
+        count: int = lasting["stream_tasks"] or lasting["num_tasks"]
         return count
 
     def _recall(self, record: Record, path: Path) -> None:
@@ -309,7 +234,7 @@ class RunRecord:
         """
         values = record.values
         with making_sense(path):
-            self._check_mark(record)
+            self.identity.check(record)
             if record.kind == TASK:
                 self._recall_task(record, path)
             elif record.kind == EVALUATION:
@@ -373,15 +298,16 @@ class RunRecord:
             self._tables.agree(self._rows)
             self._tables.write_evaluations(self.evaluations)
             self._tables.write(self._rows_of_trainer)
-        if self._more_tasks:
-            self._append(Record(MORE_TASKS, {"num_tasks": self.lasting["num_tasks"]}))
+        if self.identity.more_tasks:
+            self._append(Record(MORE_TASKS, {"num_tasks": self.identity.lasting["num_tasks"]}))
             folder.finished.unlink(missing_ok=True)
         if self.left_out:
             folder.log(f"left out before, for they could not be learned: tasks {', '.join(map(str, self.left_out))}")
         self._write_settings()
         if not self._checkpoint.has_records():
-            about = {"settings": self.lasting, "data": self.data, "threads": self.settings["threads"]}
-            about |= {ORIGINAL: True} if self._original else {}
+            run = self.identity
+            about = {"settings": run.lasting, "data": run.data, "threads": self.settings["threads"]}
+            about |= {ORIGINAL: True} if run.original else {}
             self._append(Record(RUN, about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._append(self._record_of(task, None, self._saved))
@@ -432,7 +358,7 @@ class RunRecord:
         """Write records of this run."""
         assert self._checkpoint is not None  # since ``open``
         for record in records:
-            record.values["run"] = self._mark
+            record.values["run"] = self.identity.mark
         self._checkpoint.append(*records)
         self._saved += sum(record.kind == TASK for record in records)
 
@@ -471,7 +397,7 @@ class RunRecord:
 
     def export(self, path: Path) -> None:
         """Write the file that ``export`` names."""
-        write_export(path, self.lasting, self.data, self.model, self.accuracies, self._shared())
+        write_export(path, self.identity.lasting, self.identity.data, self.model, self.accuracies, self._shared())
 
     def _shared(self) -> dict[str, torch.Tensor]:
         """What the tasks share and no seed makes."""

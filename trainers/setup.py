@@ -25,6 +25,7 @@ from trainers.checks import check_same
 from trainers.default import DefaultTrainer
 from trainers.export import load_export
 from trainers.fit import why_in_order
+from trainers.identity import Identity
 from trainers.merge import Part, join_parts
 from trainers.options import DataOptions, InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
 from trainers.original import ORIGINAL
@@ -231,7 +232,7 @@ def recall(
         hint = "; say its own again, settings.yaml beside it has its command, or give a new run another `name`"
         check_same(path, theirs, ours, {*theirs, *lasting}, hint)
 
-    record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), lasting, same, fingerprint)
+    record = RunRecord(model, trainer, pick(RecordOptions, s), vars(s), Identity(lasting, fingerprint, same))
     if imported:
         source, about = f"`import_file` {s.import_file}", imported[0].values
         check_same(source, about.get("settings", {}), lasting, {"weights"})
