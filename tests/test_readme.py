@@ -126,7 +126,7 @@ def test_links_lead_somewhere(text):
 
 
 def test_what_pages_name_is_there(call):
-    """Every flag is one of main.py, an experiment, the report or another tool named here; every file is there."""
+    """Every flag is one of main.py, an experiment, the report or another tool named here; files and functions are."""
     scripts = ("main.py", "experiments/NNs/supsup.py")
     scripts += tuple(f"experiments/{name}.py" for name in ("report", "benchmark", "status"))
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(call(script, "--help").stdout for script in scripts)))
@@ -140,6 +140,8 @@ def test_what_pages_name_is_there(call):
             r"`(?:python )?((?:data|models|trainers|utils|experiments|docs|tests|images)/[\w./-]+)", text
         )
         assert not [name for name in named if not (PROJECT / name).exists()], page
+        for file, name in re.findall(r"([\w/]+\.py)::(\w+)", text):
+            assert re.search(rf"^ *(?:def|class) {name}\b", (PROJECT / file).read_text(), re.MULTILINE), (page, name)
 
 
 @pytest.mark.parametrize(

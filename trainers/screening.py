@@ -24,6 +24,7 @@ the first task is the answer.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -114,62 +115,92 @@ def _round(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, few
         share: of the first layer's units that are summed for all masks.
         few: masks of a loss that are looked at further if they could win; if there are more it is not decided.
     """
-    layer, x, gradient = layers[0]
     moments = Moments(layers)
+    scores = _scored(tasks, layers, tie, share, moments)
+    # Those that lead most say what there is to beat.
+    row, mask, clear = scores.above(NEAR * scores.best, few)
+    exact = row, mask, _sums(tasks, layers, row, mask, moments.every)
+    limit = _limit(row, exact[2], tie)
+    # The others that could still do so are narrowed down.
+    least = ((moments.least(scores.rounded) - limit) / scores.unit).minimum(LEADS * scores.best)
+    row, mask, some = scores.above(torch.where(clear, least, torch.inf), few)
+    clear &= some
+    more = row.bincount(minlength=len(tie)) > exact[0].bincount(minlength=len(tie))
+    row, mask = row[more[row]], mask[more[row]]
+    sums = moments.summed[row] - scores.lead(row, mask)
+    found = _narrow(tasks, layers, moments, (limit, tie, scores.rounded), row, mask, sums)
+    # The first of those that are tied is the answer.
+    row, mask, exact = (torch.cat(part) for part in zip(exact, found, strict=True))
+    within = exact <= _limit(row, exact, tie)[row]
+    answer = torch.full_like(tie, len(tasks), dtype=torch.int64)
+    answer = answer.scatter_reduce(0, row[within], mask[within], "amin")
+    return answer, clear & (answer < len(tasks))  # there is none where a derivative is no number
+
+
+@dataclass
+class Scores:
+    """How far each of ``k`` masks leads in what a share of the units add to the derivatives of ``b`` losses.
+
+    Attributes:
+        values: (b, k), in units of ``unit``; few digits are enough to tell which masks are looked at further.
+        unit: the standard deviation, were the bits independent, (b,).
+        mean, best: of the values, and the largest above the mean, (b,).
+        rounded: the variance of what rounding adds, (b,).
+    """
+
+    values: Tensor
+    unit: Tensor
+    mean: Tensor
+    rounded: Tensor
+
+    def __post_init__(self) -> None:
+        self.best = self.values.amax(1) - self.mean
+
+    def lead(self, row: Tensor, mask: Tensor) -> Tensor:
+        """By how much the derivatives of pairs of a loss and a mask are smaller than those of the mean, (pairs,)."""
+        return (self.values[row, mask] - self.mean[row]) * self.unit[row]
+
+    def above(self, least: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs that are at least so far above the mean (b,), but not of losses that have more than a few.
+
+        Returns:
+            Their losses and masks, int64 (pairs,), and which losses have no more than a few, bool (b,).
+        """
+        least = least + self.mean
+        least = torch.sub(least, least.abs(), alpha=2**-9).to(self.values.dtype)[:, None]  # as they may be rounded
+        losses, masks = self.values.shape
+        clear, found = torch.ones(losses, dtype=torch.bool, device=least.device), []
+        for some in tiles(losses, max(1, ABOVE // masks)):
+            row, mask = (self.values[some] >= least[some]).nonzero().unbind(1)
+            clear[some] = row.bincount(minlength=some.stop - some.start) <= few
+            row += some.start
+            found.append((row[clear[row]], mask[clear[row]]))
+        rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
+        return rows, columns, clear
+
+
+def _scored(tasks: Sequence[int], layers: Factors, tie: Tensor, share: float, moments: "Moments") -> Scores:
+    """What a share of the first layer's units says of all masks; the ``moments`` are told that it was summed."""
+    layer, x, gradient = layers[0]
     chosen = _chosen(gradient, moments.spread[:, : gradient.shape[2]], share)
     moments.take(F.pad(chosen, (0, moments.spread.shape[1] - chosen.shape[1])))
-    # How far each mask leads, in standard deviations: few digits are enough to tell which ones are looked at further.
-    scores = torch.empty(len(tie), len(tasks), dtype=torch.float16, device=tie.device)
+    values = torch.empty(len(tie), len(tasks), dtype=torch.float16, device=tie.device)
     unit = moments.known.sqrt().maximum(tie).clamp(min=1e-30)
     mean, square = torch.zeros_like(tie), torch.zeros_like(tie)
     for here in tiles(len(tasks), MASKS):
         part = -moments.summed[:, None].repeat(1, here.stop - here.start)
         rounded = layer.add_unit_gradients(tasks[here], x, gradient, chosen, part, coarse=True)
-        scores[:, here] = part.div_(-unit[:, None])
+        values[:, here] = part.div_(-unit[:, None])
         mean += part.sum(1) / len(tasks)
         square += torch.linalg.vector_norm(part, dim=1).square() / len(tasks)
     # Bits of one mask are not quite independent: by how much less, what is summed tells.
     moments.wider = (square - mean.square()).clamp(min=1)
-    best = scores.amax(1) - mean
-    # Those that lead most say what there is to beat.
-    row, mask, clear = _above(scores, NEAR * best + mean, few)
-    exact = row, mask, _sums(tasks, layers, row, mask, moments.every)
-    limit = _limit(row, exact[2], tie)
-    least = ((moments.least(rounded) - limit) / unit).minimum(LEADS * best)
-    row, mask, some = _above(scores, torch.where(clear, least + mean, torch.inf), few)
-    clear &= some
-    more = row.bincount(minlength=len(tie)) > exact[0].bincount(minlength=len(tie))
-    row, mask = row[more[row]], mask[more[row]]
-    sums = moments.summed[row] - (scores[row, mask] - mean[row]) * unit[row]
-    found = _narrow(tasks, layers, moments, (limit, tie, rounded), row, mask, sums)
-    row, mask, exact = (torch.cat(part) for part in zip(exact, found, strict=True))
-    limit = _limit(row, exact, tie)
-    within = exact <= limit[row]
-    answer = torch.full_like(limit, len(tasks), dtype=torch.int64)
-    answer = answer.scatter_reduce(0, row[within], mask[within], "amin")
-    return answer, clear & (answer < len(tasks))  # there is none where a derivative is no number
+    return Scores(values, unit, mean, rounded)
 
 
 def _limit(row: Tensor, exact: Tensor, tie: Tensor) -> Tensor:
     """What is to be beaten, (b,): the smallest exact derivative of a loss's pairs (pairs,), or what is tied with it."""
     return torch.full_like(tie, torch.inf).scatter_reduce(0, row, exact, "amin") + tie
-
-
-def _above(scores: Tensor, least: Tensor, few: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The places of scores (b, k) that are at least so large (b,), but not of losses that have more than a few.
-
-    Returns:
-        Their rows and columns, int64 (places,), and which losses have no more than a few, bool (b,).
-    """
-    least = torch.sub(least, least.abs(), alpha=2**-9).to(scores.dtype)[:, None]  # by as much as they may be rounded
-    clear, found = torch.ones(len(scores), dtype=torch.bool, device=scores.device), []
-    for some in tiles(len(scores), max(1, ABOVE // scores.shape[1])):
-        row, column = (scores[some] >= least[some]).nonzero().unbind(1)
-        clear[some] = row.bincount(minlength=some.stop - some.start) <= few
-        row += some.start
-        found.append((row[clear[row]], column[clear[row]]))
-    rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
-    return rows, columns, clear
 
 
 def _narrow(
