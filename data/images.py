@@ -273,8 +273,12 @@ class FolderLoader(Loader):
         except (EOFError, OSError, RuntimeError) as error:
             if not self._workers or "Original Traceback" in str(error):  # a bug in what decodes
                 raise
-            # Its connection is lost before it has ended, which takes a while on a busy machine.
-            connection.wait([worker.sentinel for worker in self._workers], ENDING_SECONDS)
+            # Its connection is lost before it has ended, which takes a while on a busy machine; and its files are
+            # closed, as the sentinel tells, a moment before its status can be asked for.
+            ending = connection.wait([worker.sentinel for worker in self._workers], ENDING_SECONDS)
+            for worker in self._workers:
+                if worker.sentinel in ending:
+                    worker.join(ENDING_SECONDS)
             ends = [worker.exitcode for worker in self._workers if worker.exitcode is not None]
             if not ends:
                 raise Stopped(f"the processes that decode images: {str(error).splitlines()[0]}") from error

@@ -17,8 +17,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    # Under nohup it is ignored, also by the processes that tests start, and the project leaves it so.
+    # Under nohup and in a script's background they are ignored, also by processes that tests start, and the project
+    # leaves it so.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
