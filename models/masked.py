@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -17,8 +18,25 @@ from models.superposition import SuperposedModule
 
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
+TABLED = 512  # bytes of a mask that have their tables of sums for single losses at a time
+SINGLE = 150  # masks for each loss from which on such tables take less time than masks that are unpacked
 NEAR = 1536  # bytes of a mask that are copied together: where masks lie far apart, waiting for memory is most of it
 BYTES = 3000  # masks from which on tables of bytes take less time than those of half bytes, which are made sooner
+
+
+@dataclass
+class Census:
+    """How many masks of some tasks keep each weight.
+
+    Attributes:
+        tasks: those, in their order.
+        kept: int32 (n,).
+        of: the tensor that held the masks, and its version.
+    """
+
+    tasks: tuple[int, ...]
+    kept: Tensor
+    of: tuple[int, int]
 
 
 class Masked(SuperposedModule):
@@ -50,7 +68,7 @@ class Masked(SuperposedModule):
         self.register_parameter("scores", None)
         self.task: int | None = None  # in training, or trained last
         self.learned: set[int] = set()
-        self.alike: tuple[tuple[object, ...], Tensor] | None = None  # one with equal coefficients, and what it is of
+        self.census: Census | None = None  # of the tasks that were superposed with equal coefficients
 
     @property
     def rows(self) -> int:
@@ -102,7 +120,18 @@ class Masked(SuperposedModule):
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         kept = self.binarise(self.magnitude(state["scores"])).flatten(1)
-        self.packed[multitask.places([self.row(task) for task in tasks], kept.device)] = masks.pack(kept)
+        rows, packed = [self.row(task) for task in tasks], masks.pack(kept)
+        census = self.census if self.rows == self.num_tasks else None
+        if census is not None and census.of == self._masks:
+            for task, row, mask in zip(tasks, rows, packed, strict=True):
+                for _ in range(census.tasks.count(task)):
+                    census.kept += masks.unpack(mask, kept.shape[1], torch.int32)
+                    census.kept -= masks.unpack(self.packed[row], kept.shape[1], torch.int32)
+        else:
+            census = None
+        self.packed[multitask.places(rows, kept.device)] = packed
+        if census is not None:
+            census.of = self._masks
         self.learned.update(tasks)
 
     def select_task(self, task: int) -> None:
@@ -118,27 +147,35 @@ class Masked(SuperposedModule):
         load_into(self.task_state(task), state)
         self.learned.add(task)
 
-    def superpose(self, tasks: Sequence[int], alphas: Tensor, alike: bool = False) -> None:
-        """As ``SuperposedModule``; of the same tasks with equal coefficients it is made but once.
-
-        Among very many masks that takes longer than the inference of an image.
-        """
-        if not alike:
-            return super().superpose(tasks, alphas)
-        of = tuple(tasks), *((tensor.data_ptr(), tensor._version) for tensor in (self.packed, self.weight))
-        if self.alike is None or self.alike[0] != of:
-            self.alike = of, self._mean_superposition(tasks)
-        self.effective = self.alike[1].clone()
-
     @torch.no_grad()
-    def _mean_superposition(self, tasks: Sequence[int]) -> Tensor:
-        """``superposition`` with equal coefficients: how many masks keep a weight is counted, a few masks at a time."""
-        rows, size = self._rows(tasks), self.weight.numel()
-        kept = torch.zeros(size, dtype=torch.int32, device=rows.device)
-        together = max(1, masks.tile_bytes(rows.device) // (4 * size))
-        for some in rows.split(min(255, together)):  # no more than a byte counts
-            kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
-        return (kept / len(rows)).view_as(self.weight).mul_(self.weight)
+    def superpose(self, tasks: Sequence[int], alphas: Tensor, alike: bool = False) -> None:
+        """As ``SuperposedModule``; with equal coefficients from how many masks keep each weight.
+
+        Among very many masks counting takes longer than the inference of an image, so only masks that came or changed
+        are counted.
+        """
+        if alike:
+            self.effective = (self._kept(tuple(tasks)) / len(tasks)).view_as(self.weight).mul_(self.weight)
+        else:
+            super().superpose(tasks, alphas)
+
+    @property
+    def _masks(self) -> tuple[int, int]:
+        """The tensor that holds the masks, and its version."""
+        return self.packed.data_ptr(), self.packed._version
+
+    def _kept(self, tasks: tuple[int, ...]) -> Tensor:
+        """How many masks of ``tasks`` keep each weight, int32 (n,)."""
+        census, size = self.census, self.weight.numel()
+        if census is None or census.of != self._masks or tasks[: len(census.tasks)] != census.tasks:
+            census = Census((), torch.zeros(size, dtype=torch.int32, device=self.packed.device), self._masks)
+        if len(tasks) > len(census.tasks):
+            together = max(1, masks.tile_bytes(self.packed.device) // (4 * size))
+            for some in self._rows(tasks[len(census.tasks) :]).split(min(255, together)):  # no more than a byte counts
+                census.kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
+            census.tasks = tasks
+        self.census = census
+        return census.kept
 
     @torch.no_grad()
     def superposition(self, tasks: Sequence[int], alphas: Tensor) -> Tensor:
@@ -156,7 +193,7 @@ class Masked(SuperposedModule):
         self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
     ) -> Tensor:
         rows = self._rows(tasks)
-        if inputs.shape[1] == 1 and not coarse:
+        if inputs.shape[1] == 1 and not coarse and not self._tables_pay(len(inputs), len(rows)):
             # G = g xᵀ, so ⟨G, W ⊙ M⟩ = gᵀ (W ⊙ M) x: all losses go through a mask together, one mask at a time where
             # the masked weight and what it gives should stay in a processor's cache.
             x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
@@ -192,6 +229,8 @@ class Masked(SuperposedModule):
             rows: where in ``packed`` the masks lie.
             gradient: of some losses and units, ``G`` (losses, units, n / out); it is overwritten.
         """
+        if self._tables_pay(losses, len(rows)):
+            return self._tabled_products(rows, gradient, losses)
         weight = self.weight.flatten(1)  # (out, n / out)
         result = torch.zeros(losses, len(rows), device=weight.device)
         whole = 8 // math.gcd(8, weight.shape[1])
@@ -204,6 +243,25 @@ class Masked(SuperposedModule):
                 bits = self.packed[rows, first // 8 : math.ceil((first + size) / 8)]
                 with masks.coarse_products() if coarse else nullcontext():
                     result[batch].addmm_(products.flatten(1), masks.unpack(bits, size).T)
+        return result
+
+    def _tables_pay(self, losses: int, tasks: int) -> bool:
+        """Whether ``_tabled_products`` takes less time: on a processor, for few losses among many masks."""
+        return self.packed.device.type == "cpu" and tasks >= SINGLE * losses
+
+    def _tabled_products(self, rows: Tensor, gradient: Callable[[slice, slice], Tensor], losses: int) -> Tensor:
+        """As ``_mask_products``: for each byte of a mask a table has the sum of what its bits keep."""
+        weight = self.weight.flatten(1)
+        result = torch.zeros(losses, len(rows))
+        whole, size = 8 // math.gcd(8, weight.shape[1]), weight.shape[1]
+        for units in masks.tiles(len(weight), max(1, 8 * NEAR // (whole * size)) * whole):
+            products = gradient(slice(0, losses), units).mul_(weight[units]).flatten(1)
+            products = F.pad(products, (0, -products.shape[1] % 8))
+            here = self.packed[:, units.start * size // 8 :][:, : products.shape[1] // 8].index_select(0, rows)
+            for part in masks.tiles(here.shape[1], TABLED):
+                tables = masks.table_sums(products[:, 8 * part.start : 8 * part.stop], wide=True)
+                places = masks.table_places(here[:, part], wide=True)
+                result += F.embedding_bag(places, tables, mode="sum").T
         return result
 
     @torch.no_grad()

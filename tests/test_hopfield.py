@@ -124,7 +124,7 @@ def test_recovery_goes_from_the_objective_to_the_energy(monkeypatch):
     images = torch.randn(5, 4, *SHAPE, generator=generator("batches"))
     factors = []
     energy = torch.tensor(2.0, requires_grad=True)
-    monkeypatch.setattr(multitask, "energy", lambda model: energy)
+    monkeypatch.setattr("models.hopfield.energy", lambda model: energy)
     energy.register_hook(lambda gradient: factors.append(float(gradient)))
     steps = hopfield.recover(model, [(x, None) for x in images], 1, inference.entropy, gamma=0.5)
     assert factors == pytest.approx([0, 0.125, 0.25, 0.375, 0.5]), "gamma t, t from 0 to 1"
@@ -136,7 +136,7 @@ def test_of_a_single_batch_the_objective_and_the_energy_lead_alike(monkeypatch):
     model = network()
     store(model, 0)
     energy, factors = torch.tensor(2.0, requires_grad=True), []
-    monkeypatch.setattr(multitask, "energy", lambda model: energy)
+    monkeypatch.setattr("models.hopfield.energy", lambda model: energy)
     energy.register_hook(lambda gradient: factors.append(float(gradient)))
     images = torch.randn(4, *SHAPE, generator=generator("single"))
     hopfield.recover(model, [(images, None)], 0, inference.entropy, gamma=0.5)

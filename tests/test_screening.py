@@ -118,28 +118,3 @@ def test_inference_by_the_first_layers_is_autograd_through_their_masks_alone(kin
         assert ((fast - slow).norm(dim=1) / slow.norm(dim=1)).max() < 1e-4
         chosen = inference.one_shot(model, range(9), batches, FAST["entropy"], layers=layers)
         assert chosen.tolist() == slow.argmin(1).tolist()
-
-
-@pytest.mark.parametrize("kind", ["fc", "conv"])
-def test_the_mean_of_more_masks_than_a_byte_counts_is_their_superposition(kind):
-    model, _ = random_tasks(kind, 260)
-    tasks = [*range(259, -1, -1), *range(260)]
-    for _, layer in multitask.named(model, superposition.SuperposedModule):
-        mean = layer.superposition(tasks, torch.full((520,), 1 / 520))
-        assert torch.allclose(layer._mean_superposition(tasks), mean, rtol=1e-5, atol=1e-7)
-
-
-def test_equal_superpositions_are_made_once_until_a_mask_or_a_weight_changes():
-    model, shape = random_tasks("fc", 6)
-    batches = torch.randn(2, 1, *shape, generator=generator("alike"))
-    _, layer = next(multitask.named(model, superposition.SuperposedModule))
-    made = []
-    layer._mean_superposition = lambda of, make=layer._mean_superposition: made.append(of) or make(of)
-    for count, change in enumerate((None, layer.packed, layer.weight), start=1):
-        if change is not None:
-            change[0] = change[1]
-        for _ in range(2):
-            assert torch.equal(derivatives(model, range(6), batches), derivatives(model, [*range(6)], batches))
-        assert len(made) == count
-    derivatives(model, range(5), batches)
-    assert len(made) == 4
