@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ sys.path.insert(0, str(PROJECT))
 from args import with_flags  # noqa: E402
 from data import DATASETS  # noqa: E402
 from experiments.options import Parser, parse_count, parse_path  # noqa: E402
-from models import Builder, get_model, multitask, superposition  # noqa: E402
+from models import Builder, get_model, masked, multitask, superposition  # noqa: E402
 from models.masks import unpack  # noqa: E402
 from models.small import FullyConnected  # noqa: E402
 from trainers import inference  # noqa: E402
@@ -375,6 +376,34 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
         draw_masks(model, len(learned), tasks)
         screened_beside_exact(report, model, tasks, images, here)
         del masks, model, naive, ours
+
+
+def decision(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
+    """What a decision of NNs takes among random masks, one of which has changed since the last decision.
+
+    Beside it all masks are unpacked, once to count how many keep each weight and once for the derivatives.
+    """
+    images = next(iter(DATASETS["MNISTPerm"](data_root, num_tasks=1, device=device).train_loader))[0][None]
+    for tasks in counts:
+        model = get_model("LeNet", Builder(RNG, tasks), (1, 28, 28), 500).to(device).eval()
+        layers = [layer for _, layer in multitask.named(model, masked.Masked)]
+        for layer in layers:
+            layer.packed.random_(256)
+            layer.learned.update(range(tasks))
+        multitask.begin_task(model, 0, RNG)
+
+        def decide(unpacked: bool, model=model, layers=layers, tasks=tasks) -> None:
+            multitask.keep_task(model)
+            for layer in layers if unpacked else ():
+                layer.census = None
+            with patch.object(masked, "SINGLE", math.inf if unpacked else masked.SINGLE):
+                inference.alpha_gradients(
+                    model, range(tasks), inference.uniform(tasks, device), images, inference.entropy
+                )
+
+        t = medians({"ours": partial(decide, False), "unpacked": partial(decide, True)}, 3 if quick else 15)
+        what = f"a decision of NNs, a batch of {images.shape[1]}, {tasks} masks"
+        report.add("decision", what, 1000 * t["ours"], 1000 * t["unpacked"], "ms", "beside it masks are unpacked")
 
 
 # (g) inference among very many masks
@@ -749,6 +778,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 PARTS = {
     "train": train,
     "infer": infer,
+    "decision": decision,
     "scale": scale,
     "growth": growth,
     "resnet": resnet,
