@@ -379,9 +379,9 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
 
 
 def decision(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
-    """What a decision of NNs takes among random masks, one of which has changed since the last decision.
+    """What single batches take among random masks: a decision of NNs, since whose last a mask has changed, and a query.
 
-    Beside it all masks are unpacked, once to count how many keep each weight and once for the derivatives.
+    Beside them all masks are unpacked, for a decision twice: to count how many keep each weight, and for derivatives.
     """
     images = next(iter(DATASETS["MNISTPerm"](data_root, num_tasks=1, device=device).train_loader))[0][None]
     for tasks in counts:
@@ -396,14 +396,15 @@ def decision(report: Report, data_root: str, device: torch.device, quick: bool, 
             multitask.keep_task(model)
             for layer in layers if unpacked else ():
                 layer.census = None
-            with patch.object(masked, "SINGLE", math.inf if unpacked else masked.SINGLE):
-                inference.alpha_gradients(
-                    model, range(tasks), inference.uniform(tasks, device), images, inference.entropy
-                )
+            ask(unpacked, images, model, tasks)
 
-        t = medians({"ours": partial(decide, False), "unpacked": partial(decide, True)}, 3 if quick else 15)
-        what = f"a decision of NNs, a batch of {images.shape[1]}, {tasks} masks"
-        report.add("decision", what, 1000 * t["ours"], 1000 * t["unpacked"], "ms", "beside it masks are unpacked")
+        def ask(unpacked: bool, x: Tensor = images[:, :1], model=model, tasks=tasks) -> None:
+            with patch.object(masked, "SINGLE", math.inf if unpacked else masked.SINGLE):
+                inference.alpha_gradients(model, range(tasks), inference.uniform(tasks, device), x, inference.entropy)
+
+        for what, side in ((f"a decision of NNs, a batch of {images.shape[1]}", decide), ("a query alone", ask)):
+            t = medians({"ours": partial(side, False), "unpacked": partial(side, True)}, 3 if quick else 15)
+            report.add("decision", f"{what}, {tasks} masks", *(1000 * t[name] for name in t), "ms", "exact, both")
 
 
 # (g) inference among very many masks
