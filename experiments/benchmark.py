@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -379,7 +380,7 @@ def infer(report: Report, data_root: str, device: torch.device, quick: bool, cou
 
 
 def decision(report: Report, data_root: str, device: torch.device, quick: bool, counts: list[int]) -> None:
-    """What single batches take among random masks: a decision of NNs, since whose last a mask has changed, and a query.
+    """What single batches take among random masks: a query, and a decision of NNs, before which a mask has changed.
 
     Beside them all masks are unpacked, for a decision twice: to count how many keep each weight, and for derivatives.
     """
@@ -393,13 +394,13 @@ def decision(report: Report, data_root: str, device: torch.device, quick: bool, 
         multitask.begin_task(model, 0, RNG)
 
         def decide(unpacked: bool, model=model, layers=layers, tasks=tasks) -> None:
-            multitask.keep_task(model)
             for layer in layers if unpacked else ():
                 layer.census = None
+            multitask.keep_task(model)
             ask(unpacked, images, model, tasks)
 
         def ask(unpacked: bool, x: Tensor = images[:, :1], model=model, tasks=tasks) -> None:
-            with patch.object(masked, "SINGLE", math.inf if unpacked else masked.SINGLE):
+            with patch("models.masks.SINGLE", math.inf) if unpacked else nullcontext():
                 inference.alpha_gradients(model, range(tasks), inference.uniform(tasks, device), x, inference.entropy)
 
         for what, side in ((f"a decision of NNs, a batch of {images.shape[1]}", decide), ("a query alone", ask)):

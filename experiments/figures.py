@@ -99,7 +99,7 @@ def _extent(experiments: Sequence[Experiment], about: dict) -> str:
     settings = [setting for one in experiments for setting in one.settings]
     text = f"{_range(count for setting in settings for count in setting.final['Tasks Learned'])} tasks"
     epochs = {run.settings.get("epochs") for setting in settings for run in setting.runs} - {None}
-    if epochs and "epochs" in about and epochs != {about["epochs"]}:
+    if epochs and min(epochs) < about.get("epochs", 0):
         text += f", {_range(epochs)} of {about['epochs']} epochs"
     return text
 

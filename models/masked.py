@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -18,20 +18,19 @@ from models.superposition import SuperposedModule
 
 LOSSES = 2048  # whose derivatives are computed together: enough to share what is unpacked, few enough for caches
 TABLES = 32  # losses whose tables of sums are made together, so that they stay in a cache
-TABLED = 512  # bytes of a mask that have their tables of sums for single losses at a time
-SINGLE = 150  # masks for each loss from which on such tables take less time than masks that are unpacked
+TABLED, TOGETHER = 512, 16384  # bytes of a mask that have tables for few losses at a time, and masks that are summed
 NEAR = 1536  # bytes of a mask that are copied together: where masks lie far apart, waiting for memory is most of it
 BYTES = 3000  # masks from which on tables of bytes take less time than those of half bytes, which are made sooner
 
 
-@dataclass
+@dataclass(frozen=True)
 class Census:
     """How many masks of some tasks keep each weight.
 
     Attributes:
         tasks: those, in their order.
         kept: int32 (n,).
-        of: the tensor that held the masks, and its version.
+        of: the address and the version of the tensor of masks that were counted.
     """
 
     tasks: tuple[int, ...]
@@ -68,7 +67,7 @@ class Masked(SuperposedModule):
         self.register_parameter("scores", None)
         self.task: int | None = None  # in training, or trained last
         self.learned: set[int] = set()
-        self.census: Census | None = None  # of the tasks that were superposed with equal coefficients
+        self.census: Census | None = None  # of the tasks that were last superposed with equal coefficients
 
     @property
     def rows(self) -> int:
@@ -120,19 +119,25 @@ class Masked(SuperposedModule):
 
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         kept = self.binarise(self.magnitude(state["scores"])).flatten(1)
-        rows, packed = [self.row(task) for task in tasks], masks.pack(kept)
-        census = self.census if self.rows == self.num_tasks else None
-        if census is not None and census.of == self._masks:
-            for task, row, mask in zip(tasks, rows, packed, strict=True):
-                for _ in range(census.tasks.count(task)):
-                    census.kept += masks.unpack(mask, kept.shape[1], torch.int32)
-                    census.kept -= masks.unpack(self.packed[row], kept.shape[1], torch.int32)
-        else:
-            census = None
-        self.packed[multitask.places(rows, kept.device)] = packed
-        if census is not None:
-            census.of = self._masks
+        packed, census = masks.pack(kept), self._recounted(tasks, kept)
+        self.packed[multitask.places([self.row(task) for task in tasks], kept.device)] = packed
+        self.census = None if census is None else replace(census, of=self._masks)
         self.learned.update(tasks)
+
+    def _recounted(self, tasks: Sequence[int], kept: Tensor) -> Census | None:
+        """The census as it is once the masks of ``tasks`` are ``kept`` (tasks, n); None if it has to be made anew."""
+        census = self.census
+        if census is None or census.of != self._masks or self.rows != self.num_tasks:
+            return None
+        counts = census.kept
+        for task, mask in zip(tasks, kept, strict=True):
+            if times := census.tasks.count(task):
+                counts = counts + times * (mask.int() - masks.unpack(self.packed[task], len(mask), torch.int32))
+        return replace(census, kept=counts)
+
+    def make_room(self, num_tasks: int) -> None:
+        super().make_room(num_tasks)
+        self.census = None
 
     def select_task(self, task: int) -> None:
         self.effective = self.superposition([task], torch.ones(1, device=self.weight.device))
@@ -161,7 +166,7 @@ class Masked(SuperposedModule):
 
     @property
     def _masks(self) -> tuple[int, int]:
-        """The tensor that holds the masks, and its version."""
+        """The address of the tensor that holds the masks, and its version."""
         return self.packed.data_ptr(), self.packed._version
 
     def _kept(self, tasks: tuple[int, ...]) -> Tensor:
@@ -170,10 +175,10 @@ class Masked(SuperposedModule):
         if census is None or census.of != self._masks or tasks[: len(census.tasks)] != census.tasks:
             census = Census((), torch.zeros(size, dtype=torch.int32, device=self.packed.device), self._masks)
         if len(tasks) > len(census.tasks):
-            together = max(1, masks.tile_bytes(self.packed.device) // (4 * size))
+            together, kept = max(1, masks.tile_bytes(self.packed.device) // (4 * size)), census.kept
             for some in self._rows(tasks[len(census.tasks) :]).split(min(255, together)):  # no more than a byte counts
-                census.kept += masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
-            census.tasks = tasks
+                kept = kept + masks.unpack(self.packed[some], size, torch.uint8).sum(0, dtype=torch.uint8)
+            census = Census(tasks, kept, census.of)
         self.census = census
         return census.kept
 
@@ -193,7 +198,8 @@ class Masked(SuperposedModule):
         self, tasks: Sequence[int], inputs: Tensor, output_gradients: Tensor, coarse: bool = False
     ) -> Tensor:
         rows = self._rows(tasks)
-        if inputs.shape[1] == 1 and not coarse and not self._tables_pay(len(inputs), len(rows)):
+        tabled = masks.tables_pay(len(inputs), len(rows), self.packed.device)
+        if inputs.shape[1] == 1 and not coarse and not tabled:
             # G = g xᵀ, so ⟨G, W ⊙ M⟩ = gᵀ (W ⊙ M) x: all losses go through a mask together, one mask at a time where
             # the masked weight and what it gives should stay in a processor's cache.
             x, g = inputs[:, 0].T.contiguous(), output_gradients[:, 0].T.contiguous()  # (n / out, b), (out, b)
@@ -229,7 +235,7 @@ class Masked(SuperposedModule):
             rows: where in ``packed`` the masks lie.
             gradient: of some losses and units, ``G`` (losses, units, n / out); it is overwritten.
         """
-        if self._tables_pay(losses, len(rows)):
+        if masks.tables_pay(losses, len(rows), self.packed.device):
             return self._tabled_products(rows, gradient, losses)
         weight = self.weight.flatten(1)  # (out, n / out)
         result = torch.zeros(losses, len(rows), device=weight.device)
@@ -245,23 +251,21 @@ class Masked(SuperposedModule):
                     result[batch].addmm_(products.flatten(1), masks.unpack(bits, size).T)
         return result
 
-    def _tables_pay(self, losses: int, tasks: int) -> bool:
-        """Whether ``_tabled_products`` takes less time: on a processor, for few losses among many masks."""
-        return self.packed.device.type == "cpu" and tasks >= SINGLE * losses
-
     def _tabled_products(self, rows: Tensor, gradient: Callable[[slice, slice], Tensor], losses: int) -> Tensor:
         """As ``_mask_products``: for each byte of a mask a table has the sum of what its bits keep."""
         weight = self.weight.flatten(1)
-        result = torch.zeros(losses, len(rows))
+        result = torch.zeros(losses, len(rows), device=weight.device)
         whole, size = 8 // math.gcd(8, weight.shape[1]), weight.shape[1]
-        for units in masks.tiles(len(weight), max(1, 8 * NEAR // (whole * size)) * whole):
-            products = gradient(slice(0, losses), units).mul_(weight[units]).flatten(1)
-            products = F.pad(products, (0, -products.shape[1] % 8))
-            here = self.packed[:, units.start * size // 8 :][:, : products.shape[1] // 8].index_select(0, rows)
-            for part in masks.tiles(here.shape[1], TABLED):
-                tables = masks.table_sums(products[:, 8 * part.start : 8 * part.stop], wide=True)
-                places = masks.table_places(here[:, part], wide=True)
-                result += F.embedding_bag(places, tables, mode="sum").T
+        for batch in masks.tiles(losses, TABLES):
+            for units in masks.tiles(len(weight), max(1, 8 * TABLED // (whole * size)) * whole):
+                products = gradient(batch, units).mul_(weight[units]).flatten(1)
+                products = F.pad(products, (0, -products.shape[1] % 8))
+                packed = self.packed[:, units.start * size // 8 :][:, : products.shape[1] // 8]
+                for part in masks.tiles(packed.shape[1], TABLED):
+                    tables = masks.table_sums(products[:, 8 * part.start : 8 * part.stop], wide=True)
+                    for some in masks.tiles(len(rows), TOGETHER):
+                        places = masks.table_places(packed[:, part].index_select(0, rows[some]), wide=True)
+                        result[batch, some] += F.embedding_bag(places, tables, mode="sum").T
         return result
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SINGLE = 150  # masks for each loss from which on tables of sums take less time than masks that are unpacked
 PAIRED = 2**12  # the second of two whole numbers in a float32 counts in these; 24 bits are exact
 # Of unpacked masks or gradients. The allocator of a processor's memory hands back more than 32 MiB after each use; that
 # of a GPU keeps what it has, and there few large products are best.
@@ -163,6 +164,11 @@ def unpack(packed: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor
     bits = torch.arange(256, device=packed.device)[:, None] >> torch.arange(7, -1, -1, device=packed.device) & 1
     masks: Tensor = torch.nn.functional.embedding(packed.int(), bits.to(dtype)).flatten(-2)[..., :n]
     return masks
+
+
+def tables_pay(losses: int, masks: int, device: torch.device) -> bool:
+    """Whether ``table_sums`` of so few losses take less time than to unpack so many masks."""
+    return device.type == "cpu" and masks >= SINGLE * losses
 
 
 def table_sums(values: Tensor, wide: bool) -> Tensor:

@@ -49,7 +49,7 @@ class MultitaskModule(nn.Module, ABC):
 
     @abstractmethod
     def keep_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
-        """Keep what ``tasks`` have learned; ``state`` is what they have in training, stacked: (tasks, *shape)."""
+        """Keep what ``tasks``, each named once, have learned; ``state`` has it stacked: (tasks, *shape)."""
 
     @torch.no_grad()
     def end_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
@@ -191,9 +191,10 @@ def keep_in_file(model: nn.Module, tasks: int = 0) -> None:
     ends = np.cumsum([math.ceil(kept.nbytes / PAGE) * PAGE for _, _, kept in buffers], dtype=int).tolist()
     if not ends or not is_large(ends[-1]):
         return
-    whole = torch.from_numpy(in_file(ends[-1]))
+    whole = in_file(ends[-1])
     for (layer, name, kept), begin in zip(buffers, [0, *ends], strict=False):
-        place = whole[begin : begin + kept.nbytes].view(kept.dtype).view(kept.shape)
+        # Each a tensor of its own, for views of one have a version in common, and changes are told by that.
+        place = torch.from_numpy(whole[begin : begin + kept.nbytes]).view(kept.dtype).view(kept.shape)
         place[:tasks] = kept[:tasks]
         setattr(layer, name, place)
 

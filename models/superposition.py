@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.masks import coarse_products_pay, tiles
+from models.masks import coarse_products_pay, tables_pay, tiles
 from models.multitask import MultitaskModule, named, set_superposed
 
 COARSE_FROM = 1000  # masks from which on a coarse product before the exact one saves time, about
@@ -225,7 +225,8 @@ def smallest_derivatives(
     """Which of ``tasks`` has the smallest ``∂L/∂alpha_i``, for each of ``b`` losses: its index, int64 (b,).
 
     The same as ``coefficient_gradients(...).argmin(1)``. Where products of bf16 matrices are much faster and there are
-    many masks, they come first, and float32 decides only for the losses that they leave in doubt.
+    many masks, they come first, and float32 decides only for the losses that they leave in doubt; but not of losses so
+    few that tables of float32 sums are faster.
 
     With ``P`` the numbers of ``∂L/∂W_eff ⊙ W``, rounding moves the difference of two masks' derivatives
     ``Σ (M^i - M^j) P`` by ``2⁻⁸ Σ|P|`` at the most. Sums in float32 are off by ``m 2⁻²⁴ Σ|P|`` at the most, for a chain
@@ -236,6 +237,7 @@ def smallest_derivatives(
     best = torch.empty(losses, dtype=torch.int64, device=device)
     coarse = len(tasks) >= COARSE_FROM and coarse_products_pay(device)
     for some in tiles(losses, COARSE_LOSSES):
+        coarse &= not tables_pay(some.stop - some.start, len(tasks), device)
         x, gradients = ({name: value[some] for name, value in part.items()} for part in (inputs, output_gradients))
         derivatives = coefficient_gradients(model, tasks, x, gradients, coarse)
         best[some] = derivatives.argmin(dim=1)

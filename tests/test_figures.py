@@ -126,7 +126,8 @@ def test_memory_over_accuracy_says_how_many_tasks_and_which_sparsity(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "said"), [((10, 10), ", 10 of 250 epochs"), ((2, 10), ", 2 to 10 of 250 epochs"), ((250, 250), "")]
+    ("epochs", "said"),
+    [((10, 10), ", 10 of 250 epochs"), ((2, 10), ", 2 to 10 of 250 epochs"), ((250, 250), ""), ((300, 300), "")],
 )
 def test_memory_over_accuracy_says_where_tasks_had_fewer_epochs_than_in_the_paper(tmp_path, epochs, said):
     for tasks, each in zip((5, 20), epochs, strict=True):
