@@ -30,12 +30,12 @@ class Census:
     Attributes:
         tasks: those, in their order.
         kept: int32 (n,).
-        of: the address and the version of the tensor of masks that were counted.
+        of: the address, length and version of the tensor of masks that were counted.
     """
 
     tasks: tuple[int, ...]
     kept: Tensor
-    of: tuple[int, int]
+    of: tuple[int, int, int]
 
 
 class Masked(SuperposedModule):
@@ -135,10 +135,6 @@ class Masked(SuperposedModule):
                 counts = counts + times * (mask.int() - masks.unpack(self.packed[task], len(mask), torch.int32))
         return replace(census, kept=counts)
 
-    def make_room(self, num_tasks: int) -> None:
-        super().make_room(num_tasks)
-        self.census = None
-
     def select_task(self, task: int) -> None:
         self.effective = self.superposition([task], torch.ones(1, device=self.weight.device))
 
@@ -165,9 +161,9 @@ class Masked(SuperposedModule):
             super().superpose(tasks, alphas)
 
     @property
-    def _masks(self) -> tuple[int, int]:
-        """The address of the tensor that holds the masks, and its version."""
-        return self.packed.data_ptr(), self.packed._version
+    def _masks(self) -> tuple[int, int, int]:
+        """The address, length and version of the tensor that holds the masks."""
+        return self.packed.data_ptr(), len(self.packed), self.packed._version
 
     def _kept(self, tasks: tuple[int, ...]) -> Tensor:
         """How many masks of ``tasks`` keep each weight, int32 (n,)."""
