@@ -196,7 +196,12 @@ def test_the_tables_of_ways_to_infer_are_those_of_the_committed_files(number, na
 
 @pytest.mark.parametrize(
     "number, name",
-    [*enumerate(["benchmark.csv", "threads.csv", "host.csv", "scale.csv", "screened.csv", "slices.csv"], start=1)],
+    [
+        *enumerate(
+            ["benchmark.csv", "threads.csv", "host.csv", "scale.csv", "screened.csv", "decision.csv", "slices.csv"],
+            start=1,
+        )
+    ],
 )
 def test_the_tables_of_speed_are_those_of_the_committed_benchmarks(number, name):
     lines = (PROJECT / "experiments" / "results" / name).read_text().splitlines()
