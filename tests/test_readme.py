@@ -54,7 +54,7 @@ def test_every_number_stands_in_the_file_that_the_row_links_to(row):
     settings: dict[str, dict[str, list]] = {}
     for line in evaluations(link(row)):
         run = Path(line["Save Directory"]).name
-        setting = re.sub(r"(^|,)(seed|task-eval)=\d+", "", run)
+        setting = re.sub(r"(^|,)((seed|task-eval)=\d+|eval-ckpts=\d+(,\d+)*)", "", run)
         if "task-eval=" in run or line["Tasks Learned"] == row["tasks"]:  # each of these runs has learned one task
             settings.setdefault(setting, {}).setdefault(line["Seed"], []).append(line)
     found = []
