@@ -5,8 +5,8 @@ One run for each Erdős–Rényi multiplier; --sparsity 8 picks one of them.
 
 Command:  python experiments/GG/splitcifar100/rn18-supsup-transfer.py --gpu-sets "0|1|2|3" --data DIR --seeds 5
 Small:    ... --gpu-sets cpu --data DIR --num-tasks 2 --epochs 1
-Expected: above rn18-supsup.py; the paper plots this curve and prints no number. Measured: 0.7840 with multiplier 8 after
-          20 tasks (seed 0, --epochs 10 --amp bf16 --channels-last).
+Expected: above rn18-supsup.py; the paper plots this curve and prints no number. Measured: 0.7840 with multiplier 8
+          after 20 tasks (seed 0, --epochs 10 --amp bf16 --channels-last).
 Run time: 26 min 55 s with multiplier 8 for 20 tasks of 10 epochs with --amp bf16 --channels-last (one core of an AMD
           EPYC, beside other runs); not measured on a GPU.
 """
