@@ -386,11 +386,8 @@ def decision(report: Report, data_root: str, device: torch.device, quick: bool, 
     """
     images = next(iter(DATASETS["MNISTPerm"](data_root, num_tasks=1, device=device).train_loader))[0][None]
     for tasks in counts:
-        model = get_model("LeNet", Builder(RNG, tasks), (1, 28, 28), 500).to(device).eval()
+        model = model_of(tasks, [], device)
         layers = [layer for _, layer in multitask.named(model, masked.Masked)]
-        for layer in layers:
-            layer.packed.random_(256)
-            layer.learned.update(range(tasks))
         multitask.begin_task(model, 0, RNG)
 
         def decide(unpacked: bool, model=model, layers=layers, tasks=tasks) -> None:
