@@ -508,7 +508,12 @@ def make_parser() -> _Parser:
         help="of one-shot and binary inference: derivatives through the masks of the first N layers (default: all)",
     )
     add("--gamma", type=_number(float, 0), help="weight of the energy in hopfield_recovery")
-    add("--unshared-labels", action=Switch, help="a batch whose task is inferred wrong is wrong as a whole (GNu)")
+    add(
+        "--unshared-labels",
+        action=Switch,
+        help="a batch whose task is inferred wrong is wrong as a whole (GNu); else an answer is right if its label is "
+        "(default: yes for folder: and npz: sets whose labels mean other classes in other tasks, else no)",
+    )
     for flags in (("--save",), ("--log-interval",), ("--ortho-group",), ("--hop-weight",), ("-f", "--dummy")):
         parser.add_argument(*flags, action=_WithoutEffect, help=argparse.SUPPRESS)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,15 @@ def digest(*parts: Tensor | np.ndarray | str) -> str:
     return hashed.hexdigest()
 
 
+def mixed_order(images: int) -> np.ndarray:
+    """Places of so many test images in an order that says nothing of what they show, the same for every seed.
+
+    Files lie class by class, and batches of one class are not as those of training: batch norm has other statistics of
+    them, and what a whole batch says of its task is what one class says.
+    """
+    return np.random.RandomState(0).permutation(images)
+
+
 class TaskDataset:
     """A sequence of classification tasks; ``train_loader`` and ``val_loader`` serve the current one.
 
@@ -100,6 +110,7 @@ class TaskDataset:
     max_tasks: int | None = 1  # None: no limit
     depend_on_number = False  # whether what a task is depends on how many there are
     from_files = True  # below ``root``
+    unshared_labels = False  # whether right answers are those of the task's own mask alone, unless the user says it
     augment: Augment | None = None  # for training batches; see BatchLoader
     name: str  # for messages: the class's own
     class_names: Sequence[str] | None = None  # of the base set; None where they are numbers
@@ -149,7 +160,7 @@ class TaskDataset:
             UserError: the set's tasks are not made of so many classes.
         """
         if classes_per_task is not None:
-            raise UserError(f"`classes_per_task` {classes_per_task}: {self.name} is not split by class")
+            raise UserError(f"`classes_per_task` {classes_per_task}: cannot be chosen for {self.name}")
 
     def open(self, root: str | Path | None) -> None:
         """Make the images ready, and say what shape they have: ``input_shape`` (C, H, W)."""
@@ -168,8 +179,9 @@ class TaskDataset:
                 raise UserError(f"{where} has no {said} images")
             if there[0] < 0 or there[-1] > last:
                 raise UserError(f"{where} has {said} labels from {there[0]} to {there[-1]}, should be 0 to {last}")
+            known = {*there}
             for task in range(self.num_tasks):
-                missing = sorted({*self.classes_of(task)} - {*there})
+                missing = sorted({*self.classes_of(task)} - known)
                 if missing:
                     names = [str(label) if self.class_names is None else self.class_names[label] for label in missing]
                     classes = f"class{'es' if len(missing) > 1 else ''} {', '.join(names)}"
@@ -309,11 +321,15 @@ class SplitByClass(TaskDataset):
             self.num_classes = classes_per_task
         self.default_tasks = self.max_tasks = self.base_classes // self.num_classes
 
+    @cached_property
+    def class_order(self) -> np.ndarray:
+        """All classes, in the order in which tasks take theirs."""
+        seed = self.seed if self.split_seed is None else self.split_seed
+        return np.random.RandomState(seed).permutation(self.base_classes)
+
     def classes_of(self, task: int) -> list[int]:
         """The classes of ``task``, each in the place that is its label."""
-        seed = self.seed if self.split_seed is None else self.split_seed
-        order = np.random.RandomState(seed).permutation(self.base_classes)
-        return order[task * self.num_classes : (task + 1) * self.num_classes].tolist()
+        return self.class_order[task * self.num_classes : (task + 1) * self.num_classes].tolist()
 
     def view(self, task: int) -> View:
         classes = self.classes_of(task)

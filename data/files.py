@@ -145,7 +145,7 @@ def _read_distributed(root: Path, folder: Path, source: str) -> Arrays:
     if source.endswith("MNIST"):
         inside = Path(source, "raw")
         places = [folder / inside, folder / "raw", folder, root / inside]
-        found = [_find(places, name, name.replace("-idx", ".idx"), f"{name}.gz") for name in IDX]
+        found = [_find(places, name, name.replace("-idx", ".idx"), f"{name}.gz", f"{name}/{name}") for name in IDX]
         if None not in found:
             return {key: _read_idx(path, 1 if "labels" in key else 3) for key, path in zip(KEYS, found, strict=True)}
         found, sums, archives = (
@@ -170,7 +170,7 @@ def _read_distributed(root: Path, folder: Path, source: str) -> Arrays:
 
     # A download that is cut short must leave nothing that looks whole, and runs that start together must not
     # read each other's half-written files. So each downloads on its own, and only the .npz is ever shared.
-    with tempfile.TemporaryDirectory(prefix=f"{source}-") as temporary, _quiet_network():
+    with _folder_for(source) as temporary, _quiet_network():
         staging = Path(temporary)
         try:
             (staging / inside).mkdir(parents=True, exist_ok=True)
@@ -190,10 +190,19 @@ def _read_distributed(root: Path, folder: Path, source: str) -> Arrays:
             ) from error
 
 
+def _folder_for(source: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder to unpack a set in, which goes when it is left."""
+    try:
+        return tempfile.TemporaryDirectory(prefix=f"{source}-")
+    except OSError as error:
+        said = f"no folder for temporary files can be used ({error.strerror}); TMPDIR names one"
+        raise UserError(f"{source} must be unpacked or downloaded, and {said}") from None
+
+
 def _find(places: Sequence[Path], *names: str) -> Path | None:
-    """The first of the names that is in one of the places."""
+    """The first of the names that is in one of the places, and no folder there."""
     paths = (place / name for name in names for place in places)
-    return next((path for path in paths if os.path.lexists(path)), None)
+    return next((path for path in paths if os.path.lexists(path) and not path.is_dir()), None)
 
 
 def _has_sum(path: Path, md5: str) -> bool:

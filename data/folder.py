@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data import TASKS_BY
-from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest
+from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest, mixed_order
 from data.cifar import crop_and_flip
 from data.files import Arrays, read_npz
 from data.images import FolderLoader, fit, images_in, to_tensor, upright
@@ -47,31 +48,41 @@ def folder(
         UserError: the folder is no such tree, or an image of a class that is needed is missing.
     """
     path = Path(root or ".", name)
-    inside = folders(path)
-    if tasks_by is None:
-        apart = [] if train_in(path) else [each for each in inside if train_in(path / each)]
-        if apart and len(apart) < len(inside):
-            rest = [each for each in inside if each not in apart]
-            raise UserError(
-                f"`set` folder: {path}: {some(apart)}: with a train, as tasks have; {some(rest)}: without; "
-                "mend or move these, or say `tasks_by`"
-            )
-        tasks_by = "folders" if apart else "classes"
+    inside, split = folders(path), train_in(path)
+    apart = [] if split else [each for each in inside if train_in(path / each)]
+    if tasks_by is None and apart and len(apart) < len(inside):
+        rest = [each for each in inside if each not in apart]
+        raise UserError(
+            f"`set` folder: {path}: {some(apart)}: with a train, as tasks have; {some(rest)}: without; "
+            "mend or move these, or say `tasks_by`"
+        )
+    if tasks_by == "folders" and split:
+        raise UserError(f"`tasks_by` folders: {path}: is one task, with its images to learn from in {split}")
+    if tasks_by not in (None, "folders") and apart and len(apart) == len(inside):
+        raise UserError(f"`tasks_by` {tasks_by}: {path}: each of its folders has a train, as tasks have; say folders")
+    tasks_by = tasks_by or ("folders" if apart else "classes")
     if tasks_by != "folders":
         source = read_tree(path, seed)
-        if len(source.classes) == 1 and tasks_by == "classes":
-            where = path / (train_in(path) or "") / source.classes[0]
-            raise UserError(f"`set` folder: {path}: has one class, {source.classes[0]}; are the classes in {where}?")
+        if tasks_by == "classes":
+            _check_classes(path, source, one=False)
     else:
         source = Source([])
         for task in inside:
             tree, first = read_tree(path / task, seed), len(source.classes)
+            _check_classes(path / task, tree, one=True)
             source.tasks[task] = [first + label for label in range(len(tree.classes))]
             source.classes += tree.classes
             for mine, theirs in ((source.train, tree.train), (source.test, tree.test)):
                 mine += [(file, first + label) for file, label in theirs]
             source.notes += tree.notes
     return TASKS_BY[tasks_by](f"folder:{name}", source, seed=seed, **more)
+
+
+def _check_classes(path: Path, source: Source, one: bool) -> None:
+    """See that a tree has several classes; or ``one``, if its images lie in no folders, which may be the classes."""
+    where = path / (train_in(path) or "") / source.classes[0]
+    if len(source.classes) == 1 and not (one and not folders(where)):
+        raise UserError(f"`set` folder: {path}: has one class, {source.classes[0]}; are the classes in {where}?")
 
 
 def npz(name: str, root: str | Path | None = None, *, tasks_by: str | None = None, **more) -> TaskDataset:
@@ -182,9 +193,11 @@ class Own(TaskDataset):
         super().__init__(**more)
 
     def open(self, root: str | Path | None) -> None:
-        if self.source.arrays is not None:
-            self._take(self.source.arrays)
+        if (arrays := self.source.arrays) is not None:
+            order = mixed_order(len(arrays["test_labels"]))
+            self._take(arrays | {f"test_{of}": arrays[f"test_{of}"][order] for of in ("images", "labels")})
             return
+        self.source.test = [self.source.test[place] for place in mixed_order(len(self.source.test))]
         self.image_size = self.image_size or _measure_size(_sample(self.source.train))
         if 3 * self.image_size[0] * self.image_size[1] * len(self.source.train + self.source.test) <= MEMORY:
             self._take(self._decoded())
@@ -257,7 +270,8 @@ class Own(TaskDataset):
             return digest(*self.class_names, super().fingerprint())
         sizes = np.array([os.path.getsize(path) for path, _ in self.source.train + self.source.test])
         paths = [os.path.join(*Path(path).parts[-2:]) for path, _ in self.source.train + self.source.test]
-        return digest(*self.class_names, *paths, sizes)
+        labels = np.array([label for _, label in self.source.train + self.source.test])
+        return digest(*self.class_names, *paths, sizes, labels)
 
     def serve(self, task: int) -> None:
         if hasattr(self, "base"):
@@ -334,12 +348,25 @@ class OwnClasses(SplitByClass, Own):
             self.sizes = [count // tasks + (task < count % tasks) for task in range(tasks)]
         self.num_classes, self.default_tasks, self.max_tasks = max(self.sizes), len(self.sizes), len(self.sizes)
 
+    @cached_property
+    def class_order(self) -> np.ndarray:
+        return np.arange(self.base_classes) if self.source.tasks else super().class_order
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where the classes of each task end in their order."""
+        return list(accumulate(self.sizes))
+
     def classes_of(self, task: int) -> list[int]:
-        start = sum(self.sizes[:task])
-        if self.source.tasks:
-            return list(range(start, start + self.sizes[task]))
-        order = np.random.RandomState(self.seed).permutation(self.base_classes)
-        return order[start : start + self.sizes[task]].tolist()
+        return self.class_order[self._ends[task] - self.sizes[task] : self._ends[task]].tolist()
+
+    @property
+    def unshared_labels(self) -> bool:
+        """Whether a label means one class in one task and another in another."""
+        meant: dict[int, str] = {}
+        every = (enumerate(self.classes_of(task)) for task in range(self.num_tasks))
+        names = ((label, self.class_names[place]) for classes in every for label, place in classes)
+        return any(meant.setdefault(label, name) != name for label, name in names)
 
     def task_name(self, task: int) -> str:
         return list(self.source.tasks)[task] if self.source.tasks else super().task_name(task)

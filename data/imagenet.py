@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.base import SplitByClass, digest
+from data.base import SplitByClass, digest, mixed_order
 from data.images import FolderLoader, find_images, folders_in, read_image
 from data.kept import KeepingLoader, shorter_side
 from data.tree import some
@@ -119,4 +119,4 @@ class SplitImageNet(SplitByClass):
             for name, place in labels:
                 found = sorted(find_images(str(self.folder / split / name)))
                 images += [(os.path.join(*path), place) for path in found]
-            loader.serve(task, images)
+            loader.serve(task, images if split == "train" else [images[i] for i in mixed_order(len(images))])

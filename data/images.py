@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import connection
@@ -309,36 +310,56 @@ _LEFT_BEHIND = (
     *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
     *("__macosx", "lost+found", "system volume information"),
 )
-EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 def folders_in(folder: str | Path) -> list[str]:
-    """The names of the user's folders in a folder, sorted.
+    """The names of the user's folders in a folder, sorted; a link to it or to one above is none.
 
     Raises:
         OSError: it cannot be read.
+        UserError: a link in it leads nowhere.
     """
+    above = _with_those_above(folder)
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_folder(entry))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and _which(entry.stat()) not in above)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder of the user's."""
-    try:
-        return not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BEHIND and entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself
-            return False
-        raise
-
-
-def images_in(folder: str | Path) -> list[str]:
-    """The paths of the images below a folder, sorted.
+    """Whether an entry is a folder of the user's.
 
     Raises:
-        UserError: as ``find_images``.
+        UserError: it is a link that leads nowhere, which may have been to one.
     """
-    return sorted(os.path.join(*found) for found in find_images(str(folder)))
+    if entry.name.startswith(".") or entry.name.lower() in _LEFT_BEHIND:
+        return False
+    try:
+        if entry.is_dir():
+            return True
+        if entry.is_symlink():
+            entry.stat()
+    except FileNotFoundError:
+        raise UserError(f"{entry.path}: is a link that leads nowhere; remove or replace it") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:  # a link to itself
+            raise
+    return False
+
+
+def _which(about: os.stat_result) -> tuple[int, int]:
+    """What tells a folder from all others, whatever it is called."""
+    return about.st_dev, about.st_ino
+
+
+def _with_those_above(folder: str | Path) -> set[tuple[int, int]]:
+    """A folder and those that it lies in, by its path and by what its links mean."""
+    ways = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    return {_which(os.stat(each)) for way in ways for each in (way, *way.parents)}
+
+
+def images_in(folder: str | Path, others: Counter[str] | None = None) -> list[str]:
+    """The paths of the images below a folder, sorted; otherwise as ``find_images``."""
+    return sorted(os.path.join(*found) for found in find_images(str(folder), others))
 
 
 def called_image(name: str) -> bool:
@@ -346,28 +367,32 @@ def called_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def find_images(folder: str) -> Iterator[tuple[str, str]]:
+def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
     """The images below a folder, as (folder, name), in no order.
 
+    Args:
+        others: counts files that are called otherwise, by how their names end; hidden ones are nothing.
+
     Raises:
-        UserError: a folder cannot be read, or what is called an image is no file.
+        UserError: a folder cannot be read, a link leads nowhere, or what is called an image is no file.
     """
-    todo, seen = [folder], set()
+    here, todo = folder, [folder]
     try:
+        seen = _with_those_above(folder)
         while todo:
             here = todo.pop()
-            about = os.stat(here)
-            if (about.st_dev, about.st_ino) in seen:  # a link to a folder above
-                continue
-            seen.add((about.st_dev, about.st_ino))
             with os.scandir(here) as entries:
                 for entry in entries:
                     if _is_folder(entry):
-                        todo.append(entry.path)
+                        if (which := _which(entry.stat())) not in seen:  # else a link, to one above or seen
+                            seen.add(which)
+                            todo.append(entry.path)
                     elif called_image(entry.name):
                         if not (entry.is_file() or entry.is_dir()):
                             raise UserError(f"{entry.path}: is no file; remove or replace it")
                         if entry.is_file():
                             yield here, entry.name
+                    elif others is not None and not entry.name.startswith(".") and entry.is_file():
+                        others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
     except OSError as error:
         raise UserError(f"{error.filename or here}: {error.strerror}") from None

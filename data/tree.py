@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +88,9 @@ def read_tree(path: Path, seed: int) -> Source:
         (name for name in inside if split and name.lower() in TESTS), key=lambda name: TESTS.index(name.lower())
     )
     named, empty = {}, []
+    others: Counter[str] = Counter()
     for name in folders(train):
-        files = images_in(train / name)
+        files = images_in(train / name, others)
         if files:
             named[name] = files
         else:
@@ -116,7 +118,7 @@ def read_tree(path: Path, seed: int) -> Source:
             raise UserError(f"`set` folder: {test}: has classes that {train} has not: {some(unknown)}")
     for label, (name, files) in enumerate(named.items()):
         if tests:
-            chosen = images_in(test / name) if (test / name).is_dir() else []
+            chosen = images_in(test / name, others) if (test / name).is_dir() else []
         else:
             order = np.random.RandomState(seed).permutation(len(files))
             count = max(1, round(TEST_SHARE * len(files))) if len(files) > 1 else 0
@@ -127,6 +129,11 @@ def read_tree(path: Path, seed: int) -> Source:
             raise UserError(f"`set` folder: {where}; a class needs some to learn from and some to test with")
         source.train += [(file, label) for file in files]
         source.test += [(file, label) for file in chosen]
+    if others:
+        counts = [f"{count} {ending}" for ending, count in others.most_common()]
+        source.notes.append(f"{path}: files that are not called as images are, so left out: {some(counts)}")
+    if deep := [name for name, files in named.items() if not any(Path(file).parent == train / name for file in files)]:
+        source.notes.append(f"{train}: images lie in folders of these, of which each is one class: {some(deep)}")
     return source
 
 

@@ -141,7 +141,7 @@ def test_more_classes_than_there_are_are_refused(root, flags, said):
 def test_tasks_can_have_another_number_of_classes(root):
     data = DATASETS["SplitCIFAR100"](root, classes_per_task=15)
     assert (data.num_tasks, data.num_classes) == (6, 15)
-    with pytest.raises(UserError, match="not split by class"):
+    with pytest.raises(UserError, match="cannot be chosen for"):
         DATASETS["CIFAR10"](root, classes_per_task=2)
 
 

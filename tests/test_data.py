@@ -9,6 +9,7 @@ import pickle
 import shutil
 import struct
 import tarfile
+import tempfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -469,6 +470,26 @@ def test_cifar_whose_download_fails_is_one_line_and_leaves_nothing(cifar_100_ser
     assert not (tmp_path / "data").exists()
 
 
+def test_without_a_folder_to_unpack_in_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(UserError) as error:
+        DATASETS["SplitCIFAR100"](tmp_path / "data")
+    assert "no folder for temporary files can be used" in message(error) and "TMPDIR" in message(error)
+
+
+def test_thousands_of_tasks_are_seen_through_at_once(tmp_path):
+    """The order of the classes is drawn once, not for each task."""
+    draw, drawn = np.random.RandomState, []
+    images, labels = np.zeros((6000, 2, 2), np.uint8), np.arange(6000)
+    arrays = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    np.savez(tmp_path / "many.npz", **arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "RandomState", lambda seed: drawn.append(seed) or draw(seed))
+        made = DATASETS[f"npz:{tmp_path / 'many.npz'}"](None, classes_per_task=2)
+    assert made.num_tasks == 3000 and len(drawn) <= 3
+    assert sorted(sum((made.classes_of(task) for task in range(3000)), [])) == list(range(6000))
+
+
 @pytest.mark.parametrize("size", [0, 3, 500, -1])
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
 def test_truncated_idx_file(tmp_path, file, size):
@@ -592,6 +613,17 @@ def test_idx_files_are_read_where_users_put_them(place, packed, tmp_path):
             path.rename(path.with_name(path.name.replace("-idx", ".idx")))
     x, _ = everything(DATASETS["MNIST"](tmp_path).val_loader)
     assert torch.equal(x, slow(make_arrays()["test_images"]))
+
+
+def test_idx_files_may_lie_in_folders_of_their_names(tmp_path):
+    """As Kaggle's mirrors pack them."""
+    write_idx(tmp_path / "plain" / "mnist", arrays := make_arrays())
+    for file in list((tmp_path / "plain" / "mnist").iterdir()):
+        inside = tmp_path / "packed" / "mnist" / file.name
+        inside.mkdir(parents=True)
+        file.rename(inside / file.name)
+    read = DATASETS["MNIST"](tmp_path / "packed")
+    assert torch.equal(read.base.train_labels, torch.from_numpy(arrays["train_labels"]).long())
 
 
 def test_a_packed_idx_file_that_is_damaged_is_named(tmp_path):

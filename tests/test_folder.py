@@ -13,7 +13,7 @@ import data.folder
 import main
 from data import DATASETS
 from data.files import read_npz
-from data.images import upright
+from data.images import EXTENSIONS, upright
 from utils.errors import UserError
 
 FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
@@ -145,7 +145,7 @@ def test_odd_files_are_converted_or_left_out_with_a_note(tree, capsys, tmp_path)
     assert seen[1] == set(range(10, 20)) and seen[0] - set(range(10)) <= {127, 128, 129}
     assert read.class_names == [f"class{label}" for label in range(5)]
     assert [note for note in read.notes if "empty" in note] and [note for note in read.notes if "broken.png" in note]
-    assert len(read.notes) == 2
+    assert [note for note in read.notes if "left out: 1 .txt" in note] and len(read.notes) == 3
     assert main.main([*FAST, "--set", f"folder:{tree}", "--log-dir", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out.count("broken.png") == 1
 
@@ -257,7 +257,7 @@ def test_a_set_without_an_image_that_is_read_says_which_are(tree, capsys, recwar
     assert "none of its train images can be read" in refused(capsys, "--set", f"folder:{tree}")
     for path in tree.rglob("*.png"):
         path.rename(path.with_suffix(".heic"))
-    assert ".jpg, .jpeg, .jfif, .png" in refused(capsys, "--set", f"folder:{tree}")
+    assert ", ".join(EXTENSIONS) in refused(capsys, "--set", f"folder:{tree}")
     assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
 
 
@@ -370,3 +370,120 @@ def test_channels_of_an_npz_are_at_its_end(tmp_path, shape):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(UserError, match="should be the last axis"):
         DATASETS["npz:set.npz"](tmp_path)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "decoded by the loader"])
+def test_batches_of_test_images_are_of_all_classes(split, memory, monkeypatch):
+    """Files lie class by class; batches of one class would be other data than those of training."""
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    apart = own(split, test_batch_size=10)
+    assert all(len(y.unique()) > 2 for _, y in apart.val_loader)
+    expected = {place: {10 * label + 8, 10 * label + 9} for place, label in enumerate(apart.classes_of(0))}
+    assert levels(apart.val_loader) == expected
+
+
+def test_test_images_of_an_npz_are_mixed_alike_for_every_seed(tmp_path):
+    labels = np.repeat(np.arange(4), 8)
+    images = np.arange(32, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "sorted.npz", **arrays)
+    mixed = [DATASETS[f"npz:{tmp_path}/sorted.npz"](None, seed=seed) for seed in (0, 1)]
+    assert all(len(each.base.test_labels[:8].unique()) > 2 for each in mixed)
+    assert torch.equal(mixed[0].base.test_images, mixed[1].base.test_images)
+    assert (mixed[0].base.test_images[:, 0, 0, 0] // 8).tolist() == mixed[0].base.test_labels.tolist()
+    assert mixed[0].fingerprint() == mixed[1].fingerprint()
+
+
+@pytest.mark.parametrize(
+    "link, leads", [("cats/up", ".."), ("cats/up", "../.."), ("current", "."), ("back", "../tree")]
+)
+def test_a_link_upwards_adds_no_images(tmp_path, link, leads):
+    for name, first in (("cats", 0), ("dogs", 100)):
+        for number in range(5):
+            picture(tmp_path / "tree" / name / f"{number}.png", first + number)
+    (tmp_path / "tree" / link).symlink_to(leads)
+    read = own(tmp_path / "tree")
+    assert read.class_names == ["cats", "dogs"]
+    cats = read.classes_of(0).index(0)
+    seen = levels(read.train_loader)[cats] | levels(read.val_loader)[cats]
+    assert seen == set(range(5))
+    assert len(read.base.train_labels) + len(read.base.test_labels) == 10
+
+
+@pytest.mark.parametrize("link", ["train/birds", "train/class0/more", "val/class1/9"])
+def test_a_link_that_leads_nowhere_is_named(split, link, capsys):
+    """A drive that is not mounted: without a word the run would learn without what lies on it."""
+    (split / link).symlink_to("/not/mounted")
+    assert f"{split / link}: is a link that leads nowhere" in refused(capsys, "--set", f"folder:{split}")
+
+
+def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):
+    for part in ("seg_train", "seg_test"):
+        shutil.copytree(tree, tmp_path / "kaggle" / part / part)
+    (note,) = own(tmp_path / "kaggle").notes
+    assert "lie in folders of these" in note and "seg_test, seg_train" in note
+    for task in ("amazon", "dslr"):
+        shutil.copytree(tree, tmp_path / "office" / task / "images")
+    words = ["--set", f"folder:{tmp_path / 'office'}", "--tasks-by", "folders"]
+    assert "has one class, images; are the classes in" in refused(capsys, *words)
+    for task in ("amazon", "dslr"):  # a task of one class is one, if that is what it is
+        shutil.copytree(tree / "class0", tmp_path / "single" / task / "bike")
+    assert own(tmp_path / "single", tasks_by="folders").num_tasks == 2
+
+
+def test_tasks_and_splits_are_not_taken_for_each_other(split, tmp_path, capsys):
+    said = refused(capsys, "--set", f"folder:{split}", "--tasks-by", "folders")
+    assert "is one task, with its images to learn from in train" in said
+    for task in ("one", "two"):
+        shutil.copytree(split, tmp_path / "tasks" / task)
+    for kind in ("classes", "permutation"):
+        said = refused(capsys, "--set", f"folder:{tmp_path / 'tasks'}", "--tasks-by", kind)
+        assert "each of its folders has a train" in said
+
+
+def test_files_that_are_not_called_as_images_are_counted_in_a_note(split):
+    for number in range(3):
+        (split / "train" / "class0" / f"{number}.HEIC").write_bytes(b"a photograph")
+    (split / "val" / "class1" / "x.avif").write_bytes(b"another")
+    (split / "val" / "class1" / ".hidden").write_bytes(b"nothing")
+    Image.new("L", (8, 10), 250).save(split / "train" / "class0" / "y.jpe", "JPEG")
+    read = own(split)
+    assert [note for note in read.notes if note.endswith("left out: 3 .heic, 1 .avif")] == read.notes
+    assert len(read.base.train_labels) == 41
+
+
+def test_labels_that_changed_are_other_data(tmp_path, monkeypatch):
+    """Also of images that are not in memory, of which names and sizes stay the same."""
+    monkeypatch.setattr(data.folder, "MEMORY", 0)
+    for name, inside in (("cats", "am"), ("dogs", "xz")):
+        for part in inside:
+            for number in range(4):
+                picture(tmp_path / "tree" / "train" / name / part / f"{number}.png", 9)
+        picture(tmp_path / "tree" / "val" / name / "0.png", 9)
+    before = own(tmp_path / "tree").fingerprint()
+    shutil.move(tmp_path / "tree" / "train" / "cats" / "m", tmp_path / "tree" / "train" / "dogs" / "m")
+    assert own(tmp_path / "tree").fingerprint() != before
+
+
+def test_labels_are_shared_only_where_they_mean_the_same(tree, tmp_path):
+    assert own(tree, num_tasks=2).unshared_labels and not own(tree).unshared_labels
+    assert not own(tree, tasks_by="permutation").unshared_labels
+    for task, names in (("a", ("bird", "cat", "dog")), ("b", ("cat", "dog"))):
+        for name in names:
+            shutil.copytree(tree / "class0", tmp_path / "apart" / task / name)
+            shutil.copytree(tree / "class1", tmp_path / "alike" / task / "cat", dirs_exist_ok=True)
+            shutil.copytree(tree / "class2", tmp_path / "alike" / task / "dog", dirs_exist_ok=True)
+    assert own(tmp_path / "apart", tasks_by="folders").unshared_labels
+    assert not own(tmp_path / "alike", tasks_by="folders").unshared_labels
+
+
+def test_an_answer_of_another_class_is_not_right(tree, tmp_path):
+    """Label 0 of one task and label 0 of another are two classes: a task inferred wrong has no right answers."""
+    words = [*FAST[:8], "--set", f"folder:{tree}", "--num-tasks", "2", "--test-batch-size", "1"]
+    words += ["--log-dir", str(tmp_path), "--adaptor", "se_oneshot_entropy_minimization"]
+    for more, told, scenario in (([], True, "GNu"), (["--no-unshared-labels"], False, "GNs")):
+        assert main.main([*words, *more, "--name", scenario]) == 0
+        settings = yaml.safe_load((tmp_path / scenario / "settings.yaml").read_text())["settings"]
+        assert settings["unshared_labels"] is told
+        assert f",{scenario}," in (tmp_path / "results.csv").read_text()
+    assert main.main([*words, "--trainer", "nns", "--nns-every", "1", "--name", "hidden"]) == 0

@@ -144,7 +144,7 @@ def test_earlier_tasks_score_what_they_scored_when_learned_also_after_a_fresh_lo
         (["--no-er-sparsity"], "--sparsity 8.0: is a fraction"),
         (["--sparsity", "0"], "--sparsity"),
         (["--score-when-learned", "--adaptor", "se_oneshot_entropy_minimization"], "--score-when-learned"),
-        (["--set", "MNISTPerm", "--classes-per-task", "2"], "--classes-per-task 2: MNISTPerm is not split by class"),
+        (["--set", "MNISTPerm", "--classes-per-task", "2"], "--classes-per-task 2: cannot be chosen for MNISTPerm"),
         (["--set", "SplitImageNet", "--output-size", "10"], "SplitImageNet is missing"),
         (["--amp", "fp8"], "--amp"),
     ],

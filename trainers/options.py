@@ -184,7 +184,7 @@ class InferenceOptions:
         adapt_tries: how often a mask is recovered from the Hopfield network, to keep the best.
         gamma: weight of the energy when a mask is recovered from the Hopfield network.
         momentum, weight_decay: of the optimiser that recovers it.
-        unshared_labels: whether a batch whose task is inferred wrong counts as wrong as a whole.
+        unshared_labels: whether a batch whose task is inferred wrong counts as wrong as a whole; None as the data say.
         infer: of one-shot inference: ``exact``, ``screened``, or ``auto`` by the number of masks; see ``screening``.
         infer_layers: through the masks of so many layers, the first, gradients are taken; None for all.
     """
@@ -198,7 +198,7 @@ class InferenceOptions:
     gamma: float = 1.5e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
-    unshared_labels: bool = False
+    unshared_labels: bool | None = None
     infer: str = "exact"
     infer_layers: int | None = None
 

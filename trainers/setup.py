@@ -107,6 +107,8 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     data = make_data(pick(DataOptions, s), device, group)
     s.num_tasks = s.num_tasks or data.num_tasks
     vars(s).update(data.settled())
+    if s.unshared_labels is None:
+        s.unshared_labels = s.trainer != "nns" and data.unshared_labels
     rng = partial(generator, s.seed)
     builder = Builder(rng, max(s.num_tasks, TRAINERS[s.trainer].room), **pick(NetworkOptions, s).layers)
     try:
@@ -119,7 +121,8 @@ def build(s: Settings, device: torch.device, group: Group) -> MadeOf:
     except (MemoryError, RuntimeError) as error:
         if not no_memory(error):
             raise
-        raise UserError(f"`num_tasks` {s.num_tasks}: memory has no room for a network with so many tasks") from None
+        said = f"memory has no room for a network with so many tasks, and images {list(data.input_shape)}"
+        raise UserError(f"`num_tasks` {s.num_tasks}: {said}") from None
     if s.tasks_in_parallel is None:
         s.tasks_in_parallel = best_at_once(s, data, model, device)
     trainer = SeveralTrainer if s.tasks_in_parallel > 1 and s.trainer == "default" else TRAINERS[s.trainer]
