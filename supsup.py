@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -37,13 +38,14 @@ from trainers.original import learned_tasks, settings_told
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.errors import UserError, no_memory
 from utils.files import place_of
-from utils.given import in_own_modes, one_of, plain, whole
+from utils.given import in_own_modes, in_turn, one_of, plain, whole
 from utils.journal import TASK
 from utils.original import is_original, read_original
 from utils.registry import nearest
 from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
+SEEN = 8  # images whose answers by one task show that learning the next one changes nothing
 ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
 # Of the project's own networks, the layers of each kind of masks, the first that has them, and of norms.
 MASKED_LAYERS = {kind: next(layer for layer in MASKS_OF if MASKS_OF[layer] == kind) for kind in MASKS_OF.values()}
@@ -62,7 +64,8 @@ class SupSup:
     """A frozen network that learns tasks by name, each as a mask of one bit a weight, and forgets none.
 
     Tasks may be added at any time; what was learned before never changes by a bit. A task depends on the seed and on
-    how many were learned before it, on nothing else.
+    how many were learned before it, on nothing else. Threads that share one take turns; torch's random numbers, which a
+    dropout draws, are one for all threads, so that learning in several needs a process for each.
 
     Args:
         model: any ``nn.Module`` made of Linear, Conv and attention layers, of which a converted copy is taken (see
@@ -125,7 +128,9 @@ class SupSup:
         }
         self._settle()
         self.outputs, self.device = self.settings["outputs"], torch.device(device)
+        self.turn = RLock()  # for threads, which take turns
         self.tasks: list[str] = []
+        self._seen: tuple[int, Tensor, Tensor] | None = None  # of the task learned last: images and their answers
         self._seed: int = self.settings["seed"]
         self._rng = partial(generator, self._seed)
         self.model = self._network(model).to(self.device).eval()
@@ -139,6 +144,12 @@ class SupSup:
         if real_neurons is not None:
             self._adaptor = "se_oneshot_g_minimization"
             self._objective = partial(superfluous, real_neurons=self.settings["real_neurons"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, turn=RLock())
 
     def _settle(self) -> None:
         """Check the settings as those of a run are, and find the keywords of ``models.Builder`` that they make.
@@ -197,6 +208,7 @@ class SupSup:
             norms=s["norms"],
         )
 
+    @in_turn
     @in_own_modes
     def learn(
         self,
@@ -244,9 +256,37 @@ class SupSup:
         losses = self._train(trainer, loader)
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
-        self.tasks += [str(name) for _ in trainer.end_tasks()]
+        learned = [str(name) for _ in trainer.end_tasks()]
+        self._check_unchanged()
+        self.tasks += learned
+        if len(x := loader.last[:SEEN]) > 1:  # one image alone may be no batch to a norm
+            self._seen = (number, x, self._answer(number, x))
         self._image_shape = self._image_shape or loader.image_shape
         return losses[-1]
+
+    @torch.no_grad()
+    def _answer(self, number: int, x: Tensor) -> Tensor:
+        """What a task answers, float32 (batch, outputs), whatever was drawn before."""
+        multitask.select_task(self.model, number)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            answer: Tensor = self.model.eval()(x)
+            return answer
+
+    def _check_unchanged(self) -> None:
+        """See that the task that was learned last before this one answers as it did.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self._seen is None:
+            return
+        (number, x, answer), self._seen = self._seen, None
+        if not torch.equal(self._answer(number, x).nan_to_num(), answer.nan_to_num()):
+            raise ValueError(
+                f"model: the answers of task {self.tasks[number]!r} have changed, for the network keeps something of "
+                "its own that training changes for all tasks, such as running statistics; keep it fixed"
+            )
 
     def _train(self, trainer: DefaultTrainer, loader: OwnLoader) -> list[float]:
         """Train the task that was begun; the mean losses of the epochs. The caller's random numbers stay as they are.
@@ -280,6 +320,7 @@ class SupSup:
             )
         return losses
 
+    @in_turn
     @in_own_modes
     def scores(self, x: Tensor, images: int | None = None) -> dict[str, float]:
         """How much each learned task explains a batch: ``-∂L/∂alpha`` of its coefficient (paper, equation 4).
@@ -292,7 +333,8 @@ class SupSup:
             A number a task, by name; the largest is that of the inferred task.
 
         Raises:
-            ValueError: no task is learned, x is no batch of images that the network takes, or has what is no number.
+            ValueError: no task is learned, x is no batch of images that the network takes, has what is no number, or
+                says nothing of its task: all derivatives are equal.
         """
         self._check_learned()
         images = None if images is None else whole("images", images)
@@ -305,10 +347,12 @@ class SupSup:
             gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         if not gradients.isfinite().all():
             raise ValueError("x: the network's answer is no finite number, so no task can be told from another")
-        alone = x.shape[1] == 1 and len(numbers) > 1 and multitask.has_batch_norm(self.model)
-        if alone and (gradients == gradients[0, 0]).all():
+        if len(numbers) > 1 and (gradients == gradients[0, 0]).all():
             raise ValueError(
                 "x: with batch norm this one image is like any other, so no task can be told; give several of one task"
+                if x.shape[1] == 1 and multitask.has_batch_norm(self.model)
+                else "x: the derivatives of all tasks are equal, so none can be told from another; "
+                "likely the numbers are larger than those of the images that were learned"
             )
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
@@ -320,6 +364,7 @@ class SupSup:
         scores = self.scores(x, images)
         return max(scores, key=scores.__getitem__)
 
+    @in_turn
     @in_own_modes
     @torch.no_grad()
     def logits(self, x: Tensor, task: str | None = None) -> Tensor:
@@ -342,6 +387,7 @@ class SupSup:
         """
         return self.logits(x, task).argmax(dim=1)
 
+    @in_turn
     @in_own_modes
     def evaluate(
         self,
@@ -383,6 +429,7 @@ class SupSup:
             )
         return dict(zip(data, scores, strict=True))
 
+    @in_turn
     def save(self, path: str | Path) -> None:
         """Keep all that was learned in one file: masks, and what no seed makes again.
 
@@ -467,6 +514,7 @@ class SupSup:
         net._image_shape = None  # such a file tells how many numbers an image has, not its shape
         return net
 
+    @in_turn
     @in_own_modes
     def merge(self, path: str | Path) -> None:
         """Take the tasks of another file of ``save``, learned elsewhere over the same frozen weights: all, or none.

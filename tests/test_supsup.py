@@ -1,9 +1,11 @@
 """The interface in Python: learn, infer, predict, evaluate, save, load, merge."""
 
+import copy
 import os
 import re
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -711,3 +713,108 @@ def test_the_example_of_the_readme_infers_its_tasks_right(tmp_path, monkeypatch,
         names["digits"].update_task(task)
         score = names["net"].evaluate({name: names["digits"].val_loader}, images=8)[name]
         assert score.inferred_right == 1 and score.adapted > 0.95
+
+
+class Unit(nn.Module):
+    """Features of length 1, or of none: the root has no gradient at 0."""
+
+    def forward(self, x):
+        return x / (x.square().sum(1, keepdim=True).sqrt() + 1e-6)
+
+
+@pytest.mark.parametrize("masks", ["threshold", "top-k"])
+def test_a_gradient_that_is_no_number_is_not_kept(masks):
+    net = SupSup(nn.Sequential(nn.Flatten(), nn.Linear(16, 20), Unit(), nn.Linear(20, 10)), 10, masks=masks)
+    blank = X.clone()
+    blank[3] = 0
+    with pytest.raises(RuntimeError, match="a gradient was not a finite number, though"):
+        net.learn("blank", (blank, Y), epochs=2)
+    net.learn("sound", (X, Y))
+    assert net.tasks == ["sound"]
+
+
+class Running(nn.Module):
+    """A norm by hand, whose mean training changes for all tasks, where no state_dict has it."""
+
+    def __init__(self, registered):
+        super().__init__()
+        if registered:
+            self.register_buffer("mean", torch.zeros(20), persistent=False)
+        else:
+            self.mean = torch.zeros(20)
+
+    def forward(self, x):
+        if self.training:
+            self.mean = (0.9 * self.mean + 0.1 * x.mean(0)).detach()
+        return x - self.mean
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_what_changes_the_answers_of_learned_tasks_is_named_wherever_it_is_kept(registered):
+    net = SupSup(nn.Sequential(nn.Flatten(), nn.Linear(16, 20), Running(registered), nn.Linear(20, 10)), 10)
+    net.learn("one", (X, Y))
+    with pytest.raises(ValueError, match="the answers of task 'one' have changed"):
+        net.learn("two", (X * 5 + 4, Y))
+    assert net.tasks == ["one"]
+
+
+def test_shared_statistics_of_the_projects_own_norms_are_named_too():
+    net = SupSup("BNNet", 10, input_shape=(1, 4, 4), layers={"bn_type": "StandardBN"})
+    net.learn("one", (X, Y))
+    with pytest.raises(ValueError, match="the answers of task 'one' have changed"):
+        net.learn("two", (X * 5 + 4, Y))
+
+
+def test_outputs_that_a_network_closes_do_not_hinder_inference():
+    """Where an output is minus infinity its share of the entropy is 0, as without the output."""
+
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return self.inner(x).masked_fill(torch.arange(10) >= 5, -torch.inf)
+
+    class Cut(Closed):
+        def forward(self, x):
+            return self.inner(x)[:, :5]
+
+    closed, cut = SupSup(Closed(), 10), SupSup(Cut(), 5)
+    for net in (closed, cut):
+        for number, name in enumerate("ab"):
+            net.learn(name, (X + number, Y), epochs=3)
+    for name, score in cut.scores(X).items():
+        assert closed.scores(X)[name] == pytest.approx(score, rel=1e-5)
+    scores = [net.evaluate({"a": (X, Y), "b": (X + 1, Y)}).values() for net in (closed, cut)]
+    assert [score.inferred_right for score in scores[0]] == [score.inferred_right for score in scores[1]]
+
+
+def test_a_batch_that_says_nothing_of_its_task_is_refused():
+    net = SupSup(small(), 10)
+    for number, name in enumerate("ab"):
+        net.learn(name, (X + number, Y), epochs=3)
+    assert net.infer(X) in "ab"
+    with pytest.raises(ValueError, match="the derivatives of all tasks are equal"):
+        net.infer(X * 1e6)
+
+
+def test_threads_take_turns(tmp_path):
+    net = SupSup(small(), 10)
+    for number, name in enumerate("abc"):
+        net.learn(name, (X + number, Y), epochs=3)
+    alone = {name: net.logits(X, name) for name in "abc"}
+    wrong = []
+
+    def ask(name):
+        wrong.extend(name for _ in range(100) if not torch.equal(net.logits(X, name), alone[name]))
+
+    threads = [threading.Thread(target=ask, args=name) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    again = copy.deepcopy(net)
+    assert torch.equal(again.logits(X, "b"), alone["b"])
+    again.learn("d", (X, Y))

@@ -302,7 +302,15 @@ class DefaultTrainer:
             if after_batch is not None:
                 after_batch()
         watch.look(position.batches)
+        self._look_at_parameters()
         return position.mean_losses(len(self.tasks))
+
+    def _look_at_parameters(self) -> None:
+        """See that what is trained is finite: a gradient may not be where the loss is, as that of a root at 0."""
+        for place, task in enumerate(self.tasks):
+            if not all(bool(own.isfinite().all()) for own in self._of_task(place, self.parameters)):
+                why = f"after {self.batches_done} batches a gradient was not a finite number, though all losses were"
+                self.failed.setdefault(task, f"task {task}: {why}")
 
     def _set_rate(self, epoch: int) -> None:
         """Learn at the rate that the schedule has for an epoch."""
@@ -363,9 +371,14 @@ class DefaultTrainer:
         gradients = self._gradients(place)  # none if all was trained before a resume
         return not gradients or any(bool(gradient.any()) for gradient in gradients)
 
-    def _gradients(self, place: int) -> list[Tensor]:
+    def _gradients(self, place: int) -> Sequence[Tensor]:
         """Those of the last batch, of the task at ``place`` among those in training."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return self._of_task(place, gradients)
+
+    def _of_task(self, place: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The parts of parameters, or of what is as large, that are of the task at ``place``."""
+        return tensors
 
     @torch.no_grad()
     def test(self, loader) -> list[float]:

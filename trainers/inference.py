@@ -33,7 +33,8 @@ ALPHA_LR, ALPHA_STEPS = 0.1, 10  # of gradient descent on the coefficients
 def entropies(logits: Tensor) -> Tensor:
     """The entropy of the softmax of each row of logits (..., outputs), in nats: (...)."""
     log_p = logits.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).sum(dim=-1)
+    finite = log_p.masked_fill(log_p == -torch.inf, 0)  # of outputs that a network closes: 0 log 0 is 0
+    return -(log_p.exp() * finite).sum(dim=-1)
 
 
 def entropy(logits: Tensor) -> Tensor:

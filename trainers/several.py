@@ -63,9 +63,8 @@ class SeveralTrainer(DefaultTrainer):
     def _own_state(self) -> dict[str, Tensor]:
         return super()._own_state() if self.state is None else self.state
 
-    def _gradients(self, place: int) -> list[Tensor]:
-        gradients = super()._gradients(place)
-        return gradients if self.state is None else [gradient[place] for gradient in gradients]
+    def _of_task(self, place: int, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        return tensors if self.state is None else [tensor[place] for tensor in tensors]
 
     @property
     def _tests_as_selected(self) -> bool:

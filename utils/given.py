@@ -49,6 +49,19 @@ def whole(name: str, value: Any) -> int:
     return number
 
 
+def in_turn(method: Callable[Given, Answer]) -> Callable[Given, Answer]:
+    """A method that waits until no other thread is in one of the same object, which has a lock, ``turn``: its network
+    answers for one task at a time."""
+
+    @wraps(method)
+    def call(*args: Given.args, **more: Given.kwargs) -> Answer:
+        itself: Any = args[0]
+        with itself.turn:
+            return method(*args, **more)
+
+    return call
+
+
 def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
     """``function`` with gradients and in float32, whatever its caller has told torch: no gradients, inference mode,
     another default type, autocast of a processor or of CUDA."""
