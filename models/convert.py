@@ -7,6 +7,8 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from types import MethodType
 from typing import cast
 
 import torch
@@ -23,6 +25,7 @@ from models.norms import MultitaskNonAffineBN, normalise
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose ``weight`` is masked
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 AnyNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+FORWARDS = {norm.forward for norm in NORMS}
 # Parameters of these stay as they are, frozen: they scale or look up, and have no weights to choose among.
 FROZEN = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -174,15 +177,26 @@ def convert(
 
 
 def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool) -> None:
-    """Put a ``TaskNorm`` in the place of each batch norm: one, where a module holds it under several names."""
-    for parent in list(model.modules()):
-        instead: dict[nn.Module, TaskNorm] = {}
-        for key, norm in list(parent._modules.items()):  # ``named_children`` gives a module once
-            if isinstance(norm, NORMS):
-                if norm not in instead:
-                    device = next((value.device for value in (*norm.parameters(), *norm.buffers())), None)
-                    instead[norm] = TaskNorm(norm, options, statistics=statistics).to(device)
-                setattr(parent, key, instead[norm])
+    """Make each batch norm a ``TaskNorm``, in place, so that a list or a function that holds it holds that.
+
+    Where another module holds it too it finds a ``TaskNorm`` of its own.
+    """
+    held = [
+        (parent, key, norm)
+        for parent in model.modules()
+        for key, norm in parent._modules.items()  # ``named_children`` gives a module once
+        if isinstance(norm, NORMS)
+    ]
+    instead: dict[tuple[nn.Module, nn.Module], TaskNorm] = {}
+    for parent, _, norm in held:
+        device = next((value.device for value in (*norm.parameters(), *norm.buffers())), None)
+        instead[parent, norm] = TaskNorm(norm, options, statistics=statistics).to(device)
+    first: dict[nn.Module, nn.Module] = {}
+    for parent, key, norm in held:
+        if first.setdefault(norm, parent) is not parent:
+            parent._modules[key] = instead[parent, norm]
+    for given, parent in first.items():
+        given.__class__, given.__dict__ = TaskNorm, vars(instead[parent, given])
 
 
 class Kept:
@@ -302,14 +316,24 @@ def _check(model: nn.Module) -> None:
 
 
 def _hides(module: nn.Module, known: Collection[object]) -> str | None:
-    """Whether a module has weights where torch does not look for them, and which; None if it has not."""
+    """What a module keeps where torch does not look for it, and cannot keep there; None if there is nothing."""
     for key, value in vars(module).items():
-        held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-        for one in held:
+        for one in _held(value):
+            if isinstance(one, MethodType) and one.__func__ in FORWARDS:
+                return f"keeps the forward of a batch norm as its {key}; let it keep the norm itself"
             weights = one.parameters() if isinstance(one, nn.Module) else [one] if isinstance(one, nn.Parameter) else []
             if any(weight.requires_grad and weight not in known for weight in weights):
                 return f"has weights in a {type(value).__name__}, {key}, where no network has layers; say nn.ModuleList"
     return None
+
+
+def _held(value: object) -> Iterable[object]:
+    """What an attribute holds that may be, or lead to, a layer."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    return value if isinstance(value, (list, tuple)) else (value,) if isinstance(value, MethodType) else ()
 
 
 def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
@@ -331,7 +355,7 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
         if weight.is_complex() or not weight.numel():
             return f"has a {key} that is {'complex' if weight.is_complex() else 'empty'}, so nothing to mask"
     if isinstance(module, NORMS):
-        as_torch = type(module).forward in {norm.forward for norm in NORMS} and "forward" not in vars(module)
+        as_torch = type(module).forward in FORWARDS and "forward" not in vars(module)
         return None if as_torch else "is a batch norm with a forward of its own; put what it adds into another module"
     if getattr(module, "track_running_stats", False):
         return "keeps running statistics that every task would change; let it keep none"

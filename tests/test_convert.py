@@ -1,5 +1,6 @@
 """Any network as one with masks: what is masked, what stays, and what cannot be."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -195,6 +196,20 @@ class Hidden(nn.Module):
         self.layer, self.more = nn.Linear(4, 4), [nn.Linear(4, 4)]
 
 
+class Steps(nn.Module):
+    """Goes through its batch norm by something else that holds it."""
+
+    def __init__(self, hold):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(24, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)
+        self.held = hold(self.norm)
+
+    def forward(self, x):
+        held = self.held
+        norm = held["norm"] if isinstance(held, dict) else held[0] if isinstance(held, list) else held
+        return self.last(norm(self.first(x.flatten(1))).relu())
+
+
 class Keeping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -209,6 +224,9 @@ class Keeping(nn.Module):
         (nn.Sequential(nn.Linear(4, 4), Normed(4)), "1 (Normed) is a batch norm with a forward of its own"),
         (Alias(), "Alias) has the weight of the layer layer as its own read"),
         (Hidden(), "Hidden) has weights in a list, more"),
+        (Steps(lambda norm: norm.forward), "Steps) keeps the forward of a batch norm as its held"),
+        (Steps(lambda norm: [norm.forward]), "Steps) keeps the forward of a batch norm as its held"),
+        (Steps(lambda norm: partial(nn.BatchNorm1d(4))), "Steps) has weights in a partial, held"),
         (Keeping(), "Keeping cannot be copied"),
         (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))), "0 (Linear) has a weight that is no parameter"),
         (nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), "weight that is complex"),
@@ -240,6 +258,26 @@ def test_one_batch_norm_in_two_places_has_the_statistics_of_the_task_in_both():
     before = logits(model, 0, images(0))
     learn(model, 1)
     assert torch.equal(logits(model, 0, images(0)), before)
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda norm: [norm], lambda norm: {"norm": norm}, partial, lambda norm: norm.__call__, lambda norm: norm]
+)
+def test_a_batch_norm_that_something_else_holds_too_is_the_same_one(hold):
+    """Also in a copy, and when a later task was learned."""
+    torch.manual_seed(0)
+    model = convert(Steps(hold), RNG, 2)
+    for task in (0, 1):
+        learn(model, task)
+    for one in (model, copy.deepcopy(model)):
+        multitask.select_task(one, 0)
+        one.eval()
+        norm, x = one.norm, images("test", 32)
+        with torch.no_grad():
+            y = one.first(x.flatten(1))
+            expected = one.last(F.batch_norm(y, norm.means[0], norm.variances[0]).relu())
+            assert norm.means[0].any() and torch.allclose(one(x), expected, atol=1e-5)
+            assert torch.allclose(one(x[:1]), expected[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
