@@ -521,12 +521,17 @@ class SupSup:
 
         Raises:
             utils.errors.UserError: the file is missing or damaged.
-            ValueError: its weights are others, it has a task of a name that is here already, or one that does not fit.
+            ValueError: its weights are others, or its ``norms``, it has a task of a name that is here already, or one
+                that does not fit.
         """
         path = Path(path).expanduser()
         first, tasks = _read(path)
         if first.values.get("frozen") != self._fingerprint():
             raise ValueError(f"{path}: its masks are over other frozen weights")
+        ours = self.settings["norms"]
+        theirs = first.values["settings"].get("norms", ours)
+        if theirs != ours and not self._fixed and multitask.has_batch_norm(self.model):
+            raise ValueError(f"{path}: its tasks were learned with norms={theirs!r}, here they are {ours!r}")
         for record in tasks:
             self._check_new(record.values["name"])
             self._check_place()

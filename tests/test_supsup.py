@@ -134,6 +134,24 @@ def test_merge_takes_tasks_learned_elsewhere(tasks, tmp_path):
         here.merge(tmp_path / "other.sup")
 
 
+@pytest.mark.parametrize("norms", ["batch", "task"])
+def test_merge_takes_no_task_that_was_learned_with_other_norms_if_there_are_any(norms, tmp_path):
+    def made(norms, *layers):
+        return SupSup(nn.Sequential(nn.Flatten(), nn.Linear(16, 20), *layers, nn.Linear(20, 10)), 10, norms=norms)
+
+    other = "task" if norms == "batch" else "batch"
+    for layers in ([nn.BatchNorm1d(20)], []):
+        net, path = made(norms, *layers), tmp_path / "net.sup"
+        net.learn("a", (X, Y))
+        net.save(path)
+        made(norms, *layers).merge(path)
+        if layers:
+            with pytest.raises(ValueError, match=f"learned with norms='{norms}', here they are '{other}'"):
+                made(other, *layers).merge(path)
+        else:
+            made(other, *layers).merge(path)
+
+
 def test_merge_takes_all_tasks_of_a_file_or_none(tmp_path):
     here, there = SupSup("LeNet", 10, input_shape=(1, 4, 4)), SupSup("LeNet", 10, input_shape=(1, 4, 4))
     batch = (torch.randn(4, 1, 4, 4), torch.arange(4))
