@@ -221,7 +221,7 @@ class SupSup:
         lr: float = 1e-3,
         **options: Any,
     ) -> float:
-        """Learn a task: a mask that answers its data.
+        """Learn a task: a mask that answers its data. A warning names weights whose masks no gradient reached.
 
         Args:
             name: of the task, a text; new.

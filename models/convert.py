@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from models.init import initialise
 from models.layers import LayerOptions
 from models.masked import Masked, Threshold, TopK
-from models.multitask import MultitaskModule, Rng
+from models.multitask import MultitaskModule, Rng, named
 from models.norms import MultitaskNonAffineBN, normalise
 
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose ``weight`` is masked
@@ -273,6 +273,15 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 def is_converted(model: nn.Module) -> bool:
     """Whether ``convert`` made the model."""
     return any(isinstance(module, MaskedParameter) for module in model.modules())
+
+
+def unreached(model: nn.Module) -> set[str]:
+    """The weights whose masks, in training, had no gradient from the last batch, by name."""
+    return {
+        name.removesuffix(".0").replace("parametrizations.", "")
+        for name, masked in named(model, MaskedParameter)
+        if any(scores.grad is None for scores in masked.task_parameters().values())
+    }
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -61,6 +61,15 @@ class Centre(nn.Sequential):
     def __init__(self, outputs):
         super().__init__(nn.Flatten(), Seen(), nn.Linear(192, outputs))
 
+class Frozen(Numbers):
+    def __init__(self, outputs):
+        super().__init__(20)
+        self.head = nn.Linear(20, outputs)
+    def forward(self, x):
+        with torch.no_grad():
+            x = super().forward(x)
+        return self.head(x)
+
 class Two(Numbers):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
@@ -168,6 +177,13 @@ def test_what_layers_draw_depends_on_the_seed_and_the_task_alone(files, capsys):
     capsys.readouterr()
     assert main.main(words(files, model, "--tasks-in-parallel", "2", name="once")) == 2
     assert "several tasks at once" in capsys.readouterr().err
+
+
+def test_layers_that_no_gradient_reaches_are_told_of_when_tasks_are_learned_one_by_one(files):
+    argv = words(files, f"{files / 'nets.py'}:Frozen", "--adaptor", "gt", "--weights", "given")
+    with pytest.warns(UserWarning, match="^no gradient reached the masks of layer.weight, which stay"):
+        assert main.main(argv) == 0
+    assert main.main([*argv, "--name", "once", "--tasks-in-parallel", "3"]) == 0
 
 
 @pytest.mark.parametrize("prefix, suffix", [("", ".pth"), ("module.", ".pth"), ("", ".safetensors")])

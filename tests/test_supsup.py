@@ -544,6 +544,35 @@ def test_a_network_whose_forward_is_that_of_another_learns_nothing_and_is_told_s
     assert net.tasks == []
 
 
+class Partly(nn.Module):
+    """Reaches its first layer without gradients, or as a function that a copy shares; and its last in some batches."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.back, self.side, self.head = nn.Linear(16, 20), nn.Linear(20, 20), nn.Linear(20, 10)
+        self.how, self.call, self.calls = how, lambda x: self.back(x), 0
+
+    def forward(self, x):
+        x = x.flatten(1)
+        with torch.set_grad_enabled(self.how != "no gradient"):
+            x = self.call(x) if self.how == "function" else self.back(x)
+        self.calls += 1
+        x = self.side(x.relu()) if self.calls % 2 else x
+        return self.head(x.relu())
+
+
+@pytest.mark.parametrize("how", ["no gradient", "function", "gradient"])
+def test_layers_that_no_gradient_reaches_are_told_of(how, recwarn):
+    net = SupSup(Partly(how), 10)
+    net.learn("a", (X, Y), batch_size=4, epochs=2)
+    told = [str(warning.message) for warning in recwarn]
+    if how == "gradient":
+        assert not told
+    else:
+        (line,) = told
+        assert line.startswith("no gradient reached the masks of back.weight, which stay as they were drawn; ")
+
+
 def test_learning_leaves_the_callers_random_numbers_as_they_are():
     net = SupSup(nn.Sequential(nn.Linear(4, 5), nn.Dropout()), outputs=5)
     state = torch.get_rng_state()

@@ -1,5 +1,6 @@
 """Plain classification of one task after the other: GG, GNs and GNu."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import masked, multitask
-from models.convert import is_converted
+from models.convert import is_converted, unreached
 from models.layers import load_into
 from models.multitask import Rng
 from models.norms import share_statistics
@@ -67,6 +68,7 @@ class DefaultTrainer:
             they may answer otherwise when they are selected.
         group: the processes that train together; see ``join``.
         draws: whether the network may draw random numbers in a step, as that of a user may.
+        unreached: the weights of such a network whose masks had no gradient yet; None before the first batch.
         update: what a step does with a batch, which a GPU records.
         room: for how many tasks the layers must have room at the least.
         parallel: whether it can train several tasks at once.
@@ -139,6 +141,7 @@ class DefaultTrainer:
     def _count(self, tasks: Sequence[int]) -> None:
         """Start to count the batches of ``tasks``, and to watch them."""
         self.tasks = list(tasks)
+        self.unreached: set[str] | None = None
         o = self.options
         both = any(map(self.trains_weights, tasks))
         rate = f"`train_weight_lr` {o.train_weight_lr}" if both else f"`lr` {o.lr}"
@@ -182,7 +185,14 @@ class DefaultTrainer:
         self.update.forget()
 
     def end_task(self) -> Learned:
-        """Keep what was learned as one bit a weight, and select the task."""
+        """Keep what was learned as one bit a weight, and select the task; weights that learned nothing are told of."""
+        if self.unreached:
+            names = ", ".join(sorted(self.unreached))
+            warnings.warn(
+                f"no gradient reached the masks of {names}, which stay as they were drawn; the network should call "
+                "these layers itself, and with gradients",
+                stacklevel=2,
+            )
         multitask.end_task(self.model)
         self._forget()
         return Learned(self.task, self.task, [self.task])
@@ -334,6 +344,9 @@ class DefaultTrainer:
         losses, gradients = self.update(x, y)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
+        if self.draws and self.unreached != set():
+            now = unreached(self.model)
+            self.unreached = now if self.unreached is None else self.unreached & now
         return losses
 
     def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
