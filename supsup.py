@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from args import settings_from
 from data.own import OwnLoader, finite, numbers_of, tensor_of
 from models import IN_FILE, MASKS_OF, MODELS, STATISTICS_OF, Builder, get_model, multitask
-from models.convert import Kept, convert
+from models.convert import Kept, convert, given_state
 from models.masked import Masked
 from models.original import check_weights, input_shape, translate
 from models.outside import torchvision_network
@@ -136,6 +136,8 @@ class SupSup:
         self.model = self._network(model).to(self.device).eval()
         if not self._fixed:
             self.model.register_forward_hook(partial(_check_outputs, self.outputs))
+            self._shared = given_state(self.model)
+            self._parameters = {name for name, _ in self.model.named_parameters()}
         # Of the networks that take images of one shape alone; of the user's own, that of the first task's.
         self._image_shape = tuple(self.settings["input_shape"]) if self._fixed else None
         # The same inference, for many tests and for one batch.
@@ -237,8 +239,8 @@ class SupSup:
         Raises:
             ValueError: there is a task of that name, an option is not what it should be, the data are not batches with
                 labels in [0, real_neurons) or [0, outputs), the network has other outputs, keeps what training changes
-                for all tasks, or answers without its layers, or layers of a checkpoint of the original code have no
-                place for a task's own.
+                for all tasks, makes layers as it answers, or answers without its layers, or layers of a checkpoint of
+                the original code have no place for a task's own.
             TypeError: there is no such option.
             RuntimeError: the task cannot be learned: its loss is not a finite number. It is not kept.
         """
@@ -302,6 +304,7 @@ class SupSup:
 
         def after_batch() -> None:
             if trainer.batches_done == 1:  # what will be wrong after all of them is told at once
+                self._check_layers()
                 kept.check(answer)
                 self.model.train()
 
@@ -431,7 +434,7 @@ class SupSup:
 
     @in_turn
     def save(self, path: str | Path) -> None:
-        """Keep all that was learned in one file: masks, and what no seed makes again.
+        """Keep all that was learned in one file: masks, and what no seed makes again, as the network was given it.
 
         The file holds tensors and JSON alone. It is there whole, or not at all; a link stays one.
 
@@ -481,7 +484,12 @@ class SupSup:
             net = cls(network, **settings, device=device)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"{path}: is damaged: its settings are not those of a SupSup: {error}") from error
-        multitask.load_shared_state(net.model, first.tensors)
+        try:
+            multitask.load_shared_state(net.model, first.tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: does not fit this network: {error}") from None
+        if not net._fixed:
+            net._shared = given_state(net.model)
         if net._fingerprint() != first.values.get("frozen"):
             raise ValueError(f"{path}: was made over other frozen weights than this network has here")
         net._take(path, tasks)
@@ -562,8 +570,9 @@ class SupSup:
             self.tasks.append(record.values["name"])
 
     def _given(self) -> dict[str, Tensor]:
-        """What tasks share and no seed makes."""
-        return {name: value.detach().cpu() for name, value in multitask.shared_state(self.model).items()}
+        """What tasks share and no seed makes; of a user's network as it was given, whatever it keeps as it answers."""
+        shared = multitask.shared_state(self.model) if self._fixed else self._shared
+        return {name: value.detach().cpu() for name, value in shared.items()}
 
     def _fingerprint(self) -> str:
         """A hash of all that is frozen: masks mean nothing over other weights."""
@@ -617,6 +626,21 @@ class SupSup:
         """What labels are below."""
         real: int | None = self.settings["real_neurons"]
         return self.outputs if real is None else real
+
+    def _check_layers(self) -> None:
+        """See that the network has made no layer as it answered.
+
+        Raises:
+            ValueError: it has.
+        """
+        if self._fixed:
+            return
+        known = self._parameters | multitask.task_parameters(self.model).keys()
+        if made := [name for name, _ in self.model.named_parameters() if name not in known]:
+            raise ValueError(
+                f"model: its own {made[0]} came into being with its first batch, too late for a mask; "
+                "run a batch through the network before"
+            )
 
     def _check_new(self, name: str) -> None:
         if not isinstance(name, str):

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from models.init import initialise
 from models.layers import LayerOptions
 from models.masked import Masked, Threshold, TopK
-from models.multitask import MultitaskModule, Rng, named
+from models.multitask import MultitaskModule, Rng, named, shared_state
 from models.norms import MultitaskNonAffineBN, normalise
 
 MASKED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose ``weight`` is masked
@@ -268,6 +268,18 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return torch.equal(*(value.contiguous().flatten().view(torch.uint8) for value in (a, b)))
+
+
+def given_state(model: nn.Module) -> dict[str, Tensor]:
+    """What tasks share, by name (``multitask.shared_state``); buffers of the user's own modules, which change when the
+    network answers, are copied."""
+    changing = {
+        f"{name}.{key}".lstrip(".")
+        for name, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, MultitaskModule)
+        for key, _ in module.named_buffers(recurse=False)
+    }
+    return {name: value.clone() if name in changing else value for name, value in shared_state(model).items()}
 
 
 def is_converted(model: nn.Module) -> bool:

@@ -591,6 +591,60 @@ class Sequences(nn.Module):
         return self.all(self.each(x).relu().sum(1))
 
 
+class Keeping(Sequences):
+    """Keeps, as it answers, a table of as many places as it has seen, a larger one, a count; or makes a layer."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept, self.head = kept, None
+        table = {"no table": None, "table": torch.zeros(2, 4), "count": torch.tensor(0)}
+        self.register_buffer("seen", table.get(kept))
+
+    def forward(self, x):
+        if self.kept == "count":
+            self.seen += 1
+        elif self.kept != "layer" and (self.seen is None or len(self.seen) < x.shape[1]):
+            self.seen = torch.arange(4.0 * x.shape[1]).view(-1, 4) / 9 + 1
+        elif self.kept == "layer" and self.head is None:
+            self.head = nn.Linear(5, 5)
+        x = x * self.seen[: x.shape[1]] if "table" in self.kept else x
+        return self.head(super().forward(x)) if self.head else super().forward(x)
+
+
+@pytest.mark.parametrize("kept", ["no table", "table", "count"])
+def test_what_a_network_keeps_as_it_answers_is_in_no_file(kept, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    short, long, y = torch.randn(8, 3, 4, generator=draw), torch.randn(8, 6, 4, generator=draw), torch.arange(8) % 4
+    net, other = SupSup(Keeping(kept), 5), SupSup(Keeping(kept), 5)
+    net.learn("a", (short, y))
+    answer = net.logits(short, "a")
+    net.predict(long)
+    net.save(tmp_path / "net.sup")
+    other.learn("b", (long, y))
+    other.merge(tmp_path / "net.sup")
+    other.save(tmp_path / "other.sup")
+    for path in ("net.sup", "other.sup"):
+        loaded = SupSup.load(tmp_path / path, Keeping(kept))
+        loaded.learn("c", (long, y))
+        for one in (net, other, loaded):
+            assert torch.equal(one.logits(short, "a"), answer)
+    if kept == "table":
+        with pytest.raises(ValueError, match=r"net\.sup: does not fit this network: .* seen, \(2, 4\)"):
+            SupSup.load(tmp_path / "net.sup", Keeping("no table"))
+
+
+def test_a_layer_that_comes_into_being_with_the_first_batch_is_refused(tmp_path):
+    x, y = torch.randn(8, 3, 4), torch.arange(8) % 4
+    net = SupSup(Keeping("layer"), 5)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^model: its own head\.weight came into being with its first batch"):
+            net.learn("a", (x, y))
+        assert net.tasks == []
+    network = Keeping("layer")
+    network(x)
+    SupSup(network, 5).learn("a", (x, y))
+
+
 @pytest.mark.parametrize("lengths", [[5, 3, 3, 5], [4, 1, 4, 1, 1]])
 def test_batches_of_several_shapes_are_evaluated_as_each_is_inferred(lengths):
     net = SupSup(Sequences(), outputs=5)
