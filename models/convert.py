@@ -31,6 +31,11 @@ FROZEN = (
     *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     *(nn.PReLU, nn.Embedding, nn.EmbeddingBag),
 )
+# Weights of these, of any shape, would need a mask, and have no masked form.
+UNMASKED = (
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+)
 
 
 class MaskedParameter(Masked):
@@ -383,6 +388,8 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
     if isinstance(module, FROZEN):
         return None
     left = {key: value for key, value in own.items() if key not in _masked_in(module) and _chooses(value)}
+    if isinstance(module, UNMASKED):
+        left = {key: value for key, value in own.items() if value.ndim > 1}
     if shared := [key for key, parameter in left.items() if parameter in masked]:
         return f"has the weight of the layer {masked[left[shared[0]]]} as its own {shared[0]}, which would have no mask"
     if left and not any(True for _ in module.children()) and not isinstance(module, (*MASKED, nn.MultiheadAttention)):

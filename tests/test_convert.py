@@ -233,6 +233,12 @@ class Keeping(nn.Module):
         (nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)), "weight that is empty"),
         (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 2)), "Bilinear"),
         (nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose2d(4, 4, 3)), "ConvTranspose2d"),
+        (
+            nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.Linear(4, 4)),
+            "0 (ConvTranspose2d) has weights of its own, weight",
+        ),
+        (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 1)), "1 (Bilinear) has weights of its own, weight"),
+        (nn.Sequential(nn.Linear(4, 4), nn.RNN(1, 1)), "1 (RNN) has weights of its own, weight_ih_l0, weight_hh_l0"),
         (nn.Sequential(nn.Linear(4, 4), Own()), "1 (Own) has weights of its own, mix"),
         (nn.Sequential(nn.ReLU()), "nothing to mask"),
         (nn.LayerNorm(4), "nothing to mask"),
