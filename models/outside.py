@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
-from models.convert import Kept
+from models.convert import MASKED, Kept
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -110,8 +110,8 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
 def load_weights(model: nn.Module, path: str) -> None:
     """Give a network the weights in a file that ``torch.save(model.state_dict(), path)`` or safetensors wrote.
 
-    Nothing in the file is run. One layer, the last of a network that was trained for other classes, may have another
-    number of outputs there: it keeps the weights that it has.
+    Nothing in the file is run. One Linear or Conv layer, the last of a network that was trained for other classes, may
+    have another number of outputs there: it keeps the weights that it has.
 
     Raises:
         ValueError: the file cannot be read, or is of another network.
@@ -131,14 +131,16 @@ def load_weights(model: nn.Module, path: str) -> None:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"the weights {path} are no state_dict: names and tensors")
-    state = {str(name).removeprefix("module."): value for name, value in state.items()}
     own = model.state_dict()
+    if state.keys() != own.keys():  # as of DataParallel, which holds the network as its ``module``
+        state = {str(name).removeprefix("module."): value for name, value in state.items()}
     if other := sorted(state.keys() ^ own.keys()):
         where = "has no" if other[0] in own else "has a"
         raise ValueError(f"the weights {path} are of another network: it {where} {other[0]}")
     differing = [name for name, value in state.items() if value.shape != own[name].shape]
     inputs = [name for name in differing if state[name].shape[1:] != own[name].shape[1:]]
-    if inputs or len({name.rpartition(".")[0] for name in differing}) > 1:
+    layers = {name.rpartition(".")[0] for name in differing}
+    if inputs or len(layers) > 1 or not all(isinstance(model.get_submodule(layer), MASKED) for layer in layers):
         name = (inputs or differing)[0]
         raise ValueError(
             f"the weights {path} are of another network: {name} is {tuple(state[name].shape)} there, "

@@ -8,11 +8,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
 import main
 from args import parse_arguments
 from models import MODELS
 from models.builder import product_sizes
+from models.outside import load_weights
 from trainers.setup import build
 from utils.checkpoint import Checkpoint, write_records
 from utils.parallel import Group
@@ -69,6 +71,13 @@ class Frozen(Numbers):
         with torch.no_grad():
             x = super().forward(x)
         return self.head(x)
+
+class Wrapped(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.module = Numbers(outputs)
+    def forward(self, x):
+        return self.module(x)
 
 class Two(Numbers):
     def forward(self, x):
@@ -213,6 +222,31 @@ def test_given_weights_stay_and_another_head_is_drawn(files, prefix, suffix, cap
     assert "--weights" in capsys.readouterr().err
     assert main.main([*argv[:-4], "--weights", str(path), "--name", "i", "--import", str(files / "e.sup")]) == 2
     assert "--weights" in capsys.readouterr().err
+
+
+def test_a_network_that_has_a_module_of_that_name_takes_its_own_weights(files):
+    for prefix in ("", "module."):
+        weights = {"module.layer.weight": torch.randn(8, 192), "module.layer.bias": torch.randn(8)}
+        torch.save({prefix + name: value for name, value in weights.items()}, files / "weights.pth")
+        argv = words(files, f"{files / 'nets.py'}:Wrapped", "--adaptor", "gt", "--weights", files / "weights.pth")
+        _, model, _ = build(parse_arguments(argv), torch.device("cpu"), Group())
+        assert torch.equal(model.module.layer.bias, weights["module.layer.bias"])
+    assert main.main([word for word in argv if word not in ("--threads", "1")]) == 0
+
+
+@pytest.mark.parametrize("kind", ["parameter", "embedding"])
+def test_no_table_of_another_length_stays_random_where_weights_are_loaded(kind, tmp_path):
+    network, path = nn.Module(), str(tmp_path / "weights.pth")
+    network.head = nn.Linear(20, 5)
+    network.places = nn.Embedding(16, 20) if kind == "embedding" else nn.Parameter(torch.randn(16, 20))
+    name = "places.weight" if kind == "embedding" else "places"
+    state = {name: value + 1 for name, value in network.state_dict().items()}
+    torch.save(state | {name: state[name][:8]}, path)
+    with pytest.raises(ValueError, match=rf"another network: {name} is \(8, 20\) there, \(16, 20\) here"):
+        load_weights(network, path)
+    torch.save(state | {"head.weight": torch.randn(9, 20), "head.bias": torch.randn(9)}, path)
+    load_weights(network, path)
+    assert torch.equal(network.state_dict()[name], state[name])
 
 
 def test_the_file_may_lie_elsewhere_when_a_run_goes_on(files):
