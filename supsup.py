@@ -133,7 +133,8 @@ class SupSup:
         self._seen: tuple[int, Tensor, Tensor] | None = None  # of the task learned last: images and their answers
         self._seed: int = self.settings["seed"]
         self._rng = partial(generator, self._seed)
-        self.model = self._network(model).to(self.device).eval()
+        self.model = self._network(model).to(self.device)
+        self.model.eval()
         if not self._fixed:
             self.model.register_forward_hook(partial(_check_outputs, self.outputs))
             self._shared = given_state(self.model)
@@ -299,7 +300,8 @@ class SupSup:
         kept = Kept(self.model)
 
         def answer() -> Tensor:
-            answered: Tensor = self.model.eval()(loader.last)
+            self.model.eval()
+            answered: Tensor = self.model(loader.last)
             return answered
 
         def after_batch() -> None:
@@ -379,8 +381,9 @@ class SupSup:
         self._check_learned()
         x = self._batch(x)
         multitask.select_task(self.model, self._number(self.infer(x) if task is None else task))
+        self.model.eval()
         with _failing("x"):
-            logits: Tensor = self.model.eval()(x)
+            logits: Tensor = self.model(x)
         return logits
 
     def predict(self, x: Tensor, task: str | None = None) -> Tensor:
@@ -605,9 +608,10 @@ class SupSup:
         if x.ndim < 2 or not len(x):
             raise ValueError(f"x {tuple(x.shape)}: should be a batch (batch, ...) of at least one image")
         self._check_images(x, "x")
-        if not finite(x):
+        numbers: Tensor = numbers_of(x)
+        if not finite(numbers):
             raise ValueError("x: has values that are no finite numbers")
-        return numbers_of(x).to(self.device)
+        return numbers.to(self.device)
 
     def _check_images(self, x: Tensor, name: str = "data") -> None:
         """See that images of a batch have the shape of those that were learned from, as far as the network needs it.
@@ -737,7 +741,7 @@ def _failing(name: str) -> Iterator[None]:
     """Say of which parameter the network fails; a lack of memory is what it is."""
     try:
         yield
-    except (IndexError, RuntimeError) as error:
+    except (AssertionError, IndexError, RuntimeError) as error:
         if no_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]

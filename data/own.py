@@ -167,7 +167,7 @@ def _read(data: Iterable[Any]) -> Iterator[Any]:
             batch = next(batches)
         except StopIteration:
             return
-        except (IndexError, RuntimeError) as error:
+        except (AssertionError, IndexError, RuntimeError) as error:
             if no_memory(error):
                 raise
             said = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # of a worker: what it raised

@@ -190,7 +190,8 @@ def product_sizes(
         Exception: anything, of a network from outside that cannot do without its numbers.
     """
     with torch.device("meta"):
-        model = network(_ShapeBuilder(width_mult), batch[1:], output_size).eval()
+        model = network(_ShapeBuilder(width_mult), batch[1:], output_size)
+        model.eval()
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
                 module.register_forward_hook(_count)

@@ -157,11 +157,7 @@ def convert(
     _check(model)
     if plain := _unmasked(model):
         warnings.warn(f"these weights stay as they are, without a mask: {', '.join(plain)}", stacklevel=2)
-    try:
-        model = copy.deepcopy(model).float()
-    except RuntimeError as error:  # as of a tensor that a layer keeps, which is part of a graph
-        said = str(error).splitlines()[0]
-        raise ValueError(f"{type(model).__name__} cannot be copied: {said}") from error
+    model = copied(model).float()
     options, count = LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
     for module, name in list(_weights(model)):
         weight = getattr(module, name)
@@ -179,6 +175,19 @@ def convert(
         count += 1
     _give_tasks_norms(model, options, norms == "task")
     return model.requires_grad_(False)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network.
+
+    Raises:
+        ValueError: it keeps what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # as of a tensor that is part of a graph, a lock, an open file
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{type(model).__name__} cannot be copied: {said}") from error
 
 
 def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool) -> None:

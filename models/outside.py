@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
 import os
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
-from models.convert import MASKED, Kept
+from models.convert import MASKED, Kept, copied
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -94,7 +93,8 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for training in (False, True):
             # Training changes the statistics of batch norms, so a copy goes through it.
-            network = copy.deepcopy(model).train() if training else model.eval()
+            network = copied(model) if training else model
+            network.train(training)  # which a user's own may answer with nothing
             kept = Kept(network)
             try:
                 answer = network(images)
@@ -104,7 +104,8 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
             if said != (2, output_size):
                 how = "in training" if training else "in evaluation"
                 raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
-            kept.check(partial(network.eval(), images))
+            network.eval()
+            kept.check(partial(network, images))
 
 
 def load_weights(model: nn.Module, path: str) -> None:

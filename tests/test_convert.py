@@ -1,6 +1,7 @@
 """Any network as one with masks: what is masked, what stays, and what cannot be."""
 
 import copy
+import threading
 from functools import partial
 
 import pytest
@@ -210,6 +211,12 @@ class Steps(nn.Module):
         return self.last(norm(self.first(x.flatten(1))).relu())
 
 
+class Locked(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+        self.lock = threading.Lock()
+
+
 class Keeping(nn.Module):
     def __init__(self):
         super().__init__()
@@ -228,6 +235,7 @@ class Keeping(nn.Module):
         (Steps(lambda norm: [norm.forward]), "Steps) keeps the forward of a batch norm as its held"),
         (Steps(lambda norm: partial(nn.BatchNorm1d(4))), "Steps) has weights in a partial, held"),
         (Keeping(), "Keeping cannot be copied"),
+        (Locked(), "Locked cannot be copied: .*lock"),
         (nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4))), "0 (Linear) has a weight that is no parameter"),
         (nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64)), "weight that is complex"),
         (nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 4)), "weight that is empty"),

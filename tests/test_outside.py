@@ -20,6 +20,7 @@ from utils.checkpoint import Checkpoint, write_records
 from utils.parallel import Group
 
 NETWORKS = """
+import threading
 import torch
 from torch import nn
 from torchvision.models import VisionTransformer
@@ -78,6 +79,13 @@ class Wrapped(nn.Module):
         self.module = Numbers(outputs)
     def forward(self, x):
         return self.module(x)
+    def train(self, mode=True):
+        super().train(mode)
+
+class Locked(Numbers):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.lock = threading.Lock()
 
 class Two(Numbers):
     def forward(self, x):
@@ -359,6 +367,7 @@ def test_products_are_counted_where_shapes_tell_them(files):
             ["--weights", "wide.pth"],
             ["another network", "1.weight is (20, 300) there, (20, 192) here"],
         ),
+        ("nets.py:Locked", [], ["Locked cannot be copied", "lock"]),
         ("nets.py:Centre", [], ["own 1.seen changes in training", "learned tasks"]),
         ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
     ],

@@ -314,6 +314,45 @@ def test_bad_calls_are_refused(learned, tmp_path):
         SupSup.load(tmp_path / "net.sup", nn.Sequential(nn.Flatten(), nn.Linear(784, 40)))
 
 
+def test_a_train_that_gives_nothing_back_is_one_too(tmp_path):
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[2].eval()
+
+    def made():
+        return Frozen(nn.Flatten(), nn.Linear(16, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Linear(20, 10))
+
+    net = SupSup(made(), 10)
+    net.learn("a", (X, Y))
+    net.save(tmp_path / "net.sup")
+    loaded = SupSup.load(tmp_path / "net.sup", made())
+    assert loaded.infer(X) == "a" and torch.equal(loaded.logits(X), net.logits(X))
+    assert torch.allclose(loaded.logits(X[:1], "a"), net.logits(X)[:1], atol=1e-5)  # a product of another shape
+
+
+def test_attention_of_another_width_is_told_of_by_the_parameters_name():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.head(self.attention(x, x, x)[0].mean(1))
+
+    class Broken(TensorDataset):
+        def __getitem__(self, row):
+            raise AssertionError("no such row")
+
+    net, x = SupSup(Attention(), 10), torch.randn(8, 3, 4)
+    net.learn("a", (x, Y))
+    for call, name in ((net.predict, "x"), (net.infer, "x"), (lambda x: net.learn("b", (x, Y)), "data")):
+        with pytest.raises(ValueError, match=f"^{name}: the network fails on such a batch: .*embed"):
+            call(torch.randn(8, 3, 6))
+    with pytest.raises(ValueError, match="^data: cannot be read: no such row"):
+        net.learn("b", DataLoader(Broken(x, Y)))
+
+
 def test_a_loss_that_is_no_number_is_not_kept(tasks):
     net = SupSup("LeNet", 10)
     x, y = tasks[1]["cats"][0]
@@ -510,8 +549,9 @@ def test_one_image_that_batch_norm_makes_like_any_other_is_of_no_task():
 def test_what_is_evaluated_has_names_and_finite_numbers(learned, tasks):
     with pytest.raises(ValueError, match="data: should be the batches of each task, by its name, not list"):
         learned.evaluate(tasks[1]["cats"])
-    with pytest.raises(ValueError, match="x: has values that are no finite numbers"):
-        learned.predict(torch.full((2, 1, 28, 28), torch.inf), task="cats")
+    for value in (torch.inf, 1e300):  # which is none in float32
+        with pytest.raises(ValueError, match="x: has values that are no finite numbers"):
+            learned.predict(torch.full((2, 1, 28, 28), value, dtype=torch.float64), task="cats")
 
 
 def test_noise_that_wanes_by_a_counter_is_what_it_would_be_without_a_check():

@@ -133,7 +133,8 @@ def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: Defa
     images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is computed one task after the other
-        stacked.network_of_tasks(model.train(), state)(images)
+        model.train()
+        stacked.network_of_tasks(model, state)(images)
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:
