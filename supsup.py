@@ -273,7 +273,8 @@ class SupSup:
         multitask.select_task(self.model, number)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            answer: Tensor = self.model.eval()(x)
+            self.model.eval()
+            answer: Tensor = self.model(x)
             return answer
 
     def _check_unchanged(self) -> None:
