@@ -9,7 +9,7 @@ import pandas
 
 
 def accuracy_matrix(scores: pandas.DataFrame, learned: pandas.DataFrame | None = None) -> pandas.DataFrame:
-    """R, up to the last evaluation.
+    """R, up to the last evaluation, which has the tasks in the order they were learned in.
 
     Args:
         scores: what evaluations gave: ``tasks_learned``, ``task``, ``accuracy``.
@@ -17,11 +17,10 @@ def accuracy_matrix(scores: pandas.DataFrame, learned: pandas.DataFrame | None =
     """
     both = scores if learned is None else pandas.concat([scores, learned])
     both = both.drop_duplicates(["tasks_learned", "task"])
-    table = both[both["tasks_learned"] <= scores["tasks_learned"].max()]
+    last = scores["tasks_learned"].max()
+    table = both[both["tasks_learned"] <= last]
     matrix = table.pivot(index="tasks_learned", columns="task", values="accuracy").sort_index()
-    source = scores[scores["tasks_learned"] == scores["tasks_learned"].max()] if learned is None else learned
-    order = [task for task in source["task"].drop_duplicates() if task in matrix]
-    return matrix[order]
+    return matrix[scores["task"][scores["tasks_learned"] == last].drop_duplicates()]
 
 
 def average_accuracy(matrix: pandas.DataFrame) -> float:

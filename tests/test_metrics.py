@@ -65,6 +65,19 @@ def test_the_matrix_has_evaluations_and_what_was_just_learned():
     assert list(alone.columns) == [4, 1, 0]
 
 
+def test_tasks_that_were_imported_count():
+    """Nobody measured them when they were just learned; and the rows of a run may lie in any order."""
+    scores = pandas.DataFrame(
+        [(4, 0, 0.5), (4, 1, 0.6), (4, 2, 0.9), (4, 3, 0.7)], columns=["tasks_learned", "task", "accuracy"]
+    )
+    learned = pandas.DataFrame([(4, 3, 0.7), (3, 2, 0.95)], columns=scores.columns)
+    matrix = metrics.accuracy_matrix(scores, learned)
+    assert list(matrix.columns) == [0, 1, 2, 3] and list(matrix.index) == [3, 4]
+    assert metrics.average_accuracy(matrix) == pytest.approx(0.675)
+    assert metrics.forgetting(matrix) == pytest.approx(0.05), "of the one that was measured before the end"
+    assert math.isnan(metrics.backward_transfer(matrix))
+
+
 def test_confusion_is_the_share_of_each_tasks_batches():
     rows = [(2, 0, 0, 5), (3, 0, 0, 6), (3, 0, 2, 2), (3, 1, 1, 8), (3, 2, 0, 1), (3, 2, 2, 3)]
     table = pandas.DataFrame(rows, columns=["tasks_learned", "task", "inferred", "batches"])
