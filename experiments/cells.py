@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterable
+from statistics import fmean
 
 import pandas
 
@@ -47,8 +48,8 @@ def call_of(setting: Setting) -> str:
     if not script or "--resume" not in words:
         return shlex.join(["python", *words])
     seeds = sorted({run.settings["seed"] for run in setting.runs})
-    cut = len(setting.runs) > len(seeds)
-    own = records.NEUTRAL - SHOWN - (frozenset() if cut else PART)  # what the launcher says by itself, or has no effect
+    # What the launcher says by itself, or has no effect.
+    own = records.NEUTRAL - SHOWN - (frozenset() if setting.joined else PART)
     flags = by_flag(words[words.index("--resume") + 1 :])
     kept = [word for flag, of in flags if flag.replace("-", "_") not in own for word in of]
     first = seeds == list(range(len(seeds)))
@@ -59,12 +60,10 @@ def call_of(setting: Setting) -> str:
 
 def run_time(setting: Setting) -> float | None:
     """Seconds for a seed, on average."""
-    by_seed: dict[int, float] = {}
-    for run in setting.runs:
-        if run.seconds is None:
-            return None
-        by_seed[run.settings["seed"]] = by_seed.get(run.settings["seed"], 0) + run.seconds
-    return sum(by_seed.values()) / len(by_seed)
+    by_seed = [[run.seconds for run in runs] for runs in setting.ended.values()]
+    if any(seconds is None for runs in by_seed for seconds in runs):
+        return None
+    return fmean((sum if setting.in_parts else fmean)(runs) for runs in by_seed)
 
 
 def time_a_task(setting: Setting) -> str:
@@ -97,18 +96,21 @@ def measures(setting: Setting, column: str) -> list[dict[str, float]]:
     if setting.in_parts:  # no network has learned two tasks
         means = setting.final["Accuracy Given" if column == "given" else "Accuracy Adapted"]
         return [{"average accuracy": mean} for mean in means]
-    found = []
-    for run in setting.runs:
-        names = {"Tasks Learned": "tasks_learned", "Task": "task", "Accuracy Given": "accuracy"}
-        learned = run.learned.rename(columns=names)[list(names.values())] if column == "given" else None
-        matrix = metrics.accuracy_matrix(run.scores(column), learned)
-        values = {"average accuracy": metrics.average_accuracy(matrix)}
-        if not run.settings.get("score_when_learned"):  # or else no task is measured again
-            values["forgetting"] = metrics.forgetting(matrix)
-            values["backward transfer"] = metrics.backward_transfer(matrix)
-        known = column == "given" and matrix.shape[1] > 1 and apart(run)
-        found.append(values | {"forward transfer": 0.0 if known else metrics.forward_transfer(matrix)})
-    return found
+    by_seed = [[_measures_of(run, column) for run in runs] for runs in setting.ended.values()]
+    return [pandas.DataFrame(runs).mean().to_dict() for runs in by_seed]
+
+
+def _measures_of(run: Run, column: str) -> dict[str, float]:
+    """The field's measures of one run."""
+    names = {"Tasks Learned": "tasks_learned", "Task": "task", "Accuracy Given": "accuracy"}
+    learned = run.learned.rename(columns=names)[list(names.values())] if column == "given" else None
+    matrix = metrics.accuracy_matrix(run.scores(column), learned)
+    values = {"average accuracy": metrics.average_accuracy(matrix)}
+    if not run.settings.get("score_when_learned"):  # or else no task is measured again
+        values["forgetting"] = metrics.forgetting(matrix)
+        values["backward transfer"] = metrics.backward_transfer(matrix)
+    known = column == "given" and matrix.shape[1] > 1 and apart(run)
+    return values | {"forward transfer": 0.0 if known else metrics.forward_transfer(matrix)}
 
 
 def apart(run: Run) -> bool:

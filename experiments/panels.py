@@ -122,7 +122,8 @@ def over_steps(axes: Axes, experiments: Sequence[Experiment], paper: dict, figur
             table = setting.table("hopfield")
             table = table[table["tasks_learned"] == table["tasks_learned"].max()]
             for task, rows in table.groupby("task"):
-                by_step = rows.groupby("step")["hamming"].agg(["mean", "std"])
+                by_seed = rows.groupby(["seed", "step"])["hamming"].mean()
+                by_step = by_seed.groupby("step").agg(["mean", "std"])
                 style = _style(index) | {"markevery": (index, 5)}
                 label = f"task {task}" if len(experiment.settings) == 1 else f"{setting.label}, task {task}"
                 axes.plot(by_step.index, by_step["mean"], label=label, **style)
@@ -146,7 +147,8 @@ def by_task(axes: Axes, experiment: Experiment, setting: Setting, paper: dict) -
         scores = scores.drop_duplicates(["seed", "task"], keep="last")
     else:
         scores = scores[scores["tasks_learned"] == scores["tasks_learned"].max()]
-    table = scores.groupby("task")[["given", "adapted"]].agg(["mean", "std"])
+    by_seed = scores.groupby(["seed", "task"])[["given", "adapted"]].mean()
+    table = by_seed.groupby("task").agg(["mean", "std"])
     kinds = _kinds(table, [setting])
     for place, (column, label, color, hatch) in enumerate(kinds):
         mean, spread = table[column]["mean"], table[column]["std"]
@@ -215,9 +217,10 @@ def matrix_of(axes: Axes, experiment: Experiment, setting: Setting, paper: dict)
 
 
 def confusion_of(axes: Axes, experiment: Experiment, setting: Setting, paper: dict) -> None:
-    run = next(run for run in setting.runs if "confusion" in run.tables)
-    shares = metrics.confusion(run.tables["confusion"])
-    _heat(axes, shares, f"share of the task's batches (seed {run.settings['seed']})", "Greys")
+    table = setting.table("confusion")
+    seed = table["seed"].iloc[0]
+    shares = metrics.confusion(table[table["seed"] == seed])
+    _heat(axes, shares, f"share of the task's batches (seed {seed})", "Greys")
     axes.set_xlabel("inferred mask" if setting.runs[0].settings.get("trainer") == "nns" else "inferred task")
     axes.set_ylabel("true task")
 

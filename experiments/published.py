@@ -22,7 +22,7 @@ def by_figure(experiments: Sequence[Experiment], paper: dict) -> list[tuple[str,
         about = paper["figures"].get(name, {})
         if not about or not all(has(setting, about.get("settings", {})) for setting in experiment.settings):
             name, about = f"curve of {experiment.name}", {"title": experiment.name, "form": about.get("form", "tasks")}
-        if about["form"] == "hamming" and not any("hopfield" in run.tables for run in experiment.runs):
+        if about["form"] == "hamming" and not any(len(setting.table("hopfield")) for setting in experiment.settings):
             about = about | {"form": "tasks"}
         found.setdefault(name, (about, []))[1].append(experiment)
     return [(name, *of) for name, of in found.items()]

@@ -93,7 +93,10 @@ class Setting:
 
     @property
     def evaluations(self) -> pandas.DataFrame:
-        """For each seed and number of tasks learned what was measured and what must be kept."""
+        """For each seed and number of tasks learned what was measured and what must be kept.
+
+        Of a seed in ``joined`` nobody has measured what its tasks infer, each among all of them.
+        """
         columns = [*MEASURED, *SIZES]
         if self.in_parts:  # they count as one run that learned all their tasks
             rows = pandas.concat([run.evaluations.tail(1) for run in self.runs])
@@ -101,6 +104,7 @@ class Setting:
             by_seed = rows.assign(**{name: rows[name] * learned for name in MEASURED}).groupby("Seed")
             table = by_seed[[*columns, "Tasks Learned"]].sum(min_count=1)
             table[list(MEASURED)] = table[list(MEASURED)].div(table["Tasks Learned"], axis=0)
+            table.loc[self.joined, ["Accuracy Adapted", "Share Inferred Right"]] = float("nan")
             return table.reset_index()
         rows = pandas.concat([run.evaluations for run in self.runs])
         return rows.groupby(["Seed", "Tasks Learned"])[columns].mean().reset_index()
@@ -112,9 +116,26 @@ class Setting:
         return table[table["Tasks Learned"] == table["Tasks Learned"].max()]
 
     @property
+    def ended(self) -> dict[int, list[Run]]:
+        """By seed the runs that ``final`` is of: in parts all of them, else those that came as far."""
+        last = self.final["Tasks Learned"].iloc[0]
+        found: dict[int, list[Run]] = {seed: [] for seed in self.final["Seed"]}
+        for run in self.runs:
+            seed = run.settings["seed"]
+            if seed in found and (self.in_parts or run.evaluations["Tasks Learned"].max() == last):
+                found[seed].append(run)
+        return found
+
+    @property
     def in_parts(self) -> bool:
         """Whether each run has learned a part of its seed's tasks: one task, or a slice."""
         return all(run.part is not None for run in self.runs)
+
+    @property
+    def joined(self) -> list[int]:
+        """The seeds whose tasks several runs have learned a part of each, and inferred among this part alone."""
+        seeds = [run.settings["seed"] for run in self.runs] if self.in_parts else []
+        return sorted({seed for seed in seeds if seeds.count(seed) > 1})
 
     @property
     def inferred(self) -> bool:
@@ -127,9 +148,18 @@ class Setting:
         return "Accuracy Adapted" if self.inferred else "Accuracy Given"
 
     def table(self, name: str) -> pandas.DataFrame:
-        """One of ``TABLES`` of all runs, with the seed of each row; empty if no run wrote it."""
+        """One of ``TABLES`` of all runs, with the seed of each row; empty if no run wrote it.
+
+        It tells nothing that was inferred of a seed in ``joined``.
+        """
         parts = [run.tables[name].assign(seed=run.settings["seed"]) for run in self.runs if name in run.tables]
-        return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame(columns=["seed", *TABLES[name]])
+        if not parts:
+            return pandas.DataFrame(columns=["seed", *TABLES[name]])
+        table = pandas.concat(parts, ignore_index=True)
+        whole = ~table["seed"].isin(self.joined)
+        if name != "adapt_results":
+            return table[whole]
+        return table.assign(**{column: table[column].where(whole) for column in ("adapted", "inferred_right")})
 
 
 @dataclass

@@ -36,6 +36,10 @@ from utils.output import lasting_output, one_line  # noqa: E402
 
 FIELD = ("average accuracy", "forgetting", "backward transfer", "forward transfer")
 NOT_MEASURED = "not measured"
+JOINED = (
+    "Where several runs have learned a part of a seed's tasks each, every one infers among its own part alone. How all "
+    "of these tasks are inferred is told once main.py --merge has joined the runs."
+)
 
 
 # The page
@@ -106,6 +110,9 @@ def _about(experiment: Experiment, paper: dict) -> list[Block]:
         ("table", ["setting", "tasks learned", "given", "inferred", "batches inferred right", "seeds"], curve),
         ("table", ["setting", "task", *FIELD], field),
     ]
+    in_parts = [run for setting in experiment.settings if setting.joined for run in setting.runs]
+    if any(run.evaluations["Accuracy Adapted"].notna().any() for run in in_parts):
+        blocks.append(("text", JOINED))
     blocks += _of_nns(experiment) + _of_recovery(experiment, names)
     blocks += _settings(experiment, names)
     blocks.append(("code", "\n".join(dict.fromkeys(map(cells.call_of, experiment.settings)))))
@@ -138,7 +145,8 @@ def _of_recovery(experiment: Experiment, names: Sequence[str]) -> list[Block]:
         table = setting.table("hopfield")
         ends = table[table["step"] == table.groupby(["seed", "tasks_learned", "task"])["step"].transform("max")]
         for (tasks, task), of in ends.groupby(["tasks_learned", "task"]):
-            rows.append([name, str(tasks), str(task), cells.spread(of["hamming"], ".1f")])
+            by_seed = of.groupby("seed")["hamming"].mean()
+            rows.append([name, str(tasks), str(task), cells.spread(by_seed, ".1f")])
     return [("table", ["setting", "tasks learned", "task", "Hamming distance in the end (bits)"], rows)] if rows else []
 
 

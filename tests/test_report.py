@@ -264,6 +264,45 @@ def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path,
     assert name.replace("_", "-") not in setting.label
 
 
+def in_parts(folder: Path, seed: int, parts: list[str], tasks: int) -> None:
+    """Write what runs leave that learned a part of a seed's tasks each."""
+    for part in parts:
+        run = make_run(folder, f"seed={seed},{part}", seed, tasks=3, evaluated=(3,), num_tasks=tasks)
+        about = yaml.safe_load((run / "settings.yaml").read_text())
+        about["settings"] |= {"tasks": part}
+        (run / "settings.yaml").write_text(yaml.safe_dump(about))
+        scores = (run / "adapt_results.csv").read_text().splitlines()
+        moved = [line.split(",") for line in scores[1:]]
+        moved = [(count, int(part[0]) + int(task), *rest) for count, task, *rest in moved]
+        write_table(run / "adapt_results.csv", TABLES["adapt_results"], moved)
+        write_table(run / "confusion.csv", TABLES["confusion"], [(3, int(part[0]), int(part[0]), 9)])
+
+
+def test_parts_of_a_seed_infer_among_their_own_tasks_alone(tmp_path):
+    in_parts(tmp_path / "a", 0, ["0-2", "3-5"], 6)
+    page = report.report([tmp_path / "a"])[0].with_suffix(".md")
+    for column in ("method", "tasks learned"):
+        (row,) = table_with(page, column)
+        assert [row[name] for name in ("inferred", "batches inferred right", "seeds")] == ["–", "–", "1"]
+        assert row["given"] == f"{statistics.fmean(accuracy(0, task, 3, 'given') for task in range(3)):.4f}"
+    assert [row["task"] for row in table_with(page, "forgetting")] == ["given"]
+    assert "once main.py --merge has joined the runs" in page.read_text() and "taken for which" not in page.read_text()
+    (experiment,), _ = records.read([tmp_path / "a"])
+    (setting,) = experiment.settings
+    assert not setting.inferred and setting.table("confusion").empty
+    scores = setting.table("adapt_results")
+    assert list(scores["task"]) == [*range(6)] and scores["given"].notna().all() and scores["adapted"].isna().all()
+
+
+def test_a_seed_with_one_part_infers_among_all_its_tasks(tmp_path):
+    in_parts(tmp_path / "a", 0, ["0-2"], 6)
+    page = report.report([tmp_path / "a"])[0].with_suffix(".md")
+    (row,) = table_with(page, "method")
+    assert row["inferred"] == f"{statistics.fmean(accuracy(0, task, 3, 'adapted') for task in range(3)):.4f}"
+    assert [row["task"] for row in table_with(page, "forgetting")] == ["given", "inferred"]
+    assert "--merge" not in page.read_text() and "taken for which" in page.read_text()
+
+
 @pytest.mark.parametrize("tasks", [["0-9", "5-14"], [None, "5-9"]])
 def test_runs_that_have_learned_a_task_twice_are_apart(tmp_path, tasks):
     for part, some in enumerate(tasks):
@@ -293,6 +332,25 @@ def test_rows_of_a_run_that_was_begun_afresh_do_not_count(tmp_path):
     (experiment,), _ = records.read([folder])
     (run,) = experiment.runs
     assert list(run.evaluations["Tasks Learned"]) == [3] and len(run.learned) == 3
+
+
+@pytest.mark.parametrize("column", ["given", "adapted"])
+def test_a_seed_counts_once_and_only_where_it_came_to_the_end(tmp_path, column):
+    """In the field's table as in the overview."""
+    folder = tmp_path / "a"
+    make_run(folder, "seed=0", 0)
+    again = make_run(folder, "seed=0,again", 0)
+    make_run(folder, "seed=1", 1)
+    (make_run(folder, "seed=2", 2, tasks=3, evaluated=(2,), num_tasks=4) / "finished").unlink()
+    (again / "log.txt").write_text((again / "log.txt").read_text().replace("00:00:40", "00:00:50"))
+    page = report.report([folder])[0].with_suffix(".md")
+    field = {row["task"]: row["average accuracy"] for row in table_with(page, "forgetting")}
+    name = "inferred" if column == "adapted" else "given"
+    expected = plain([statistics.fmean(accuracy(seed, task, 4, column) for task in range(4)) for seed in range(2)])
+    (row,) = table_with(page, "method")
+    assert (field[name], row[name], row["seeds"]) == (expected, expected, "2")
+    (experiment,), _ = records.read([folder])
+    assert cells.run_time(experiment.settings[0]) == (155 + 150) / 2, "that of a seed is not the sum of its runs"
 
 
 def test_the_same_experiment_of_two_machines_is_one(tmp_path):
