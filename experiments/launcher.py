@@ -30,7 +30,7 @@ from trainers.options import Settings
 from utils.errors import UserError
 from utils.output import lasting_output
 from utils.paths import default_data
-from utils.results import plain
+from utils.results import of_last_start, plain
 
 TABLE = ("Tasks Learned", "Accuracy Given", "Accuracy Adapted", "Share Inferred Right", "Bytes")
 
@@ -212,18 +212,19 @@ def _conclude(plan: Plan, ends: Ends, stop_after: float) -> int:
 def summary(results: Path, names: Sequence[str]) -> list[list[str]]:
     """The rows of ``results.csv`` that sum up the named runs (those without a task), run by run.
 
+    Of a run that was begun afresh they are those of its last start.
     Each is the run's name and the columns in ``TABLE``; accuracies with four decimals, ``-`` for no value.
     """
-    rows = []
+    rows: dict[str, list[dict[str, str]]] = {}
     with suppress(OSError, ValueError, csv.Error):  # not there, or something else
-        table = csv.DictReader(io.StringIO(plain(results.read_bytes())))
-        rows = [row for row in table if not row.get("Task")]
-    found = [(Path(row.get("Save Directory") or "").name, row) for row in rows]
+        for row in csv.DictReader(io.StringIO(plain(results.read_bytes()))):
+            rows.setdefault(Path(row.get("Save Directory") or "").name, []).append(row)
+        rows = {name: [of[place] for place in of_last_start(of)] for name, of in rows.items()}
     return [
         [name, *(_short(row.get(column)) for column in TABLE)]
         for name in names
-        for saved, row in found
-        if saved == name
+        for row in rows.get(name, ())
+        if not row.get("Task")
     ]
 
 

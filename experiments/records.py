@@ -21,7 +21,7 @@ from experiments.tables import COLUMNS, MEASURED, SIZES, TABLES, last_part, pars
 from trainers.options import Settings
 from utils import journal
 from utils.results import COLUMNS as RESULTS
-from utils.results import to_csv
+from utils.results import of_last_start, to_csv
 from utils.settings import NEITHER, PART
 from utils.slices import tasks_of
 
@@ -237,11 +237,8 @@ def _run(folder: Path, rows: pandas.DataFrame, lines: list[dict[str, str]]) -> R
         raise ValueError(f"{path}: is not the settings.yaml of a run")
     tables = {name: table_of(folder, name, columns) for name, columns in TABLES.items()}
     scores = tables["adapt_results"]
-    if len(rows):
-        # A run that was begun afresh in a deleted folder has the rows of the earlier one before its own.
-        restarts = rows["Tasks Learned"].diff().lt(0).cumsum()
-        kept = ((restarts == restarts.max()) & ~rows[::-1].duplicated("Name")).tolist()
-        rows, lines = rows[kept], [line for line, keep in zip(lines, kept, strict=True) if keep]
+    kept = of_last_start(lines)
+    rows, lines = rows.iloc[kept], [lines[place] for place in kept]
     evaluated = set(rows.loc[rows["Task"].isna(), "Tasks Learned"]) if len(rows) else set()
     if scores is None and evaluated:
         raise ValueError(f"{folder / 'adapt_results.csv'}: is not there, though the run was evaluated")

@@ -368,6 +368,24 @@ def test_table_of_the_results(call, tmp_path):
     assert where.endswith(str(folder / "results.csv"))
 
 
+def test_the_table_shows_the_last_start_of_a_run_whose_folder_was_deleted(call, tmp_path):
+    folder = tmp_path / "runs" / FOLDER
+    folder.mkdir(parents=True)
+    rows = []
+    for accuracy in ("0.8", "0.4"):
+        for count in (1, 2, 3):
+            for task in (str(count - 1), "")[: 2 if count > 1 else 1]:
+                name = f"task {task}" if task else f"mean over {count}"
+                rows.append([name, folder / "seed=0", task, count, accuracy, "", "1", "99"])
+    rows.insert(5, ["mean over 9", folder / "seed=1", "", "9", "0.7", "", "1", "99"])
+    with (folder / "results.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["Name", "Save Directory", "Task", *launcher.TABLE], *rows])
+    status, out, _ = call("--gpu-sets", "cpu", "--seeds", "2")
+    assert status == 0
+    shown = [line.split()[:3] for line in out.splitlines() if line.split()[0] in ("seed=0", "seed=1")]
+    assert shown == [["seed=0", "2", "0.4000"], ["seed=0", "3", "0.4000"], ["seed=1", "9", "0.7000"]]
+
+
 def start_waiting(tmp_path, fake_main, act="wait"):
     """Start the launcher as a process with two runs that wait; gives it and the runs' process ids."""
     driver = DRIVER.format(root=str(launcher.ROOT), script=str(SCRIPT), main=str(fake_main))

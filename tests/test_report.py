@@ -334,6 +334,20 @@ def test_rows_of_a_run_that_was_begun_afresh_do_not_count(tmp_path):
     assert list(run.evaluations["Tasks Learned"]) == [3] and len(run.learned) == 3
 
 
+@pytest.mark.parametrize("column", ["Task", "Tasks Learned", "Accuracy Given", "Bytes"])
+@pytest.mark.parametrize("falling", [False, True])
+def test_a_table_that_somebody_sorted_says_the_same(three_seeds, tmp_path, column, falling):
+    folder = shutil.copytree(three_seeds, tmp_path / LENET)
+    rows = list(csv.DictReader(open(folder / "results.csv", newline="")))
+    rows.sort(key=lambda row: float(row[column] or "inf"), reverse=falling)
+    write_table(folder / "results.csv", HEADER, [[row[name] for name in HEADER] for row in rows])
+    (before,), (after,) = (records.read([path])[0] for path in (three_seeds, folder))
+    (was,), (now,) = before.settings, after.settings
+    assert was.evaluations.equals(now.evaluations)
+    for how in ("given", "adapted"):
+        assert repr(cells.measures(was, how)) == repr(cells.measures(now, how))
+
+
 @pytest.mark.parametrize("column", ["given", "adapted"])
 def test_a_seed_counts_once_and_only_where_it_came_to_the_end(tmp_path, column):
     """In the field's table as in the overview."""

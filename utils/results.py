@@ -214,6 +214,25 @@ class Results:
             raise UserError(f"{self.path}: {error.strerror}") from None
 
 
+def of_last_start(rows: Sequence[Mapping[str, str]]) -> list[int]:
+    """Which of a run's rows in the table count: their places, in the order in which the run wrote them.
+
+    A run that was begun afresh in a deleted folder has the rows of the earlier one before its own, under names that
+    come again. Where none does, somebody may have sorted the table.
+    """
+    counts, names = [_tasks_learned(row) for row in rows], [row.get("Name") for row in rows]
+    if len(set(names)) == len(names):
+        return sorted(range(len(rows)), key=counts.__getitem__)
+    begin = max((place for place in range(1, len(rows)) if counts[place] < counts[place - 1]), default=0)
+    return sorted({name: place for place, name in enumerate(names) if place >= begin}.values())
+
+
+def _tasks_learned(row: Mapping[str, str]) -> float:
+    with suppress(ValueError):
+        return float(row.get("Tasks Learned") or 0)
+    return 0
+
+
 def check_row(row: object) -> None:
     """See that ``row``, out of a file, can be a row of the table.
 
