@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -95,8 +94,8 @@ def runs_of(
 ) -> list[Run]:
     """Every run of a call: each variant with each seed, ``words`` passed on unchanged.
 
-    A flag passed on wins over the variant's, and may name several values: ``--sparsity 4,16``. Variants that become
-    the same by it are run once.
+    A flag that all variants have picks those of its value, or of several values: ``--sparsity 4,16``. A value that none
+    has, and a flag that only some have, wins over the variant's; variants that become the same by it are run once.
 
     Args:
         tasks: if each task is a run of its own, the number of tasks, unless ``--num-tasks`` is passed on.
@@ -105,12 +104,12 @@ def runs_of(
         ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
     """
     passed_on = parse_passed_on(words)
-    several = [flag for flag in variants[0] if "," in passed_on.get(flag, "")]
-    if several:
-        words = [word for flag, of in by_flag(words) if flag not in several for word in of]
-        values = product(*(passed_on.pop(flag).split(",") for flag in several))
-        picked = [dict(zip(several, value, strict=True)) for value in values]
-        variants = [{**variant, **values} for values in picked for variant in variants]
+    for flag in reversed([flag for flag in variants[0] if flag in passed_on and all(flag in of for of in variants)]):
+        values = passed_on[flag].split(",")
+        variants = [variant for value in values for variant in _picked(variants, flag, value)]
+        if len(values) > 1:
+            del passed_on[flag]
+            words = [word for name, of in by_flag(words) if name != flag for word in of]
     told = passed_on.get("stream-tasks", passed_on.get("num-tasks", ""))
     count = int(told) if told.isascii() and told.isdigit() else None
     if tasks is not None:
@@ -127,6 +126,11 @@ def runs_of(
             name = run_name(seed, resolved, passed_on)
             runs[name] = Run(name, seed, (*flags, *words), count)
     return list(runs.values())
+
+
+def _picked(variants: Sequence[Mapping[str, object]], flag: str, value: str) -> list[Mapping[str, object]]:
+    """The variants in which a flag has this value; where there is none, all of them, with it."""
+    return [one for one in variants if str(one[flag]) == value] or [{**one, flag: value} for one in variants]
 
 
 def _flag(flag: str, value: object) -> str:

@@ -1,5 +1,7 @@
 """What an experiment script runs: the runs, their names, and the folders in which they are found again."""
 
+import runpy
+
 import pytest
 import yaml
 
@@ -58,6 +60,30 @@ def test_several_values_of_a_variants_flag_pick_several():
         runs = plan.runs_of([0], variants, words)
         assert [run.name for run in runs] == ["sparsity=4,seed=0,lr=1", "sparsity=16,seed=0,lr=1"]
         assert [run.flags for run in runs] == [("--sparsity=4", "--lr", "1"), ("--sparsity=16", "--lr", "1")]
+
+
+@pytest.mark.parametrize("script", ["GNu/MNISTPerm/siblings.py", "GG/splitcifar100/rn18-siblings.py"])
+def test_a_setting_is_picked_with_all_that_it_says(script):
+    variants = runpy.run_path(str(plan.ROOT / "experiments" / script))["VARIANTS"]
+    every = {run.name.partition(",")[0]: run for run in plan.runs_of([0], variants, [])}
+    for kinds in (["PackNetConv"], ["WSNConv"], ["ExSSNeTConv", "WSNConv"]):
+        words = ["--conv-type", ",".join(kinds)]
+        runs = plan.runs_of([0], variants, words)
+        assert [run.name for run in runs] == [every[f"conv-type={kind}"].name for kind in kinds]
+        told = [plan.parse_passed_on(run.flags) for run in runs]
+        assert told == [plan.parse_passed_on(every[f"conv-type={kind}"].flags) for kind in kinds]
+    assert len(plan.runs_of([0], variants, ["--sparsity", "0.25"])) == len(variants), "which one alone has"
+
+
+def test_a_value_that_no_variant_has_is_that_of_all():
+    variants = [{"a": a, "b": b} for a in (1, 2) for b in (3, 4)]
+    for words, names in (
+        ("--a 2 --b 3,4", ["a=2,b=3", "a=2,b=4"]),
+        ("--a 2,1 --b 5", ["a=2,b=5", "a=1,b=5"]),
+        ("--a 1,6 --b 4", ["a=1,b=4", "a=6,b=4"]),
+        ("--a 1,2 --b 3,4", ["a=1,b=3", "a=1,b=4", "a=2,b=3", "a=2,b=4"]),
+    ):
+        assert [run.name for run in plan.runs_of([0], variants, words.split())] == [f"{name},seed=0" for name in names]
 
 
 def test_a_run_is_found_under_the_name_that_it_once_had(tmp_path):
