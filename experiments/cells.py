@@ -60,10 +60,11 @@ def call_of(setting: Setting) -> str:
 
 def run_time(setting: Setting) -> float | None:
     """Seconds for a seed, on average."""
-    by_seed = [[run.seconds for run in runs] for runs in setting.ended.values()]
-    if any(seconds is None for runs in by_seed for seconds in runs):
+    by_seed = setting.ended.values()
+    seconds = [[run.seconds for run in runs if run.seconds is not None] for runs in by_seed]
+    if sum(map(len, seconds)) < sum(map(len, by_seed)):
         return None
-    return fmean((sum if setting.in_parts else fmean)(runs) for runs in by_seed)
+    return fmean(sum(of) if setting.in_parts else fmean(of) for of in seconds)
 
 
 def time_a_task(setting: Setting) -> str:

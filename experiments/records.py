@@ -27,7 +27,9 @@ from utils.slices import tasks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs that differ in nothing else are of one setting.
-NEUTRAL = NEITHER | PART | {"seed"}
+NEUTRAL = (NEITHER - {"weights"}) | PART | {"seed"}
+# Two runs of one seed that differ in these are not. On other machines, or of other seeds, the same lies elsewhere.
+ORIGINS = ("data", "import_file")
 MEGABYTE = 1e6
 
 
@@ -82,6 +84,9 @@ class Run:
 @dataclass
 class Setting:
     """The runs of an experiment that differ in their seed alone, or in which of the seed's tasks they have learned.
+
+    Runs with weights from other files are of other settings, and so are two of one seed that imported other files, or
+    had data of the user's own from other places.
 
     Attributes:
         label: in what it differs from the experiment's other settings.
@@ -317,12 +322,21 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
         return [list(group) for _, group in groupby(sorted(runs, key=place), key=place)]
 
     settings = []
-    for group in grouped(runs, telling):
-        keys = telling if _apart(group) else [*telling, *sorted(PART)]
-        for members in grouped(group, keys):
-            label = ", ".join(f"{key.replace('_', '-')} {_plain(value(members[0], key))}" for key in keys)
-            settings.append(Setting(experiment, label, sorted(members, key=lambda run: run.settings["seed"])))
+    for alike in grouped(runs, telling):
+        origins = [key for key in ORIGINS if _differ_within_a_seed(alike, key)]
+        for group in grouped(alike, origins):
+            keys = [*telling, *origins, *([] if _apart(group) else sorted(PART))]
+            for members in grouped(group, keys):
+                label = ", ".join(f"{key.replace('_', '-')} {_plain(value(members[0], key))}" for key in keys)
+                settings.append(Setting(experiment, label, sorted(members, key=lambda run: run.settings["seed"])))
     return settings
+
+
+def _differ_within_a_seed(runs: Sequence[Run], origin: str) -> bool:
+    """Whether two runs of one seed had something from other places: of data the user's own, for a set is a set."""
+    own = [run.settings for run in runs if origin != "data" or ":" in str(run.settings.get("set"))]
+    found = {(settings["seed"], settings.get(origin)) for settings in own}
+    return len(found) > len({seed for seed, _ in found})
 
 
 def _apart(runs: Sequence[Run]) -> bool:

@@ -246,6 +246,36 @@ def test_a_flag_that_came_later_tells_runs_apart_that_have_another_value(tmp_pat
     assert published.drawn([experiment], {"draws": {"stream_jitter": 7}}) == [experiment]
 
 
+@pytest.mark.parametrize(
+    "name, values, set_, labels",
+    [
+        (
+            "weights",
+            ["/x/a.pt", "/x/b.pt", "/x/a.pt"],
+            "DigitsPerm",
+            {"weights /x/a.pt": [0, 1], "weights /x/b.pt": [0]},
+        ),
+        (
+            "import_file",
+            ["/x/a.sup", None, None],
+            "DigitsPerm",
+            {"import-file /x/a.sup": [0], "import-file None": [0, 1]},
+        ),
+        ("import_file", ["/x/0.sup", "/x/0.sup", "/x/1.sup"], "DigitsPerm", {"": [0, 0, 1]}),
+        ("data", ["/x/a", "/x/b", "/x/b"], "npz:d.npz", {"data /x/a": [0], "data /x/b": [0, 1]}),
+        ("data", ["/x", "/y", "/z"], "MNISTPerm", {"": [0, 0, 1]}),
+        ("data", ["/x", "/x", "/y"], "folder:photos", {"": [0, 0, 1]}),
+    ],
+)
+def test_what_came_from_other_files_is_another_setting(tmp_path, name, values, set_, labels):
+    """What lies elsewhere on another machine, or is another file for another seed, is not."""
+    for run, (seed, value) in enumerate(zip((0, 0, 1), values, strict=True)):
+        make_run(tmp_path / "a", f"run {run}", seed, set=set_, **{name: value})
+    (experiment,), _ = records.read([tmp_path / "a"])
+    found = {setting.label: [run.settings["seed"] for run in setting.runs] for setting in experiment.settings}
+    assert found == labels
+
+
 @pytest.mark.parametrize("name, sizes", [("task_eval", [1, 1, 1]), ("tasks", [1, 2, 3])])
 def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path, name, sizes):
     folder = tmp_path / "rn50-supsup"
