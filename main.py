@@ -87,6 +87,8 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     parts = [read_part(Path(run)) for run in runs]
     imported: list[Record] = []
     path = next((path for path in (settings.resume, settings.import_file) if path), None)
+    if settings.resume and settings.import_file and is_original(Path(settings.resume)):
+        raise UserError("`import_file` and `resume`: a run starts from one file of the original code")
     if path is not None and is_original(Path(path)):
         original = read_original(Path(path))
         check_trainer(original, settings.trainer, path)
@@ -94,10 +96,13 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         settings, theirs = (parse_arguments(words, told, source=path) for words in (argv, []))
         check_same(path, vars(theirs), vars(settings), NETWORK)
         imported = [as_import(original, settings, path)]
-        settings.import_file, settings.resume = path, None  # it goes on in a folder of its own
-    elif settings.resume and (told := settings_of_run(Path(settings.resume))):
-        settings = parse_arguments(argv, told, source=settings.resume)
-    elif path is not None and path == settings.import_file:
+        settings.import_file = path
+        if not _goes_on(settings):
+            settings.resume = None  # it goes on in a folder of its own
+    elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint)):
+        settings = parse_arguments(argv, told, source=str(settings.checkpoint))
+    elif settings.import_file:
+        path = settings.import_file
         told, imported = read_export(Path(path))
         network = {name: value for name, value in told.items() if name in NETWORK}
         settings = parse_arguments(argv, network, source=f"`import_file` {path}")
@@ -105,7 +110,12 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     elif parts:
         told = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
         settings = parse_arguments(argv, told, source=f"`merge` {runs[0]}")
-    return settings, imported, parts
+    return settings, [] if _goes_on(settings) else imported, parts
+
+
+def _goes_on(settings: Settings) -> bool:
+    """Whether a run goes on from a checkpoint of its own, which has what was imported."""
+    return settings.resume is not None and settings.checkpoint.exists() and not is_original(settings.checkpoint)
 
 
 def answer(argv: Sequence[str] | None, settings: Settings) -> None:
@@ -155,7 +165,8 @@ def run(settings: Settings, signals: Signals, imported: Sequence[Record] = (), p
     record.merged = merged
     known = len({*record.learned, *settings.tasks_to_learn})
     check_room(settings, known)
-    for note in [*notes, *without_effect(settings, known, model)]:
+    idle = without_effect(settings, known, model, len(record.learned), record.evaluations)
+    for note in [*notes, *idle]:
         say(f"note: {note}")
     threads = settle_threads(settings, data.input_shape, devices, record.identity.threads)
     folder = claim(settings)

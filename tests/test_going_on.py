@@ -138,6 +138,32 @@ def test_one_task_is_learned_beside_those_that_were_imported(there, task, export
     assert learned(tmp_path / "more")[0].keys() == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    "again", [["--import", "model.sup", "--resume"], ["--resume"]], ids=["whole command", "resume"]
+)
+def test_a_run_that_began_with_an_import_goes_on_by_its_own_command(again, exported, tmp_path, trained, monkeypatch):
+    """What the file said of the network need not be said again."""
+    exported("--seed", "3", "--tasks", "0-1")
+    monkeypatch.chdir(tmp_path)
+    assert call_main(tmp_path / "whole", "--import", "model.sup", "--name", "run") == 0
+    whole = learned(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "log")
+    path = next((tmp_path / "log").rglob("checkpoint.pt"))
+    records_of_run, _ = Checkpoint(path).read()
+    write_records(path, records_of_run[:3])  # as killed before the last task: the run, and two imported tasks
+    path.with_name("finished").unlink(missing_ok=True)
+    del trained[:]
+    assert call_main(tmp_path / "log", *again, "--name", "run") == 0 and trained == [2]
+    assert learned(tmp_path / "log")[1] == whole[1]
+
+
+def test_evaluations_that_were_passed_are_told_of(tmp_path, capsys):
+    assert call_main(tmp_path / "log") == 0
+    capsys.readouterr()
+    assert call_main(tmp_path / "log", "--eval-ckpts", "1,3", "--resume") == 0
+    assert "note: --eval-ckpts 1: 3 tasks are learned already" in capsys.readouterr().out
+
+
 def test_a_layer_of_one_mask_takes_no_task_beside_the_one_it_has(exported, tmp_path, capsys):
     words = ["--conv-type", "MaskConv", "--adaptor", "gt"]
     path = exported(*words, "--task-eval", "0")

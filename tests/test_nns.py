@@ -267,6 +267,11 @@ def test_a_budget_of_masks_is_kept_and_the_learned_ones_are_unharmed(tmp_path, c
     two, four = scores[:2], scores[2:]
     assert [row["given"] for row in two] == [row["given"] for row in four[:2]]
     assert [row["given"] for row in four[2:]] == ["", ""] and all(row["adapted"] for row in four)
+    shares = [float(row["inferred_right"]) for row in four]
+    assert shares[2:] == [0, 0]  # no mask of theirs could be inferred
+    last = rows(tmp_path / "runs" / "results.csv")[-1]
+    assert float(last["Share Inferred Right"]) == pytest.approx(sum(shares) / 4)
+    assert last["Name"].endswith("given of the 2 that have a mask of their own")
 
 
 def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(tmp_path):

@@ -80,8 +80,6 @@ def _check_sources(s: Settings) -> None:
         raise UserError("`merge` and `import_file`: what was learned is brought by one of them")
     if s.allow_missing and s.merge is None:
         raise UserError("`allow_missing`: is of `merge` alone")
-    if s.import_file is not None and s.resume is not None:
-        raise UserError("`import_file` and `resume`: a run starts from one of them")
 
 
 def _check_training(s: Settings) -> None:

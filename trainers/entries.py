@@ -23,21 +23,24 @@ from utils.settings import NETWORK, OUTCOME, TOLD
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+IMPORTED = "imported"  # in the record that a run begins with: whether it began with an export
 SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
 
 
 def settings_of_run(path: Path) -> dict[str, object]:
-    """The settings in the checkpoint of a run here that began with one of the original code; none of another run.
+    """The settings that a run here began with from a file, as its checkpoint has them; none of another run.
 
-    They came from a file, so whoever goes on need not give them again.
+    From a checkpoint of the original code they were all, from an export those of the network. Whoever goes on need not
+    give them again.
     """
     with suppress(UserError):
         file = Checkpoint(path)
         first = file.first()
-        if first is not None and first.kind == RUN and first.values.get(ORIGINAL) is True:
+        original, imported = (first is not None and first.values.get(name) is True for name in (ORIGINAL, IMPORTED))
+        if first is not None and first.kind == RUN and (original or imported):
             with making_sense(path):
                 told = latest_settings(file.read()[0])
-            return {name: value for name, value in told.items() if name in NETWORK | OUTCOME}
+            return {name: value for name, value in told.items() if name in (NETWORK | OUTCOME if original else NETWORK)}
     return {}
 
 

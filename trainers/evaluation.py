@@ -24,8 +24,8 @@ class TaskScore:
     Attributes:
         given: accuracy with the task given; not measured where no mask of it was learned.
         adapted: accuracy when it was inferred, or its mask recovered; not measured where tasks are given.
-        inferred_right: the share of batches whose task was inferred right. A mask is recovered right that differs
-            from the task's own in fewer places than from any other.
+        inferred_right: the share of batches whose task was inferred right: none, if it has no mask. A mask is recovered
+            right that differs from the task's own in fewer places than from any other.
         inferred: for each task (mask, where tasks are hidden) that batches were taken for, how many were.
         steps: what recovery went through, a mapping a step.
     """
@@ -199,8 +199,7 @@ def _score(model: nn.Module, data, batches: _Batches, options: InferenceOptions)
     score.inferred = [{"inferred": task, "batches": count} for task, count in taken]
     known = torch.tensor(-1 if batches.mask is None else batches.mask)
     wrong = {int(index): int(batches.inferred[index]) for index in (batches.inferred != known).nonzero()}
-    if batches.mask is not None:
-        score.inferred_right = 1 - len(wrong) / len(batches.sizes)
+    score.inferred_right = 1 - len(wrong) / len(batches.sizes)
     # A shared label may still be right under another task's mask: these batches are answered again.
     again = {} if options.unshared_labels or not wrong else _answer_again(model, data, batches.task, wrong)
     for index in wrong:

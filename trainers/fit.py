@@ -4,6 +4,7 @@ What must hold between the settings alone is in ``checks.py``; what a trainer ne
 """
 
 import warnings
+from collections.abc import Container
 
 import torch
 from torch import nn
@@ -137,8 +138,14 @@ def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: Defa
         stacked.network_of_tasks(model, state)(images)
 
 
-def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:
-    """What of the settings goes beyond the tasks, so many in the end, the batches or the layers, a line each."""
+def without_effect(s: Settings, tasks: int, model: nn.Module, learned: int, evaluated: Container[int]) -> list[str]:
+    """What of the settings goes beyond the tasks, the batches or the layers, or comes too late, a line each.
+
+    Args:
+        tasks: how many there are in the end.
+        learned: how many are learned already.
+        evaluated: after how many of them there was an evaluation.
+    """
     lines = []
     if not any(multitask.named(model, TopK)):
         lines += [
@@ -150,6 +157,11 @@ def without_effect(s: Settings, tasks: int, model: nn.Module) -> list[str]:
     beyond = [count for count in s.eval_ckpts or () if count > tasks]
     if beyond:
         lines.append(f"`eval_ckpts` {','.join(map(str, beyond))}: there are {tasks} tasks; evaluated at the end")
+    if passed := [count for count in s.eval_ckpts or () if count < learned and count not in evaluated]:
+        lines.append(
+            f"`eval_ckpts` {','.join(map(str, passed))}: {learned} tasks are learned already; a new run that takes "
+            "this one by `merge` is evaluated after so many"
+        )
     if ADAPTORS[s.adaptor].infers and s.data_to_repeat > s.test_batch_size:
         lines.append(
             f"`data_to_repeat` {s.data_to_repeat}: a test batch has {s.test_batch_size} images, "

@@ -220,6 +220,11 @@ class Settings(InferenceOptions, TrainingOptions, NetworkOptions, DataOptions, R
         return os.path.basename(self.model)
 
     @property
+    def checkpoint(self) -> Path:
+        """What the run goes on from, if ``resume`` says so and it is there; known as ``folder`` is."""
+        return Path(self.resume) if self.resume else self.folder / "checkpoint.pt"
+
+    @property
     def folder(self) -> Path:
         """The run's folder; known once the command line is read."""
         assert self.log_dir is not None and self.name is not None

@@ -11,7 +11,7 @@ from torch import nn
 from models import masked, multitask
 from trainers import ADAPTORS
 from trainers.default import DefaultTrainer, Learned
-from trainers.entries import check_task, making_sense, score_of
+from trainers.entries import IMPORTED, check_task, making_sense, score_of
 from trainers.evaluation import TaskScore
 from trainers.export import Storage, load_export, recovery_storage, task_storage, tensor_storage, write_export
 from trainers.identity import OTHER_DATA, Identity
@@ -307,7 +307,7 @@ class RunRecord:
         if not self._checkpoint.has_records():
             run = self.identity
             about = {"settings": run.lasting, "data": run.data, "threads": self.settings["threads"]}
-            about |= {ORIGINAL: True} if run.original else {}
+            about |= {ORIGINAL: True} if run.original else {IMPORTED: True} if self.learned else {}
             self._append(Record(RUN, about))
             for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
                 self._append(self._record_of(task, None, self._saved))
@@ -415,6 +415,8 @@ class RunRecord:
         value = means.get("Accuracy Adapted", columns["Accuracy Given"])
         how = "task given" if ADAPTORS[self.options.adaptor].gives else "task inferred"
         how += ", each when just learned" if self.options.score_when_learned else ""
+        masks = sum(score.given is not None for score in scores)
+        how += f", given of the {masks} that have a mask of their own" if masks < count else ""
         row = self._row(f"mean over the {count} tasks learned so far, {how}", value, value, **means)
         self._append(Record(EVALUATION, {"scores": [asdict(score) for score in scores], "row": row}))
         self.evaluations[count] = scores
@@ -422,7 +424,9 @@ class RunRecord:
         self._tables.write_evaluations(self.evaluations)
         self._write_settings()
         self._tables.draw(means, scores)
-        self.folder.log(f"after {count} tasks: " + ", ".join(f"{name.lower()} {v:.4f}" for name, v in means.items()))
+        said = ", ".join(f"{name.lower()} {value:.4f}" for name, value in means.items())
+        apart = f" (given of the {masks} tasks that have a mask of their own)" if masks < count else ""
+        self.folder.log(f"after {count} tasks: {said}{apart}")
 
     def _row(self, what: str, current: float | None, best: float | None, **more: object) -> dict[str, object]:
         return self._tables.row(what, current, best, len(self.learned), self.storage(), **more)

@@ -244,7 +244,7 @@ def recall(
     if s.resume:  # a checkpoint goes on where it lies
         folder = Path(os.path.abspath(s.resume)).parent
         s.log_dir, s.name = str(folder.parent), folder.name
-    path = Path(s.resume) if s.resume else s.folder / "checkpoint.pt"
+    path = s.checkpoint
     if s.resume or (s.resume is not None and path.exists()):
         record.restore(path)
         if s.predict is None:  # which reads alone
