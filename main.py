@@ -26,7 +26,7 @@ if __name__ == "__main__":
             sys.exit(complain(error))
 
 from trainers import predict
-from trainers.entries import settings_beside, settings_of_run
+from trainers.entries import began_with, has_imported, settings_beside, settings_of_run
 from trainers.export import check_export, read_export
 from trainers.fit import check_fit, check_room, without_effect
 from trainers.merge import Part, read_part
@@ -110,12 +110,21 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     elif parts:
         told = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
         settings = parse_arguments(argv, told, source=f"`merge` {runs[0]}")
-    return settings, [] if _goes_on(settings) else imported, parts
+    if _goes_on(settings):
+        if settings.unshared_labels is None:  # as the run began, whatever is usual since
+            settings.unshared_labels = began_with(settings.checkpoint, "unshared_labels")
+        if settings.import_file and not has_imported(settings.checkpoint):
+            why = f"{settings.checkpoint}, which goes on, has nothing of it; leave it out, or give another `name`"
+            raise UserError(f"`import_file` {settings.import_file}: {why}")
+        imported = []  # the checkpoint has it
+    return settings, imported, parts
 
 
 def _goes_on(settings: Settings) -> bool:
-    """Whether a run goes on from a checkpoint of its own, which has what was imported."""
-    return settings.resume is not None and settings.checkpoint.exists() and not is_original(settings.checkpoint)
+    """Whether a run goes on from a checkpoint of its own."""
+    if settings.resume is None or is_original(settings.checkpoint):
+        return False
+    return settings.checkpoint.is_file() and settings.checkpoint.stat().st_size > 0
 
 
 def answer(argv: Sequence[str] | None, settings: Settings) -> None:

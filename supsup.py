@@ -12,6 +12,7 @@ See ``SupSup``.
 import hashlib
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -45,7 +46,8 @@ from utils.registry import nearest
 from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
-SEEN = 8  # images whose answers by one task show that learning the next one changes nothing
+# A task's answers to a batch show that learning the next one changes nothing; of larger batches, to so many images.
+SEEN_BYTES, SEEN = 2**26, 8
 ROOM = 8  # tasks that a network has room for at first; it doubles as they become more
 # Of the project's own networks, the layers of each kind of masks, the first that has them, and of norms.
 MASKED_LAYERS = {kind: next(layer for layer in MASKS_OF if MASKS_OF[layer] == kind) for kind in MASKS_OF.values()}
@@ -64,8 +66,9 @@ class SupSup:
     """A frozen network that learns tasks by name, each as a mask of one bit a weight, and forgets none.
 
     Tasks may be added at any time; what was learned before never changes by a bit. A task depends on the seed and on
-    how many were learned before it, on nothing else. Threads that share one take turns; torch's random numbers, which a
-    dropout draws, are one for all threads, so that learning in several needs a process for each.
+    how many were learned before it, on nothing else. Threads that share one take turns, so what gives data batch by
+    batch must not wait for the answer of the one that learns them; torch's random numbers, which a dropout draws, are
+    one for all threads, so that learning in several needs a process for each.
 
     Args:
         model: any ``nn.Module`` made of Linear, Conv and attention layers, of which a converted copy is taken (see
@@ -211,7 +214,6 @@ class SupSup:
             norms=s["norms"],
         )
 
-    @in_turn
     @in_own_modes
     def learn(
         self,
@@ -224,7 +226,10 @@ class SupSup:
         lr: float = 1e-3,
         **options: Any,
     ) -> float:
-        """Learn a task: a mask that answers its data. A warning names weights whose masks no gradient reached.
+        """Learn a task: a mask that answers its data.
+
+        A warning names weights whose masks no gradient reached, and says if learning has changed the answers of the
+        task before, as a network does that keeps statistics of its own for all tasks.
 
         Args:
             name: of the task, a text; new.
@@ -250,22 +255,36 @@ class SupSup:
         _check_options(options)
         options |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr}
         settings = _checked("learn", options)
+        # Before its turn, for what makes the data may ask the network.
+        loader = self._loader(data, settings.batch_size, most=settings.iter_lim, shuffle=True)
+        return self._learn(str(name), loader, settings)
+
+    @in_turn
+    def _learn(self, name: str, loader: OwnLoader, settings: Settings) -> float:
+        self._check_new(name)
         number = len(self.tasks)
-        in_order = {"shuffle": True, "seed": self._seed, "task": number}
-        loader = self._loader(data, settings.batch_size, most=settings.iter_lim, **in_order)
+        loader.key = (self._seed, number)
         self._make_room(number + 1)
         trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), self._rng)
         trainer.begin_tasks([number])
         losses = self._train(trainer, loader)
         if trainer.failed:
             raise RuntimeError(next(iter(trainer.failed.values())))
-        learned = [str(name) for _ in trainer.end_tasks()]
-        self._check_unchanged()
-        self.tasks += learned
-        if len(x := loader.last[:SEEN]) > 1:  # one image alone may be no batch to a norm
-            self._seen = (number, x, self._answer(number, x))
+        self.tasks += [name for _ in trainer.end_tasks()]
         self._image_shape = self._image_shape or loader.image_shape
+        self._warn_if_changed()
+        self._note_answers(number, loader.last)
         return losses[-1]
+
+    def _note_answers(self, number: int, x: Tensor) -> None:
+        """Note how a task answers some images, if it answers alike twice; see ``_warn_if_changed``."""
+        x = (x if x.nbytes <= SEEN_BYTES else x[:SEEN]).clone()
+        try:
+            answer, again = (self._answer(number, x) for _ in range(2))
+        except (AssertionError, IndexError, RuntimeError, ValueError):  # as of one image, where norms take several
+            self._seen = None
+        else:
+            self._seen = (number, x, answer) if torch.equal(answer, again) else None
 
     @torch.no_grad()
     def _answer(self, number: int, x: Tensor) -> Tensor:
@@ -274,22 +293,22 @@ class SupSup:
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             self.model.eval()
-            answer: Tensor = self.model(x)
+            answer: Tensor = self.model(x.clone())  # which the network may change
             return answer
 
-    def _check_unchanged(self) -> None:
-        """See that the task that was learned last before this one answers as it did.
+    def _warn_if_changed(self) -> None:
+        """Warn if the task that was learned before the last one does not answer as it did when it was learned.
 
-        Raises:
-            ValueError: it does not.
+        Wherever the network keeps what has changed: ``Kept`` sees what torch knows of.
         """
         if self._seen is None:
             return
-        (number, x, answer), self._seen = self._seen, None
-        if not torch.equal(self._answer(number, x).nan_to_num(), answer.nan_to_num()):
-            raise ValueError(
-                f"model: the answers of task {self.tasks[number]!r} have changed, for the network keeps something of "
-                "its own that training changes for all tasks, such as running statistics; keep it fixed"
+        number, x, answer = self._seen
+        if not torch.equal(self._answer(number, x), answer):
+            warnings.warn(
+                f"the answers of task {self.tasks[number]!r} have changed: the network keeps something of its own that "
+                "training changes for all tasks, as running statistics, or torch was told to compute in another way",
+                stacklevel=2,
             )
 
     def _train(self, trainer: DefaultTrainer, loader: OwnLoader) -> list[float]:
@@ -336,11 +355,10 @@ class SupSup:
             images: from how many of its first images; None for all. With batch norm the others go through beside them.
 
         Returns:
-            A number a task, by name; the largest is that of the inferred task.
+            A number a task, by name; the largest is that of the inferred task. If all are equal a warning says so.
 
         Raises:
-            ValueError: no task is learned, x is no batch of images that the network takes, has what is no number, or
-                says nothing of its task: all derivatives are equal.
+            ValueError: no task is learned, x is no batch of images that the network takes, or has what is no number.
         """
         self._check_learned()
         images = None if images is None else whole("images", images)
@@ -354,11 +372,13 @@ class SupSup:
         if not gradients.isfinite().all():
             raise ValueError("x: the network's answer is no finite number, so no task can be told from another")
         if len(numbers) > 1 and (gradients == gradients[0, 0]).all():
-            raise ValueError(
-                "x: with batch norm this one image is like any other, so no task can be told; give several of one task"
-                if x.shape[1] == 1 and multitask.has_batch_norm(self.model)
-                else "x: the derivatives of all tasks are equal, so none can be told from another; "
-                "likely the numbers are larger than those of the images that were learned"
+            if x.shape[1] == 1 and multitask.has_batch_norm(self.model):
+                said = "this one image is like any other, so no task can be told; give several of one task"
+                raise ValueError(f"x: with batch norm {said}")
+            warnings.warn(
+                "x: says nothing of its task, for the derivatives of all tasks are equal, so the first one is taken; "
+                "are its numbers like those that were learned?",
+                stacklevel=2,
             )
         return dict(zip(self.tasks, (-gradients[0]).tolist(), strict=True))
 
@@ -394,7 +414,6 @@ class SupSup:
         """
         return self.logits(x, task).argmax(dim=1)
 
-    @in_turn
     @in_own_modes
     def evaluate(
         self,
@@ -430,11 +449,14 @@ class SupSup:
         for loader in loaders.values():
             loader.keep()  # some batches are answered twice, and must be the same then
         options = InferenceOptions(images, real_neurons=self._labels, unshared_labels=unshared_labels)
+        return dict(zip(data, self._evaluate(loaders, options), strict=True))
+
+    @in_turn
+    def _evaluate(self, loaders: Mapping[int, OwnLoader], options: InferenceOptions) -> list[TaskScore]:
         with _failing("data"):
-            scores = evaluate(
+            return evaluate(
                 self.model, _Tests(loaders), list(loaders), self._adaptor, options, candidates=range(len(self.tasks))
             )
-        return dict(zip(data, scores, strict=True))
 
     @in_turn
     def save(self, path: str | Path) -> None:
@@ -538,7 +560,8 @@ class SupSup:
         """
         path = Path(path).expanduser()
         first, tasks = _read(path)
-        if first.values.get("frozen") != self._fingerprint():
+        used = given_state(self.model)  # as files had it once: with what the network keeps as it answers
+        if first.values.get("frozen") not in (self._fingerprint(), self._fingerprint(used)):
             raise ValueError(f"{path}: its masks are over other frozen weights")
         ours = self.settings["norms"]
         theirs = first.values["settings"].get("norms", ours)
@@ -578,11 +601,15 @@ class SupSup:
         shared = multitask.shared_state(self.model) if self._fixed else self._shared
         return {name: value.detach().cpu() for name, value in shared.items()}
 
-    def _fingerprint(self) -> str:
-        """A hash of all that is frozen: masks mean nothing over other weights."""
+    def _fingerprint(self, shared: dict[str, Tensor] | None = None) -> str:
+        """A hash of all that is frozen: masks mean nothing over other weights.
+
+        Args:
+            shared: what tasks share; None for what was given.
+        """
         digest = hashlib.sha256()
         weights = {name: module.weight for name, module in multitask.named(self.model, Masked)}
-        for name, value in sorted((weights | self._given()).items()):
+        for name, value in sorted((weights | (self._given() if shared is None else shared)).items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

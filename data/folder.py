@@ -58,7 +58,8 @@ def folder(
         )
     if tasks_by == "folders" and split:
         raise UserError(f"`tasks_by` folders: {path}: is one task, with its images to learn from in {split}")
-    if tasks_by not in (None, "folders") and apart and len(apart) == len(inside):
+    tasks = [each for each in apart if folders(path / each / (train_in(path / each) or ""))]
+    if tasks_by not in (None, "folders") and tasks and len(tasks) == len(inside):
         raise UserError(f"`tasks_by` {tasks_by}: {path}: each of its folders has a train, as tasks have; say folders")
     tasks_by = tasks_by or ("folders" if apart else "classes")
     if tasks_by != "folders":
@@ -193,11 +194,9 @@ class Own(TaskDataset):
         super().__init__(**more)
 
     def open(self, root: str | Path | None) -> None:
-        if (arrays := self.source.arrays) is not None:
-            order = mixed_order(len(arrays["test_labels"]))
-            self._take(arrays | {f"test_{of}": arrays[f"test_{of}"][order] for of in ("images", "labels")})
+        if self.source.arrays is not None:
+            self._take(self.source.arrays)
             return
-        self.source.test = [self.source.test[place] for place in mixed_order(len(self.source.test))]
         self.image_size = self.image_size or _measure_size(_sample(self.source.train))
         if 3 * self.image_size[0] * self.image_size[1] * len(self.source.train + self.source.test) <= MEMORY:
             self._take(self._decoded())
@@ -205,8 +204,10 @@ class Own(TaskDataset):
             self._open_files()
 
     def _take(self, arrays: Arrays) -> None:
-        """Hold images uint8 [N, H, W], or with C channels at their end, in memory."""
+        """Hold images uint8 [N, H, W], or with C channels at their end, in memory; those of tests mixed."""
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        order = mixed_order(len(tensors["test_labels"]))
+        tensors |= {key: tensors[key][order] for key in ("test_images", "test_labels")}
         for key in ("train_images", "test_images"):
             images = tensors[key]
             tensors[key] = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -242,6 +243,7 @@ class Own(TaskDataset):
     def _open_files(self) -> None:
         from torchvision import transforms  # takes a second to import, and only wanted here
 
+        self._tests = [self.source.test[place] for place in mixed_order(len(self.source.test))]
         middle = partial(fit, size=self.image_size)
         crop = transforms.Compose([transforms.RandomResizedCrop(self.image_size), transforms.RandomHorizontalFlip()])
         sample = (to_tensor(middle(upright(path)))[None] for path, _ in _sample(self.source.train))
@@ -267,17 +269,24 @@ class Own(TaskDataset):
 
     def fingerprint(self) -> str:
         if hasattr(self, "base"):
-            return digest(*self.class_names, super().fingerprint())
-        sizes = np.array([os.path.getsize(path) for path, _ in self.source.train + self.source.test])
-        paths = [os.path.join(*Path(path).parts[-2:]) for path, _ in self.source.train + self.source.test]
-        labels = np.array([label for _, label in self.source.train + self.source.test])
-        return digest(*self.class_names, *paths, sizes, labels)
+            base = self.base
+            order = mixed_order(len(base.test_labels)).argsort()  # as the user has them
+            tests = base.test_images[order], base.test_labels[order]
+            return digest(*self.class_names, digest(base.train_images, base.train_labels, *tests))
+        files = self.source.train + self.source.test
+        sizes = np.array([os.path.getsize(path) for path, _ in files])
+        return digest(*self.class_names, *(self._called(Path(path), label) for path, label in files), sizes)
+
+    def _called(self, path: Path, label: int) -> str:
+        """A file's name in its folder, and its class, if that is not the folder."""
+        name = self.class_names[label]
+        return os.path.join(*([] if path.parent.name == name else [name]), *path.parts[-2:])
 
     def serve(self, task: int) -> None:
         if hasattr(self, "base"):
             return super().serve(task)
         view = self.view(task)
-        for files, loader in ((self.source.train, self.train_loader), (self.source.test, self.val_loader)):
+        for files, loader in ((self.source.train, self.train_loader), (self._tests, self.val_loader)):
             if view.classes is not None:
                 files = [(path, int(view.new_labels[label])) for path, label in files if label in view.classes]
             loader.serve(task, files, view.pixels)

@@ -318,7 +318,6 @@ def folders_in(folder: str | Path) -> list[str]:
 
     Raises:
         OSError: it cannot be read.
-        UserError: a link in it leads nowhere.
     """
     above = _with_those_above(folder)
     with os.scandir(folder) as entries:
@@ -326,24 +325,24 @@ def folders_in(folder: str | Path) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder of the user's.
+    """Whether an entry is a folder of the user's."""
+    try:
+        return not entry.name.startswith(".") and entry.name.lower() not in _LEFT_BEHIND and entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def lost_links(folder: str | Path) -> list[str]:
+    """The names in a folder of links that lead nowhere, as to a drive that is not mounted, sorted.
 
     Raises:
-        UserError: it is a link that leads nowhere, which may have been to one.
+        OSError: it cannot be read.
     """
-    if entry.name.startswith(".") or entry.name.lower() in _LEFT_BEHIND:
-        return False
-    try:
-        if entry.is_dir():
-            return True
-        if entry.is_symlink():
-            entry.stat()
-    except FileNotFoundError:
-        raise UserError(f"{entry.path}: is a link that leads nowhere; remove or replace it") from None
-    except OSError as error:
-        if error.errno != errno.ELOOP:  # a link to itself
-            raise
-    return False
+    with os.scandir(folder) as entries:
+        links = sorted(entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith("."))
+    return [name for name in links if not os.path.exists(os.path.join(folder, name))]
 
 
 def _which(about: os.stat_result) -> tuple[int, int]:
@@ -371,10 +370,11 @@ def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tup
     """The images below a folder, as (folder, name), in no order.
 
     Args:
-        others: counts files that are called otherwise, by how their names end; hidden ones are nothing.
+        others: counts files that are called otherwise, by how their names end, and links that lead nowhere; hidden
+            ones are nothing.
 
     Raises:
-        UserError: a folder cannot be read, a link leads nowhere, or what is called an image is no file.
+        UserError: a folder cannot be read, or what is called an image is no file.
     """
     here, todo = folder, [folder]
     try:
@@ -392,7 +392,10 @@ def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tup
                             raise UserError(f"{entry.path}: is no file; remove or replace it")
                         if entry.is_file():
                             yield here, entry.name
-                    elif others is not None and not entry.name.startswith(".") and entry.is_file():
-                        others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+                    elif others is not None and not entry.name.startswith("."):
+                        if entry.is_file():
+                            others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+                        elif entry.is_symlink() and not os.path.exists(entry.path):
+                            others["links that lead nowhere"] += 1
     except OSError as error:
         raise UserError(f"{error.filename or here}: {error.strerror}") from None

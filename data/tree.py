@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.files import Arrays
-from data.images import EXTENSIONS, called_image, find_images, folders_in, images_in
+from data.images import EXTENSIONS, called_image, find_images, folders_in, images_in, lost_links
 from utils.errors import UserError
 
 TRAIN = ("train", "training")  # what that of images to learn from may be called, in any case of letters
@@ -107,6 +107,9 @@ def read_tree(path: Path, seed: int) -> Source:
         source.notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
     if taken := [name for name in inside if not split and name.lower() in TRAIN]:
         source.notes.append(f"{path}: {taken[0]} is taken as a class, for its images lie in no folders")
+    for folder in dict.fromkeys([path, train, *(path / name for name in tests[:1])]):
+        if lost := lost_links(folder):
+            source.notes.append(f"{folder}: links that lead nowhere, so no classes: {some(lost)}")
     if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:

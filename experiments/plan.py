@@ -104,9 +104,10 @@ def runs_of(
         ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
     """
     passed_on = parse_passed_on(words)
-    for flag in reversed([flag for flag in variants[0] if flag in passed_on and all(flag in of for of in variants)]):
+    for flag in reversed([flag for flag in variants[0] if flag in passed_on]):
         values = passed_on[flag].split(",")
-        variants = [variant for value in values for variant in _picked(variants, flag, value)]
+        if len(values) > 1 or all(flag in variant for variant in variants):
+            variants = [variant for value in values for variant in _picked(variants, flag, value)]
         if len(values) > 1:
             del passed_on[flag]
             words = [word for name, of in by_flag(words) if name != flag for word in of]
@@ -129,8 +130,9 @@ def runs_of(
 
 
 def _picked(variants: Sequence[Mapping[str, object]], flag: str, value: str) -> list[Mapping[str, object]]:
-    """The variants in which a flag has this value; where there is none, all of them, with it."""
-    return [one for one in variants if str(one[flag]) == value] or [{**one, flag: value} for one in variants]
+    """The variants in which a flag has this value; where there is none, or not all have the flag, all, with it."""
+    picked = [one for one in variants if str(one.get(flag)) == value]
+    return picked if picked and all(flag in one for one in variants) else [{**one, flag: value} for one in variants]
 
 
 def _flag(flag: str, value: object) -> str:

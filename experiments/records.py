@@ -27,9 +27,9 @@ from utils.slices import tasks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs that differ in nothing else are of one setting.
-NEUTRAL = (NEITHER - {"weights"}) | PART | {"seed"}
+NEUTRAL = NEITHER | PART | {"seed"}
 # Two runs of one seed that differ in these are not. On other machines, or of other seeds, the same lies elsewhere.
-ORIGINS = ("data", "import_file")
+ORIGINS = ("data", "import_file", "weights")
 MEGABYTE = 1e6
 
 

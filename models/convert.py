@@ -398,7 +398,7 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
         return None
     left = {key: value for key, value in own.items() if key not in _masked_in(module) and _chooses(value)}
     if isinstance(module, UNMASKED):
-        left = {key: value for key, value in own.items() if value.ndim > 1}
+        left |= {key: value for key, value in own.items() if value.ndim > 1 and value.requires_grad}
     if shared := [key for key, parameter in left.items() if parameter in masked]:
         return f"has the weight of the layer {masked[left[shared[0]]]} as its own {shared[0]}, which would have no mask"
     if left and not any(True for _ in module.children()) and not isinstance(module, (*MASKED, nn.MultiheadAttention)):

@@ -12,6 +12,7 @@ from PIL import Image
 import data.folder
 import main
 from data import DATASETS
+from data.base import digest
 from data.files import read_npz
 from data.images import EXTENSIONS, upright
 from utils.errors import UserError
@@ -410,11 +411,50 @@ def test_a_link_upwards_adds_no_images(tmp_path, link, leads):
     assert len(read.base.train_labels) + len(read.base.test_labels) == 10
 
 
-@pytest.mark.parametrize("link", ["train/birds", "train/class0/more", "val/class1/9"])
-def test_a_link_that_leads_nowhere_is_named(split, link, capsys):
+@pytest.mark.parametrize("link", ["train/birds", "val/birds", "train/class0/more", "LICENSE"])
+def test_a_link_that_leads_nowhere_is_told_of(split, link):
     """A drive that is not mounted: without a word the run would learn without what lies on it."""
     (split / link).symlink_to("/not/mounted")
-    assert f"{split / link}: is a link that leads nowhere" in refused(capsys, "--set", f"folder:{split}")
+    (note,) = own(split).notes
+    assert (f"{(split / link).parent}: links that lead nowhere" in note and Path(link).name in note) or (
+        "left out: 1 links that lead nowhere" in note
+    )
+
+
+def test_train_and_test_of_each_class_may_lie_in_its_folder_if_classes_are_asked_for(tmp_path):
+    for name, first in (("cats", 0), ("dogs", 100)):
+        for number in range(6):
+            picture(tmp_path / "tree" / name / ("train" if number < 4 else "test") / f"{number}.png", first + number)
+    read = own(tmp_path / "tree", tasks_by="classes")
+    assert read.class_names == ["cats", "dogs"] and "lie in folders of these" in read.notes[0]
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_the_fingerprint_is_that_of_files_in_their_order(split, memory, monkeypatch):
+    """Runs of before the order of tests was mixed go on."""
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    read = own(split)
+    files = [*sorted((split / "train").rglob("*.png")), *sorted((split / "val").rglob("*.png"))]
+    if memory:
+        images = torch.stack([torch.from_numpy(np.array(upright(str(file)))).permute(2, 0, 1) for file in files])
+        labels = torch.tensor([int(file.parent.name.removeprefix("class")) for file in files])
+        parts = [digest(images[:40], labels[:40], images[40:], labels[40:])]
+    else:
+        parts = [
+            *(f"{file.parent.name}/{file.name}" for file in files),
+            np.array([file.stat().st_size for file in files]),
+        ]
+    assert read.fingerprint() == digest(*read.class_names, *parts)
+
+
+def test_a_run_of_before_goes_on_with_its_labels_shared(tree, tmp_path):
+    """Whatever is usual since: what a run began with is not asked of again."""
+    words = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--set", f"folder:{tree}"]
+    words += ["--log-dir", str(tmp_path / "runs"), "--name", "run", "--num-tasks", "2"]
+    assert main.main([*words, "--no-unshared-labels", "--tasks", "0"]) == 0
+    assert main.main([*words, "--tasks", "0", "--resume"]) == 0
+    settings = yaml.safe_load((tmp_path / "runs" / "run" / "settings.yaml").read_text())["settings"]
+    assert settings["unshared_labels"] is False
 
 
 def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):

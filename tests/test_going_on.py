@@ -157,6 +157,18 @@ def test_a_run_that_began_with_an_import_goes_on_by_its_own_command(again, expor
     assert learned(tmp_path / "log")[1] == whole[1]
 
 
+def test_what_a_run_did_not_begin_with_is_not_said_to_be_there(exported, tmp_path, trained, capsys):
+    path = exported("--tasks", "0-1")
+    assert call_main(tmp_path / "log", "--name", "run") == 0
+    capsys.readouterr()
+    assert call_main(tmp_path / "log", "--name", "run", "--import", path, "--resume") == 2
+    assert "has nothing of it" in capsys.readouterr().err
+    (tmp_path / "new" / "run").mkdir(parents=True)
+    (tmp_path / "new" / "run" / "checkpoint.pt").touch()  # as killed before its first record
+    del trained[:]
+    assert call_main(tmp_path / "new", "--name", "run", "--import", path, "--resume") == 0 and trained == [2]
+
+
 def test_evaluations_that_were_passed_are_told_of(tmp_path, capsys):
     assert call_main(tmp_path / "log") == 0
     capsys.readouterr()

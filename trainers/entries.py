@@ -16,7 +16,7 @@ from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.cores import MOST_THREADS
 from utils.errors import UserError, no_memory
-from utils.journal import MORE_TASKS, RUN
+from utils.journal import MORE_TASKS, RUN, TASK
 from utils.paths import read_small
 from utils.results import check_row
 from utils.settings import NETWORK, OUTCOME, TOLD
@@ -42,6 +42,21 @@ def settings_of_run(path: Path) -> dict[str, object]:
                 told = latest_settings(file.read()[0])
             return {name: value for name, value in told.items() if name in (NETWORK | OUTCOME if original else NETWORK)}
     return {}
+
+
+def began_with(path: Path, name: str) -> Any:
+    """The value of a setting that a run began with, as its checkpoint has it; None if it has none."""
+    with suppress(UserError, *NONSENSE):
+        first = Checkpoint(path).first()
+        return None if first is None or first.kind != RUN else first.values["settings"].get(name)
+    return None
+
+
+def has_imported(path: Path) -> bool:
+    """Whether a run's checkpoint has tasks that it began with; so also if it cannot be read, which is told later."""
+    with suppress(UserError, *NONSENSE):
+        return any(record.kind == TASK and record.values["row"] is None for record in Checkpoint(path).read()[0])
+    return True
 
 
 def latest_settings(records: Sequence[Record]) -> dict[str, Any]:

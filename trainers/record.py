@@ -308,9 +308,9 @@ class RunRecord:
             run = self.identity
             about = {"settings": run.lasting, "data": run.data, "threads": self.settings["threads"]}
             about |= {ORIGINAL: True} if run.original else {IMPORTED: True} if self.learned else {}
-            self._append(Record(RUN, about))
-            for task in self.learned:  # imported, for only a checkpoint that is there can be resumed
-                self._append(self._record_of(task, None, self._saved))
+            # What was imported, for only a checkpoint that is there can be resumed.
+            brought = [self._record_of(task, None, place) for place, task in enumerate(self.learned)]
+            self._append(Record(RUN, about), *brought)
 
     def keep_tasks(self, tasks: Sequence[Measured]) -> None:
         """Keep tasks that were just learned; they come to the disk together."""
