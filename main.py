@@ -1,5 +1,6 @@
 """From the command line to a run, and what its exit status means. ``python main.py --help`` lists the flags."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,9 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         if not _goes_on(settings):
             settings.resume = None  # it goes on in a folder of its own
     elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint)):
+        brought = str(told.pop("import_file", "")) or None
         settings = parse_arguments(argv, told, source=str(settings.checkpoint))
+        settings.import_file = settings.import_file or brought  # of which the checkpoint has what there is to know
     elif settings.import_file:
         path = settings.import_file
         told, imported = read_export(Path(path))
@@ -124,7 +127,7 @@ def _goes_on(settings: Settings) -> bool:
     """Whether a run goes on from a checkpoint of its own."""
     if settings.resume is None or is_original(settings.checkpoint):
         return False
-    return settings.checkpoint.is_file() and settings.checkpoint.stat().st_size > 0
+    return os.path.isfile(settings.checkpoint) and os.path.getsize(settings.checkpoint) > 0
 
 
 def answer(argv: Sequence[str] | None, settings: Settings) -> None:

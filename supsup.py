@@ -40,7 +40,7 @@ from utils.checkpoint import Checkpoint, Record, joined, named_part, write_recor
 from utils.errors import UserError, no_memory
 from utils.files import place_of
 from utils.given import in_own_modes, in_turn, one_of, plain, whole
-from utils.journal import TASK
+from utils.journal import EXPORT, RUN, TASK
 from utils.original import is_original, read_original
 from utils.registry import nearest
 from utils.seeding import generator
@@ -156,6 +156,10 @@ class SupSup:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, turn=RLock())
+
+    def __repr__(self) -> str:
+        name = self.settings["model"] or type(self.model).__name__
+        return f"SupSup({name}, outputs={self.outputs}, tasks={self.tasks})"
 
     def _settle(self) -> None:
         """Check the settings as those of a run are, and find the keywords of ``models.Builder`` that they make.
@@ -703,6 +707,9 @@ def _read(path: Path) -> tuple[Record, list[Record]]:
         ValueError: it is damaged, or was written by something else.
     """
     records, damaged = Checkpoint(path).read()
+    if records and records[0].kind in (EXPORT, RUN):
+        what = "an export" if records[0].kind == EXPORT else "the checkpoint of a run"
+        raise ValueError(f"{path}: is {what} of main.py, which goes on from it, and no file of SupSup.save")
     if damaged or not records or records[0].kind != KIND:
         raise ValueError(f"{path}: is damaged, or was not written by SupSup.save")
     settings, shape = (records[0].values.get(name, []) for name in ("settings", "image_shape"))

@@ -356,6 +356,8 @@ class OwnClasses(SplitByClass, Own):
             tasks = min(num_tasks or 1, count)
             self.sizes = [count // tasks + (task < count % tasks) for task in range(tasks)]
         self.num_classes, self.default_tasks, self.max_tasks = max(self.sizes), len(self.sizes), len(self.sizes)
+        if 1 in self.sizes:
+            self.notes.append(f"{self.name}: of a task of one class every answer with the task given is right")
 
     @cached_property
     def class_order(self) -> np.ndarray:

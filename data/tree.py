@@ -75,6 +75,21 @@ def _loose(path: Path) -> int:
     return sum(1 for entry in path.iterdir() if called_image(entry.name) and entry.is_file())
 
 
+def _beside(path: Path, split: str | None, tests: Sequence[str]) -> list[str]:
+    """What of a tree is neither the images to learn from, which ``split`` has, nor the tests, a line each."""
+    inside, notes = folders(path), []
+    if len(tests) > 1:
+        notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
+    if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
+        notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
+    if taken := [name for name in inside if not split and name.lower() in TRAIN]:
+        notes.append(f"{path}: {taken[0]} is taken as a class, for its images lie in no folders")
+    for folder in [path, *(path / name for name in (split, *tests[:1]) if name)]:
+        if lost := lost_links(folder):
+            notes.append(f"{folder}: links that lead nowhere, so no classes: {some(lost)}")
+    return notes
+
+
 def read_tree(path: Path, seed: int) -> Source:
     """The classes and files of one tree.
 
@@ -100,16 +115,7 @@ def read_tree(path: Path, seed: int) -> Source:
             f"`set` folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
             f"should have one a class, such as {train / 'cats'}/1.jpg"
         )
-    source = Source(list(named))
-    if len(tests) > 1:
-        source.notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
-    if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
-        source.notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
-    if taken := [name for name in inside if not split and name.lower() in TRAIN]:
-        source.notes.append(f"{path}: {taken[0]} is taken as a class, for its images lie in no folders")
-    for folder in dict.fromkeys([path, train, *(path / name for name in tests[:1])]):
-        if lost := lost_links(folder):
-            source.notes.append(f"{folder}: links that lead nowhere, so no classes: {some(lost)}")
+    source = Source(list(named), notes=_beside(path, split, tests))
     if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:

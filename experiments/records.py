@@ -22,7 +22,7 @@ from trainers.options import Settings
 from utils import journal
 from utils.results import COLUMNS as RESULTS
 from utils.results import of_last_start, to_csv
-from utils.settings import NEITHER, PART
+from utils.settings import NEITHER, PART, SETTLED
 from utils.slices import tasks_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ class Setting:
     @property
     def in_parts(self) -> bool:
         """Whether each run has learned a part of its seed's tasks: one task, or a slice."""
-        return all(run.part is not None for run in self.runs)
+        return all(run.part is not None for run in self.runs) and _apart(self.runs)
 
     @property
     def joined(self) -> list[int]:
@@ -321,6 +321,10 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
 
         return [list(group) for _, group in groupby(sorted(runs, key=place), key=place)]
 
+    # What a set of the user's own has measured on its images goes with the set.
+    apart = grouped(runs, [key for key in telling if key not in SETTLED])
+    same = [key for key in SETTLED if all(len(grouped(group, [key])) == 1 for group in apart)]
+    telling = [key for key in telling if key not in same]
     settings = []
     for alike in grouped(runs, telling):
         origins = [key for key in ORIGINS if _differ_within_a_seed(alike, key)]

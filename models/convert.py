@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from models.init import initialise
 from models.layers import LayerOptions
-from models.masked import Masked, Threshold, TopK
+from models.masked import Masked, Threshold, TopK, plain_name
 from models.multitask import MultitaskModule, Rng, named, shared_state
 from models.norms import MultitaskNonAffineBN, normalise
 
@@ -304,7 +304,7 @@ def is_converted(model: nn.Module) -> bool:
 def unreached(model: nn.Module) -> set[str]:
     """The weights whose masks, in training, had no gradient from the last batch, by name."""
     return {
-        name.removesuffix(".0").replace("parametrizations.", "")
+        plain_name(name)
         for name, masked in named(model, MaskedParameter)
         if any(scores.grad is None for scores in masked.task_parameters().values())
     }

@@ -417,13 +417,18 @@ def only_masks(model: nn.Module) -> bool:
     return all(isinstance(module, Masked) for _, module in multitask.named(model, multitask.MultitaskModule))
 
 
+def plain_name(name: str) -> str:
+    """What a user calls the weight that a layer masks: ``fc`` or ``fc.weight``, not the way to its parametrization."""
+    return name.removesuffix(".0").replace("parametrizations.", "") if ".parametrizations." in f".{name}" else name
+
+
 def kept_fractions(model: nn.Module, task: int) -> dict[str, float]:
     """The share of its weights that ``task`` keeps in each masked layer, and ``total`` over the network."""
     layers = dict(multitask.named(model, Masked))
     rows = {name: module.packed[module.row(task)].cpu().numpy() for name, module in layers.items()}
     sizes = {name: module.weight.numel() for name, module in layers.items()}
     kept = {name: int(np.unpackbits(row, count=sizes[name]).sum()) for name, row in rows.items()}
-    fractions = {name: kept[name] / sizes[name] for name in kept}
+    fractions = {plain_name(name): kept[name] / sizes[name] for name in kept}
     if sizes:
         fractions["total"] = math.fsum(kept.values()) / sum(sizes.values())
     return fractions

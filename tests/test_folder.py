@@ -527,3 +527,15 @@ def test_an_answer_of_another_class_is_not_right(tree, tmp_path):
         assert settings["unshared_labels"] is told
         assert f",{scenario}," in (tmp_path / "results.csv").read_text()
     assert main.main([*words, "--trainer", "nns", "--nns-every", "1", "--name", "hidden"]) == 0
+
+
+def test_images_that_changed_are_what_is_named_and_not_what_was_measured_on_them(tree, tmp_path, capsys):
+    words = ["--set", f"folder:{tree}", "--log-dir", str(tmp_path / "runs"), "--name", "run"]
+    assert main.main([*FAST, *words]) == 0
+    (tree / "class0" / "0.png").unlink()
+    assert "was made with other data" in refused(capsys, *words, "--resume")
+
+
+def test_tasks_of_one_class_are_told_of(tree):
+    (note,) = own(tree, num_tasks=5).notes
+    assert "of a task of one class every answer with the task given is right" in note

@@ -154,6 +154,7 @@ def test_a_run_that_began_with_an_import_goes_on_by_its_own_command(again, expor
     path.with_name("finished").unlink(missing_ok=True)
     del trained[:]
     assert call_main(tmp_path / "log", *again, "--name", "run") == 0 and trained == [2]
+    assert yaml.safe_load(path.with_name("settings.yaml").read_text())["settings"]["import_file"] == "model.sup"
     assert learned(tmp_path / "log")[1] == whole[1]
 
 

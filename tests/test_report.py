@@ -276,6 +276,28 @@ def test_what_came_from_other_files_is_another_setting(tmp_path, name, values, s
     assert found == labels
 
 
+def test_two_runs_of_one_part_are_one_part_learned_twice(tmp_path):
+    """As a slice, and what --merge --allow-missing made of it."""
+    in_parts(tmp_path / "a", 0, ["0-2"], 6)
+    path = make_run(tmp_path / "a", "merged", 0, tasks=3, evaluated=(3,), num_tasks=6) / "settings.yaml"
+    about = yaml.safe_load(path.read_text())
+    about["settings"] |= {"tasks": "0-2"}
+    path.write_text(yaml.safe_dump(about))
+    (experiment,), _ = records.read([tmp_path / "a"])
+    (setting,) = experiment.settings
+    final = setting.final.iloc[0]
+    assert (final["Tasks Learned"], final["Bytes"]) == (3, 300) and setting.inferred
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_a_set_measures_on_its_images_is_no_label(tmp_path, measured):
+    make_run(tmp_path / "a", "one", 0, set="folder:photos", mean=[0.1, 0.2, 0.3] if measured else [0.5], std=[1.0])
+    make_run(tmp_path / "a", "two", 0, set="MNISTPerm" if measured else "folder:photos", mean=None, std=[1.0])
+    (experiment,), _ = records.read([tmp_path / "a"])
+    labels = {setting.label for setting in experiment.settings}
+    assert labels == ({"set MNISTPerm", "set folder:photos"} if measured else {"mean None", "mean [0.5]"})
+
+
 @pytest.mark.parametrize("name, sizes", [("task_eval", [1, 1, 1]), ("tasks", [1, 2, 3])])
 def test_runs_of_parts_of_the_tasks_count_as_one_that_learned_them_all(tmp_path, name, sizes):
     folder = tmp_path / "rn50-supsup"

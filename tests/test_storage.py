@@ -135,7 +135,6 @@ def exported(tmp_path_factory):
         (["--seed", "3"], "--seed 0 there, 3 here"),
         (["--num-tasks", "3"], "--num-tasks 2 there, 3 here"),
         (["--model", "FC1024"], "--model LeNet there, FC1024 here"),
-        (["--resume"], "a run starts from one of them"),
     ],
 )
 def test_an_import_under_other_settings_is_refused(words, said, exported, tmp_path, capsys):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import main
 from data import DATASETS
 from supsup import SupSup
 from utils.checkpoint import Checkpoint, Record, write_records
@@ -1003,3 +1004,18 @@ def test_threads_take_turns(tmp_path):
     again = copy.deepcopy(net)
     assert torch.equal(again.logits(X, "b"), alone["b"])
     again.learn("d", (X, Y))
+
+
+def test_what_main_wrote_is_named_as_what_it_is(tmp_path):
+    words = ["--threads", "1", "--multigpu", "cpu", "--num-tasks", "1", "--iter-lim", "1", "--log-dir", str(tmp_path)]
+    assert main.main([*words, "--name", "run", "--export", str(tmp_path / "a.sup")]) == 0
+    with pytest.raises(ValueError, match="is an export of main.py, which goes on from it"):
+        SupSup.load(tmp_path / "a.sup")
+    with pytest.raises(ValueError, match="is the checkpoint of a run of main.py"):
+        SupSup.load(tmp_path / "run" / "checkpoint.pt")
+
+
+def test_it_is_shown_by_its_tasks():
+    net = SupSup(small(), 10)
+    net.learn("one", (X, Y))
+    assert repr(net) == "SupSup(Sequential, outputs=10, tasks=['one'])"

@@ -23,24 +23,28 @@ from utils.settings import NETWORK, OUTCOME, TOLD
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
-IMPORTED = "imported"  # in the record that a run begins with: whether it began with an export
+IMPORTED = "imported"  # in the record that a run begins with: the export that it began with, if it did
 SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
 
 
-def settings_of_run(path: Path) -> dict[str, object]:
+def settings_of_run(path: Path) -> dict[str, Any]:
     """The settings that a run here began with from a file, as its checkpoint has them; none of another run.
 
-    From a checkpoint of the original code they were all, from an export those of the network. Whoever goes on need not
-    give them again.
+    From a checkpoint of the original code they were all, from an export those of the network, and which file that was.
+    Whoever goes on need not give them again.
     """
     with suppress(UserError):
         file = Checkpoint(path)
         first = file.first()
-        original, imported = (first is not None and first.values.get(name) is True for name in (ORIGINAL, IMPORTED))
-        if first is not None and first.kind == RUN and (original or imported):
+        if first is None or first.kind != RUN:
+            return {}
+        original, imported = first.values.get(ORIGINAL) is True, first.values.get(IMPORTED)
+        if original or isinstance(imported, str):
             with making_sense(path):
                 told = latest_settings(file.read()[0])
-            return {name: value for name, value in told.items() if name in (NETWORK | OUTCOME if original else NETWORK)}
+            names = NETWORK | OUTCOME if original else NETWORK
+            told = {name: value for name, value in told.items() if name in names}
+            return told if original else told | {"import_file": imported}
     return {}
 
 

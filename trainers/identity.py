@@ -10,6 +10,7 @@ from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record
 from utils.errors import UserError
 from utils.journal import RUN, TASK
+from utils.settings import SETTLED
 
 OTHER_DATA = "images, labels or classes have changed"
 
@@ -49,7 +50,9 @@ class Identity:
             if record.kind != RUN or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             settings = latest_settings(records)
-            self.check_same(path, settings)
+            other = values.get("data") not in (None, self.data)
+            # Of other data what is measured on them is other too, and that is not what is wrong.
+            self.check_same(path, settings | ({name: self.lasting[name] for name in SETTLED} if other else {}))
             self.more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
             self._began = values["settings"]
             # Those of before it was kept tell of it in the settings of the run alone.
@@ -61,7 +64,7 @@ class Identity:
             self.mark = mark_of(values["settings"], values.get("data"))
             self._marked = "run" in values
             self.check(record)
-        if values.get("data") not in (None, self.data):
+        if other:
             raise UserError(f"{path} was made with other data: {OTHER_DATA}; put back the old, or begin a new run")
 
     def recall_headless(self, path: Path) -> None:

@@ -307,7 +307,10 @@ class RunRecord:
         if not self._checkpoint.has_records():
             run = self.identity
             about = {"settings": run.lasting, "data": run.data, "threads": self.settings["threads"]}
-            about |= {ORIGINAL: True} if run.original else {IMPORTED: True} if self.learned else {}
+            if run.original:
+                about[ORIGINAL] = True
+            elif self.learned:
+                about[IMPORTED] = self.settings["import_file"]
             # What was imported, for only a checkpoint that is there can be resumed.
             brought = [self._record_of(task, None, place) for place, task in enumerate(self.learned)]
             self._append(Record(RUN, about), *brought)

@@ -8,6 +8,8 @@ NETWORK = frozenset(
         *("conv_type", "bn_type", "conv_init", "mode", "nonlinearity", "sparsity", "er_sparsity"),
     }
 )
+# Those that a set of the user's own finds out on its images, if nobody says them.
+SETTLED = ("image_size", "mean", "std")
 # How learned tasks are told apart: what was learned is the same under other values of these.
 TOLD_APART = frozenset(
     {
