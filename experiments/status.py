@@ -44,7 +44,8 @@ class Status:
     Attributes:
         state: ``new``: it has not begun; ``begun``, whether it is under way or not; ``finished``.
         done: the tasks that it has learned.
-        tasks: how many it is to learn, without those that could not be and were left out; None while nobody can tell.
+        tasks: how many it is to learn, or has from elsewhere, without those that could not be and were left out; None
+            while nobody can tell.
         accuracy: of the task learned last, when it was just learned; None before the first.
     """
 
@@ -60,8 +61,8 @@ def read(folder: Path) -> Status:
     It is that of the checkpoint's records up to the first that none can have written.
     """
     state = "finished" if (folder / "finished").exists() else "begun" if folder.is_dir() else "new"
-    path, done, left_out = folder / "checkpoint.pt", set(), set()
-    alone, tasks, accuracy = False, None, None
+    path, done, left_out, part = folder / "checkpoint.pt", set(), set(), set()
+    tasks, accuracy = None, None
     with suppress(OSError, *NONSENSE):
         for place, said in enumerate(journal.values(path, proved=False) if path.is_file() else ()):
             kind = said["kind"]
@@ -70,16 +71,16 @@ def read(folder: Path) -> Status:
             if kind == journal.RUN:
                 settings = said["settings"]
                 some = settings.get("tasks") or settings.get("task_eval")
-                alone = some is not None
-                count = settings.get("stream_tasks") or settings["num_tasks"]
-                tasks = len(tasks_of(str(some))) if alone else _number(count)
-            elif kind == journal.MORE_TASKS and not alone:
+                part = set() if some is None else set(tasks_of(str(some)))
+                tasks = len(part) or _number(settings.get("stream_tasks") or settings["num_tasks"])
+            elif kind == journal.MORE_TASKS:
                 tasks = _number(said["num_tasks"])
             elif kind == journal.LEFT_OUT:
                 left_out.add(_number(said["task"]))
             elif kind == journal.TASK:
                 task, accuracy = _number(said["task"]), float(said["accuracy"])
                 done.add(task)
+    tasks = len(part | done) if part else tasks
     return Status(state, len(done), None if tasks is None else tasks - len(left_out - done), accuracy)
 
 

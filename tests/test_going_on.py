@@ -131,6 +131,8 @@ def test_one_task_is_learned_beside_those_that_were_imported(there, task, export
     assert trained == [task] * (task not in there)
     tasks, scores = learned(tmp_path / "log")
     assert sorted(tasks) == sorted({*there, task}) and sorted(score["task"] for score in scores) == sorted(tasks)
+    (run,) = (path.parent for path in (tmp_path / "log").rglob("checkpoint.pt"))
+    assert (status.read(run).done, status.read(run).tasks) == (len(tasks), len(tasks))
     # What was exported in the end holds them all, and the run goes on from its own checkpoint.
     assert call_main(tmp_path / "more", "--import", again) == 0
     assert call_main(tmp_path / "log", *words, "--resume") == 0
