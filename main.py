@@ -103,7 +103,10 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
     elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint)):
         brought = str(told.pop("import_file", "")) or None
         settings = parse_arguments(argv, told, source=str(settings.checkpoint))
-        settings.import_file = settings.import_file or brought  # of which the checkpoint has what there is to know
+        if brought and settings.import_file and os.path.basename(brought) != os.path.basename(settings.import_file):
+            why = f"{settings.checkpoint}, which goes on, began with {brought}; leave it out, or give another `name`"
+            raise UserError(f"`import_file` {settings.import_file}: {why}")
+        settings.import_file = brought or settings.import_file
     elif settings.import_file:
         path = settings.import_file
         told, imported = read_export(Path(path))

@@ -39,7 +39,7 @@ from trainers.original import learned_tasks, settings_told
 from utils.checkpoint import Checkpoint, Record, joined, named_part, write_records
 from utils.errors import UserError, no_memory
 from utils.files import place_of
-from utils.given import in_own_modes, in_turn, one_of, plain, whole
+from utils.given import in_own_modes, in_turn, one_of, own_modes, plain, whole
 from utils.journal import EXPORT, RUN, TASK
 from utils.original import is_original, read_original
 from utils.registry import nearest
@@ -218,7 +218,6 @@ class SupSup:
             norms=s["norms"],
         )
 
-    @in_own_modes
     def learn(
         self,
         name: str,
@@ -260,10 +259,12 @@ class SupSup:
         options |= {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "lr": lr}
         settings = _checked("learn", options)
         # Before its turn, for what makes the data may ask the network.
-        loader = self._loader(data, settings.batch_size, most=settings.iter_lim, shuffle=True)
+        with own_modes():
+            loader = self._loader(data, settings.batch_size, most=settings.iter_lim, shuffle=True)
         return self._learn(str(name), loader, settings)
 
     @in_turn
+    @in_own_modes
     def _learn(self, name: str, loader: OwnLoader, settings: Settings) -> float:
         self._check_new(name)
         number = len(self.tasks)
@@ -359,7 +360,8 @@ class SupSup:
             images: from how many of its first images; None for all. With batch norm the others go through beside them.
 
         Returns:
-            A number a task, by name; the largest is that of the inferred task. If all are equal a warning says so.
+            A number a task, by name; the largest is that of the inferred task. If all are equal a warning says
+            so, which Python shows once.
 
         Raises:
             ValueError: no task is learned, x is no batch of images that the network takes, or has what is no number.
@@ -418,7 +420,6 @@ class SupSup:
         """
         return self.logits(x, task).argmax(dim=1)
 
-    @in_own_modes
     def evaluate(
         self,
         data: Mapping[str, Iterable[Any]],
@@ -449,13 +450,15 @@ class SupSup:
             return {}
         images = sys.maxsize if images is None else whole("images", images)
         batch_size = whole("batch_size", batch_size)
-        loaders = {self._number(name): self._loader(batches, batch_size) for name, batches in data.items()}
-        for loader in loaders.values():
-            loader.keep()  # some batches are answered twice, and must be the same then
+        with own_modes():
+            loaders = {self._number(name): self._loader(batches, batch_size) for name, batches in data.items()}
+            for loader in loaders.values():
+                loader.keep()  # some batches are answered twice, and must be the same then
         options = InferenceOptions(images, real_neurons=self._labels, unshared_labels=unshared_labels)
         return dict(zip(data, self._evaluate(loaders, options), strict=True))
 
     @in_turn
+    @in_own_modes
     def _evaluate(self, loaders: Mapping[int, OwnLoader], options: InferenceOptions) -> list[TaskScore]:
         with _failing("data"):
             return evaluate(

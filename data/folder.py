@@ -19,8 +19,8 @@ from data import TASKS_BY
 from data.base import BaseSet, Permuted, Rotating, SplitByClass, TaskDataset, digest, mixed_order
 from data.cifar import crop_and_flip
 from data.files import Arrays, read_npz
-from data.images import FolderLoader, fit, images_in, to_tensor, upright
-from data.tree import Files, Source, folders, read_tree, some, train_in
+from data.images import FolderLoader, fit, images_in, lost_links, to_tensor, upright
+from data.tree import TESTS, TRAIN, Files, Source, folders, read_tree, some, train_in
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def folder(
         UserError: the folder is no such tree, or an image of a class that is needed is missing.
     """
     path = Path(root or ".", name)
-    inside, split = folders(path), train_in(path)
+    inside, split, lost = folders(path), train_in(path), lost_links(path)
+    if parts := [name for name in lost if name.lower() in (*TRAIN, *TESTS)]:
+        raise UserError(f"`set` folder: {path / parts[0]}: is a link that leads nowhere; remove or replace it")
     apart = [] if split else [each for each in inside if train_in(path / each)]
     if tasks_by is None and apart and len(apart) < len(inside):
         rest = [each for each in inside if each not in apart]
@@ -68,6 +70,8 @@ def folder(
             _check_classes(path, source, one=False)
     else:
         source = Source([])
+        if lost:
+            source.notes.append(f"{path}: links that lead nowhere, so no tasks: {some(lost)}")
         for task in inside:
             tree, first = read_tree(path / task, seed), len(source.classes)
             _check_classes(path / task, tree, one=True)

@@ -387,15 +387,15 @@ def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tup
                         if (which := _which(entry.stat())) not in seen:  # else a link, to one above or seen
                             seen.add(which)
                             todo.append(entry.path)
+                    elif others is not None and entry.is_symlink() and not os.path.exists(entry.path):
+                        if not entry.name.startswith("."):
+                            others["links that lead nowhere"] += 1
                     elif called_image(entry.name):
                         if not (entry.is_file() or entry.is_dir()):
                             raise UserError(f"{entry.path}: is no file; remove or replace it")
                         if entry.is_file():
                             yield here, entry.name
-                    elif others is not None and not entry.name.startswith("."):
-                        if entry.is_file():
-                            others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
-                        elif entry.is_symlink() and not os.path.exists(entry.path):
-                            others["links that lead nowhere"] += 1
+                    elif others is not None and not entry.name.startswith(".") and entry.is_file():
+                        others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
     except OSError as error:
         raise UserError(f"{error.filename or here}: {error.strerror}") from None

@@ -95,7 +95,8 @@ def runs_of(
     """Every run of a call: each variant with each seed, ``words`` passed on unchanged.
 
     A flag that all variants have picks those of its value, or of several values: ``--sparsity 4,16``. A value that none
-    has, and a flag that only some have, wins over the variant's; variants that become the same by it are run once.
+    has, and a flag that only some have, wins over the variants', each of several values over all of them; variants that
+    become the same by it are run once.
 
     Args:
         tasks: if each task is a run of its own, the number of tasks, unless ``--num-tasks`` is passed on.
@@ -104,7 +105,8 @@ def runs_of(
         ValueError: as ``parse_passed_on``, or ``--num-tasks`` is no number.
     """
     passed_on = parse_passed_on(words)
-    for flag in reversed([flag for flag in variants[0] if flag in passed_on]):
+    theirs = dict.fromkeys(flag for variant in variants for flag in variant)
+    for flag in reversed([flag for flag in theirs if flag in passed_on]):
         values = passed_on[flag].split(",")
         if len(values) > 1 or all(flag in variant for variant in variants):
             variants = [variant for value in values for variant in _picked(variants, flag, value)]

@@ -85,8 +85,8 @@ class Run:
 class Setting:
     """The runs of an experiment that differ in their seed alone, or in which of the seed's tasks they have learned.
 
-    Runs with weights from other files are of other settings, and so are two of one seed that imported other files, or
-    had data of the user's own from other places.
+    Runs that were given weights, or imported tasks, are not of a setting with those that were not; nor are two of one
+    seed that had these from other files, or data of the user's own from other places.
 
     Attributes:
         label: in what it differs from the experiment's other settings.
@@ -313,7 +313,13 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
     def value(run: Run, key: str) -> object:
         return run.settings.get(key, defaults.get(key))
 
-    telling = [key for key in sorted(known) if any(value(run, key) != value(runs[0], key) for run in runs)]
+    def differ(key: str) -> bool:
+        return any(value(run, key) != value(runs[0], key) for run in runs)
+
+    def some_have(key: str) -> bool:
+        return 0 < sum(value(run, key) is not None for run in runs) < len(runs)
+
+    telling = [key for key in sorted(known) if differ(key)]
 
     def grouped(runs: Iterable[Run], keys: Sequence[str]) -> list[list[Run]]:
         def place(run: Run) -> list[tuple]:
@@ -325,9 +331,10 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
     apart = grouped(runs, [key for key in telling if key not in SETTLED])
     same = [key for key in SETTLED if all(len(grouped(group, [key])) == 1 for group in apart)]
     telling = [key for key in telling if key not in same]
+    brought = [key for key in ("import_file", "weights") if some_have(key)]
     settings = []
     for alike in grouped(runs, telling):
-        origins = [key for key in ORIGINS if _differ_within_a_seed(alike, key)]
+        origins = [key for key in ORIGINS if key in brought or _differ_within_a_seed(alike, key)]
         for group in grouped(alike, origins):
             keys = [*telling, *origins, *([] if _apart(group) else sorted(PART))]
             for members in grouped(group, keys):

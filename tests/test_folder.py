@@ -411,14 +411,27 @@ def test_a_link_upwards_adds_no_images(tmp_path, link, leads):
     assert len(read.base.train_labels) + len(read.base.test_labels) == 10
 
 
-@pytest.mark.parametrize("link", ["train/birds", "val/birds", "train/class0/more", "LICENSE"])
+@pytest.mark.parametrize("link", ["train/birds", "val/birds", "train/class0/more", "train/class0/9.png", "LICENSE"])
 def test_a_link_that_leads_nowhere_is_told_of(split, link):
     """A drive that is not mounted: without a word the run would learn without what lies on it."""
+    (split / link).unlink(missing_ok=True)
     (split / link).symlink_to("/not/mounted")
     (note,) = own(split).notes
     assert (f"{(split / link).parent}: links that lead nowhere" in note and Path(link).name in note) or (
         "left out: 1 links that lead nowhere" in note
     )
+
+
+def test_a_split_or_a_task_that_leads_nowhere_is_named(split, tmp_path, capsys):
+    for task in ("one", "three"):
+        shutil.copytree(split, tmp_path / "tasks" / task)
+    (tmp_path / "tasks" / "two").symlink_to("/not/mounted")
+    assert own(tmp_path / "tasks").notes == [f"{tmp_path / 'tasks'}: links that lead nowhere, so no tasks: two"]
+    for part in ("train", "val"):
+        shutil.copytree(split, tmp_path / part)
+        shutil.rmtree(tmp_path / part / part)
+        (tmp_path / part / part).symlink_to("/not/mounted")
+        assert f"{part}/{part}: is a link that leads nowhere" in refused(capsys, "--set", f"folder:{tmp_path / part}")
 
 
 def test_train_and_test_of_each_class_may_lie_in_its_folder_if_classes_are_asked_for(tmp_path):
@@ -532,6 +545,7 @@ def test_an_answer_of_another_class_is_not_right(tree, tmp_path):
 def test_images_that_changed_are_what_is_named_and_not_what_was_measured_on_them(tree, tmp_path, capsys):
     words = ["--set", f"folder:{tree}", "--log-dir", str(tmp_path / "runs"), "--name", "run"]
     assert main.main([*FAST, *words]) == 0
+    assert "--image-size [10, 8] there, [6, 6] here" in refused(capsys, *words, "--image-size", "6,6", "--resume")
     (tree / "class0" / "0.png").unlink()
     assert "was made with other data" in refused(capsys, *words, "--resume")
 

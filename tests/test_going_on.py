@@ -157,6 +157,7 @@ def test_a_run_that_began_with_an_import_goes_on_by_its_own_command(again, expor
     del trained[:]
     assert call_main(tmp_path / "log", *again, "--name", "run") == 0 and trained == [2]
     assert yaml.safe_load(path.with_name("settings.yaml").read_text())["settings"]["import_file"] == "model.sup"
+    assert call_main(tmp_path / "log", "--import", "other.sup", "--resume", "--name", "run") == 2
     assert learned(tmp_path / "log")[1] == whole[1]
 
 

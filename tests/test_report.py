@@ -262,6 +262,8 @@ def test_a_flag_that_came_later_tells_runs_apart_that_have_another_value(tmp_pat
             {"import-file /x/a.sup": [0], "import-file None": [0, 1]},
         ),
         ("import_file", ["/x/0.sup", "/x/0.sup", "/x/1.sup"], "DigitsPerm", {"": [0, 0, 1]}),
+        ("weights", [None, None, "/x/a.pt"], "DigitsPerm", {"weights None": [0, 0], "weights /x/a.pt": [1]}),
+        ("weights", ["/x/a.pt", "/x/a.pt", "/y/a.pt"], "DigitsPerm", {"": [0, 0, 1]}),
         ("data", ["/x/a", "/x/b", "/x/b"], "npz:d.npz", {"data /x/a": [0], "data /x/b": [0, 1]}),
         ("data", ["/x", "/y", "/z"], "MNISTPerm", {"": [0, 0, 1]}),
         ("data", ["/x", "/x", "/y"], "folder:photos", {"": [0, 0, 1]}),

@@ -935,6 +935,27 @@ def test_sound_networks_are_not_said_to_change(kind):
             net.learn(name, (X.clone(), Y), epochs=2)
 
 
+def test_threads_that_learn_in_turn_leave_the_callers_default_type(monkeypatch):
+    net, failed = SupSup(small(), 10), []
+    torch.set_default_dtype(torch.float64)
+
+    def learn(name):
+        try:
+            net.learn(name, (X, Y), epochs=20)
+        except Exception as error:
+            failed.append(error)
+
+    try:
+        threads = [threading.Thread(target=learn, args=name) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed and torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_data_may_ask_the_network_that_learns_them():
     net = SupSup(small(), 10)
     net.learn("one", (X, Y))

@@ -10,7 +10,6 @@ from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record
 from utils.errors import UserError
 from utils.journal import RUN, TASK
-from utils.settings import SETTLED
 
 OTHER_DATA = "images, labels or classes have changed"
 
@@ -52,7 +51,8 @@ class Identity:
             settings = latest_settings(records)
             other = values.get("data") not in (None, self.data)
             # Of other data what is measured on them is other too, and that is not what is wrong.
-            self.check_same(path, settings | ({name: self.lasting[name] for name in SETTLED} if other else {}))
+            measured = {name: self.lasting[name] for name in ("mean", "std")}
+            self.check_same(path, settings | (measured if other else {}))
             self.more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
             self._began = values["settings"]
             # Those of before it was kept tell of it in the settings of the run alone.

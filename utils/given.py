@@ -1,7 +1,8 @@
 """What a caller in Python gives: values that are checked, or made what files can hold, before anything is done."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -68,13 +69,20 @@ def in_own_modes(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
 
     @wraps(function)
     def call(*args: Given.args, **more: Given.kwargs) -> Answer:
-        before = torch.get_default_dtype()
+        before = torch.get_default_dtype()  # of all threads
         torch.set_default_dtype(torch.float32)
         try:
-            processor, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
-            with torch.inference_mode(False), torch.enable_grad(), processor, gpu:
+            with own_modes():
                 return function(*args, **more)
         finally:
             torch.set_default_dtype(before)
 
     return call
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """With gradients and without autocast, in this thread."""
+    processor, gpu = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+    with torch.inference_mode(False), torch.enable_grad(), processor, gpu:
+        yield
