@@ -320,8 +320,12 @@ def folders_in(folder: str | Path) -> list[str]:
         OSError: it cannot be read.
     """
     above = _with_those_above(folder)
+
+    def leads_up(entry: os.DirEntry) -> bool:
+        return entry.is_symlink() and _which(entry.stat()) in above
+
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_folder(entry) and _which(entry.stat()) not in above)
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not leads_up(entry))
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
