@@ -51,16 +51,16 @@ def folder(
     inside, split, lost = folders(path), train_in(path), lost_links(path)
     if parts := [name for name in lost if name.lower() in (*TRAIN, *TESTS)]:
         raise UserError(f"`set` folder: {path / parts[0]}: is a link that leads nowhere; remove or replace it")
-    apart = [] if split else [each for each in inside if train_in(path / each)]
+    apart = {} if split else {each: train for each in inside if (train := train_in(path / each))}
     if tasks_by is None and apart and len(apart) < len(inside):
         rest = [each for each in inside if each not in apart]
         raise UserError(
-            f"`set` folder: {path}: {some(apart)}: with a train, as tasks have; {some(rest)}: without; "
+            f"`set` folder: {path}: {some([*apart])}: with a train, as tasks have; {some(rest)}: without; "
             "mend or move these, or say `tasks_by`"
         )
     if tasks_by == "folders" and split:
         raise UserError(f"`tasks_by` folders: {path}: is one task, with its images to learn from in {split}")
-    tasks = [each for each in apart if folders(path / each / (train_in(path / each) or ""))]
+    tasks = [each for each, train in apart.items() if folders(path / each / train)]
     if tasks_by not in (None, "folders") and tasks and len(tasks) == len(inside):
         raise UserError(f"`tasks_by` {tasks_by}: {path}: each of its folders has a train, as tasks have; say folders")
     tasks_by = tasks_by or ("folders" if apart else "classes")
@@ -85,8 +85,10 @@ def folder(
 
 def _check_classes(path: Path, source: Source, one: bool) -> None:
     """See that a tree has several classes; or ``one``, if its images lie in no folders, which may be the classes."""
+    if len(source.classes) > 1:
+        return
     where = path / (train_in(path) or "") / source.classes[0]
-    if len(source.classes) == 1 and not (one and not folders(where)):
+    if not one or folders(where):
         raise UserError(f"`set` folder: {path}: has one class, {source.classes[0]}; are the classes in {where}?")
 
 

@@ -345,8 +345,12 @@ def lost_links(folder: str | Path) -> list[str]:
         OSError: it cannot be read.
     """
     with os.scandir(folder) as entries:
-        links = sorted(entry.name for entry in entries if entry.is_symlink() and not entry.name.startswith("."))
-    return [name for name in links if not os.path.exists(os.path.join(folder, name))]
+        return sorted(entry.name for entry in entries if _is_lost(entry) and not entry.name.startswith("."))
+
+
+def _is_lost(entry: os.DirEntry) -> bool:
+    """Whether an entry is a link that leads nowhere."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _which(about: os.stat_result) -> tuple[int, int]:
@@ -391,7 +395,7 @@ def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tup
                         if (which := _which(entry.stat())) not in seen:  # else a link, to one above or seen
                             seen.add(which)
                             todo.append(entry.path)
-                    elif others is not None and entry.is_symlink() and not os.path.exists(entry.path):
+                    elif others is not None and _is_lost(entry):
                         if not entry.name.startswith("."):
                             others["links that lead nowhere"] += 1
                     elif called_image(entry.name):

@@ -75,9 +75,10 @@ def _loose(path: Path) -> int:
     return sum(1 for entry in path.iterdir() if called_image(entry.name) and entry.is_file())
 
 
-def _beside(path: Path, split: str | None, tests: Sequence[str]) -> list[str]:
-    """What of a tree is neither the images to learn from, which ``split`` has, nor the tests, a line each."""
-    inside, notes = folders(path), []
+def _beside(path: Path, inside: Sequence[str], split: str | None, tests: Sequence[str]) -> list[str]:
+    """Which of the folders in a tree are neither the images to learn from, which ``split`` has, nor the tests, and what
+    is lost there, a line each."""
+    notes = []
     if len(tests) > 1:
         notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
     if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
@@ -115,7 +116,7 @@ def read_tree(path: Path, seed: int) -> Source:
             f"`set` folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
             f"should have one a class, such as {train / 'cats'}/1.jpg"
         )
-    source = Source(list(named), notes=_beside(path, split, tests))
+    source = Source(list(named), notes=_beside(path, inside, split, tests))
     if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:

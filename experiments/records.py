@@ -313,13 +313,7 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
     def value(run: Run, key: str) -> object:
         return run.settings.get(key, defaults.get(key))
 
-    def differ(key: str) -> bool:
-        return any(value(run, key) != value(runs[0], key) for run in runs)
-
-    def some_have(key: str) -> bool:
-        return 0 < sum(value(run, key) is not None for run in runs) < len(runs)
-
-    telling = [key for key in sorted(known) if differ(key)]
+    telling = [key for key in sorted(known) if any(value(run, key) != value(runs[0], key) for run in runs)]
 
     def grouped(runs: Iterable[Run], keys: Sequence[str]) -> list[list[Run]]:
         def place(run: Run) -> list[tuple]:
@@ -331,7 +325,7 @@ def _by_setting(experiment: str, runs: Sequence[Run]) -> list[Setting]:
     apart = grouped(runs, [key for key in telling if key not in SETTLED])
     same = [key for key in SETTLED if all(len(grouped(group, [key])) == 1 for group in apart)]
     telling = [key for key in telling if key not in same]
-    brought = [key for key in ("import_file", "weights") if some_have(key)]
+    brought = [key for key in ("import_file", "weights") if len({value(run, key) is None for run in runs}) > 1]
     settings = []
     for alike in grouped(runs, telling):
         origins = [key for key in ORIGINS if key in brought or _differ_within_a_seed(alike, key)]
