@@ -11,6 +11,16 @@ import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+# Runs main.py and kills it in the middle of training: at a step of its optimizers, not after some time.
+KILLED = """
+import os, signal, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+import main
+steps = iter(range(1, int(sys.argv[1])))
+register_optimizer_step_post_hook(lambda *_: next(steps, None) or os.kill(os.getpid(), signal.SIGKILL))
+main.main(sys.argv[2:])
+"""
+
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="the stress tests at full length, which takes many minutes")
@@ -61,3 +71,23 @@ def call(tmp_path):
         )
 
     return run
+
+
+def kill_at_step(step: int, words: list[str]) -> None:
+    """Run ``main.py`` as a process that is killed when its optimizers have made so many steps."""
+    command = [sys.executable, "-c", KILLED, str(step), *words]
+    environ = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def processes_below(pid: int) -> list[int]:
+    """The children of a process and theirs (Linux)."""
+    below = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdecimal() and open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1] == str(pid):
+                below += [int(entry), *processes_below(int(entry))]
+        except OSError:  # ended meanwhile
+            pass
+    return below

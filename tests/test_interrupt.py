@@ -15,6 +15,7 @@ from tiny import RUNS, TINY, Tiny, TinyBN, call_main, outcome
 import main
 import trainers.run
 from models import MODELS
+from tests.conftest import processes_below
 from trainers.default import DefaultTrainer
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, Record
@@ -149,18 +150,6 @@ def test_a_signal_in_a_test_or_an_evaluation_is_not_kept_waiting(tmp_path, monke
     monkeypatch.setattr(trainers.run, "evaluate", evaluate)
     assert call_main(tmp_path / "cut", "--adaptor", "gt", "--resume") == 0
     assert_same(outcome(tmp_path / "whole"), outcome(tmp_path / "cut"))
-
-
-def processes_below(pid):
-    """The children of a process and theirs (Linux)."""
-    below = []
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdecimal() and open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1] == str(pid):
-                below += [int(entry), *processes_below(entry)]
-        except OSError:  # ended meanwhile
-            pass
-    return below
 
 
 def runs(pid):

@@ -3,10 +3,6 @@
 import csv
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from args import parse_arguments
 from models.masks import MaskedWeight
+from tests.conftest import kill_at_step
 from utils.checkpoint import MAGIC, Checkpoint
 
 PROJECT = Path(main.__file__).parent
 SMALL = ["--threads", "1", "--multigpu", "cpu", "--epochs", "3", "--num-tasks", "4", "--eval-ckpts", "2"]
+STEPS = 36  # of each task: 3 epochs of 12 batches
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -94,22 +92,13 @@ def test_a_task_learned_alone_has_the_mask_of_the_full_sequence(whole_run, tmp_p
 
 
 def test_a_killed_run_goes_on_to_the_same_results_bit_for_bit(whole_run, tmp_path):
-    command = [sys.executable, str(PROJECT / "main.py"), *SMALL, "--log-dir", str(tmp_path / "digits")]
-    command += ["--name", "run", "--resume"]
+    words = [*SMALL, "--log-dir", str(tmp_path / "digits"), "--name", "run", "--resume"]
     run = tmp_path / "digits" / "run"
-    for learned in (1, 3):  # killed in mid-task, twice
-        with open(tmp_path / "output", "w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output)
-            deadline = time.monotonic() + 100
-            while time.monotonic() < deadline and process.poll() is None:
-                log = run / "log.txt"
-                if log.exists() and f"task {learned - 1}: accuracy" in log.read_text():
-                    break
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+    for step, learned in ((STEPS * 3 // 2, 1), (STEPS * 5 // 2, 3)):  # killed in mid-task, twice
+        kill_at_step(step, words)
+        assert len(masks(run)) == learned
     assert not (run / "finished").exists()
-    assert subprocess.run(command, capture_output=True, text=True, timeout=300).returncode == 0
+    assert main.main(words) == 0
     assert {task: True for task in range(4)} == {
         task: same_masks(state, masks(whole_run / "run")[task]) for task, state in masks(run).items()
     }

@@ -2,11 +2,6 @@
 
 import csv
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
 
 import pytest
@@ -15,10 +10,12 @@ import torch
 import main
 from models import Builder, get_model, multitask
 from tests.batches import BatchList
+from tests.conftest import kill_at_step
 from trainers import nns
 from trainers.inference import entropy
 from trainers.nns import NNsTrainer
 from trainers.options import TrainingOptions
+from utils.checkpoint import Checkpoint
 from utils.seeding import generator
 
 # 8 epochs of 12 batches a task; decisions fall on the first batch of each.
@@ -279,19 +276,8 @@ def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(tmp_path):
     assert main.main(words) == 0
     whole = tmp_path / "runs"
     whole.rename(tmp_path / "whole")
-    checkpoint = tmp_path / "runs" / "nns" / "checkpoint.pt"
-    process = subprocess.Popen(
-        [sys.executable, main.__file__, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not (checkpoint.exists() and checkpoint.stat().st_size > 1_500_000) and time.monotonic() < deadline:
-        time.sleep(0.05)  # until the first task is on the disk
-    time.sleep(0.3)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "runs" / "nns" / "finished").exists(), "killed too late for this test to say anything"
+    kill_at_step(8 * 12 + 50, words)  # in the second task
+    assert Checkpoint(tmp_path / "runs" / "nns" / "checkpoint.pt").read()[0]
     assert main.main(words) == 0
     for name in ("nns.csv", "adapt_results.csv"):
         assert (tmp_path / "runs" / "nns" / name).read_text() == (tmp_path / "whole" / "nns" / name).read_text()

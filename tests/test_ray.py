@@ -20,16 +20,16 @@ import pytest
 
 import main
 from experiments import launcher, status
-from experiments.attempts import last_attempt
+from experiments.attempts import is_finished, last_attempt
 from experiments.backends import ray as backend
 from experiments.plan import Plan, Run
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, processes_below
 from utils.errors import UserError
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 SUPSUP_H = PROJECT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
 RN18 = PROJECT / "experiments/GG/splitcifar100/rn18-supsup.py"
-SMALL_H = "--set DigitsPerm --num-tasks 4 --epochs 1 --iter-lim 60 --batch-size 20 --eval-ckpts 2,4 --seeds 2"
+SMALL_H = "--set DigitsPerm --num-tasks 9 --epochs 1 --iter-lim 60 --batch-size 20 --eval-ckpts 2,9 --seeds 2"
 SMALL_RN18 = "--set SplitDigits --output-size 10 --sparsity 8 --num-tasks 1 --epochs 1 --iter-lim 5 --batch-size 8"
 
 # Records what it was given; waits until it is told to end with --wait.
@@ -109,14 +109,21 @@ def rows(folder):
 
 
 def kill_node_in_the_middle(cluster, folder):
-    """When a run on the second node has learned a task, kill the node; gives the run's log."""
+    """When a run on the second node has learned a task, halt it there and kill the node; gives the run's log.
+
+    A node dies in its own time, in which a run so short would end.
+    """
     raylet = cluster.node.all_processes["raylet"][0].process.pid
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
+        actors = processes_below(raylet)
         for log in folder.glob("*/*.log"):
             attempt = last_attempt(log)
-            parents = Path(f"/proc/{attempt.starter.split()[1]}/stat").read_text() if attempt else ""
-            if parents.rpartition(")")[2].split()[1:2] == [str(raylet)] and status.read(log.with_suffix("")).done:
+            actor = int(attempt.starter.split()[1]) if attempt else None
+            if actor in actors and status.read(log.with_suffix("")).done:
+                for pid in processes_below(actor):
+                    os.kill(pid, signal.SIGSTOP)
+                assert not is_finished(log), "halted too late for this test to say anything"
                 cluster.remove_node(cluster.node, allow_graceful=False)
                 return log
         time.sleep(0.02)
