@@ -29,8 +29,8 @@ pytest.importorskip("submitit", reason="requirements-slurm.txt is not installed"
 
 SCRIPT = launcher.ROOT / "experiments/GNu/MNISTPerm/LeNet-250-tasks/supsup_h.py"
 FOLDER = "MNISTPerm-LeNet-250-tasks-supsup_h"
-SMALL = "--set DigitsPerm --num-tasks 3 --epochs 2 --threads 1 --checkpoint-minutes 0".split()
-RUN = "seed=0,epochs=2,num-tasks=3,set=DigitsPerm"
+SMALL = "--set DigitsPerm --num-tasks 3 --epochs 8 --threads 1 --checkpoint-minutes 0".split()
+RUN = "seed=0,epochs=8,num-tasks=3,set=DigitsPerm"
 
 
 def launch(folder, *words):
