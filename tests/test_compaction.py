@@ -34,7 +34,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_file_is_written_again_when_the_dead_outweigh_the_living(tmp_path, monkeypatch):
+def test_the_file_is_written_again_when_a_third_of_it_is_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "DEAD_BYTES", 4 * KILOBYTES * 1024)
     small, large = Checkpoint(tmp_path / "small.pt"), Checkpoint(tmp_path / "large.pt")
     monkeypatch.setattr(large, "_compact", lambda: None)
@@ -60,6 +60,16 @@ def test_a_file_that_was_read_goes_on_counting(tmp_path, monkeypatch):
     assert path.stat().st_size < 12 * KILOBYTES * 1024
     records, damaged = Checkpoint(path).read()
     assert damaged == 0 and len(records) == 40 and state(records)["shared.weight"][0] == 39 / 2
+
+
+def test_what_is_read_holds_each_latest_tensor_once(tmp_path):
+    journal = Checkpoint(tmp_path / "checkpoint.pt")
+    for task in range(4):
+        journal.append(record(task, only=task == 2))
+    records = Checkpoint(journal.path).read()[0]
+    assert [[*one.tensors] for one in records] == [["own.mask"], ["own.mask"], ["shared.other"], [*record(3).tensors]]
+    assert [list(one.latest) for one in records] == [[], [], ["shared.other"], ["shared.weight"]]
+    assert all(one.to_bytes() for one in records)
 
 
 def test_where_there_is_no_room_to_write_the_file_again_it_grows_and_the_run_goes_on(tmp_path, monkeypatch):

@@ -285,6 +285,15 @@ def test_killed_in_a_hidden_task_and_called_again_it_ends_the_same(tmp_path):
     assert len(names) == len(set(names)) == 5
 
 
+def test_a_record_holds_the_scores_of_masks_that_its_task_trained_alone(monkeypatch):
+    trainer = make()
+    decide_as(trainer, monkeypatch, None, 0, None, 1, 0, 0)
+    for task, trained in enumerate(({0}, {1}, {0})):  # the next begins with the mask of the one before
+        assert set(learn(trainer, task).changed) == trained
+        scores = {name.split(".")[1] for name in trainer.task_record(task) if name.startswith("scores.")}
+        assert scores == {str(mask) for mask in trained}
+
+
 def test_state_of_a_task_that_is_no_mask_is_refused(tmp_path, capsys):
     words = ["--trainer", "nns", "--model", "BNNet", "--bn-type", "MultitaskNonAffineBN", "--threads", "1"]
     assert main.main([*words, "--log-dir", str(tmp_path / "runs")]) == 2

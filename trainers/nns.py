@@ -80,7 +80,7 @@ class NNsTrainer(DefaultTrainer):
         self._scores: dict[int, dict[str, Tensor]] = {}
         self._usual: float | None = None  # the loss of batches in its training; None before the first
         self._optimizer_state: dict[str, Tensor] = {}  # of the current mask, when it is not in training
-        self._changed: set[int] = set()
+        self._changed: set[int] = set()  # masks that batches of this hidden task trained
         self._trained: dict[int, Counter] = {}  # for each hidden task, how many of its batches trained which mask
         self._own: dict[int, int] = {}  # the first mask that was allocated for a hidden task
 
@@ -124,6 +124,7 @@ class NNsTrainer(DefaultTrainer):
         if self._current is None:
             return None
         self._trained[self.task][self._current] += 1
+        self._changed.add(self._current)
         return super().step(x, y)
 
     @property
@@ -202,7 +203,6 @@ class NNsTrainer(DefaultTrainer):
         if self._optimizer_state:
             load_state_tensors(self.optimizer, self._optimizer_state)
         self._current = mask
-        self._changed.add(mask)
 
     def _close(self) -> None:
         """Put the mask in training by: its bits into the model, all that it needs to go on into host memory."""

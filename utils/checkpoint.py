@@ -7,7 +7,7 @@ fails its checksum and is cut off when the journal is opened again. Where bytes 
 behind them are still found, for each tells by itself whether it is whole.
 
 Of some tensors only the latest counts, as of weights that every task trains. Earlier ones lie dead in the file; when
-they outweigh the rest, the file is written again without them.
+they are more than a third of it, the file is written again without them.
 """
 
 import errno
@@ -57,6 +57,11 @@ class Record:
     values: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     latest: Collection[str] = ()
+
+    def drop(self, name: str) -> None:
+        """Leave out a tensor of which a later record has the latest."""
+        del self.tensors[name]
+        self.latest = [other for other in self.latest if other != name]
 
     def to_bytes(self) -> bytes:
         text = json.dumps({"kind": self.kind, "latest": sorted(self.latest), **self.values}).encode()
@@ -133,10 +138,15 @@ class Checkpoint:
             if file is None:
                 return [], self._end or 0
             self._latest, self._dead = {}, 0
-            records = []
+            records: list[Record] = []
+            latest: dict[str, Record] = {}
             for record in _records(file):
                 self._count(record)
                 records.append(record)
+                for name in record.latest:
+                    if name in latest:  # so that no more is in memory than counts
+                        latest[name].drop(name)
+                    latest[name] = record
             self._end = os.fstat(file.fileno()).st_size
             return records, self._end - file.tell()
 
@@ -250,7 +260,7 @@ class Checkpoint:
             sync_folder(self.path.parent)
         for record in records:
             self._count(record)
-        if self._dead > self._bearable and self._dead > self._end / 2:
+        if self._dead > self._bearable and self._dead > self._end / 3:
             self._bearable = 2 * self._dead
             with suppress(OSError):  # the records are safe
                 self._compact()
