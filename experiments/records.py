@@ -377,8 +377,9 @@ def without_paths(about: dict, experiment: str) -> dict:
         elif value == log_dir:
             value = f"runs/{experiment}"
         elif os.path.isabs(value):
-            inside = project and Path(value).is_relative_to(project)
-            value = os.path.relpath(value, project) if inside else os.path.basename(value)
+            inside, name = project and Path(value).is_relative_to(project), os.path.basename(value)
+            # A run of a script's, such as one that was merged, lies where that script's runs lie.
+            value = os.path.relpath(value, project) if inside else f"runs/{experiment}/{name}" if "=" in name else name
         return f"{flag}{equals}{value}"
 
     settings = {key: plain(value) for key, value in about["settings"].items()}

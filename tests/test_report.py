@@ -576,12 +576,12 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
 
 
 def test_runs_that_were_merged_are_named_without_paths():
-    settings = {"data": "/d", "log_dir": "/l", "merge": ["/somewhere/runs/a", "b"], "eval_ckpts": [10, 250]}
-    about = records.without_paths(
-        {"command": ["/p/main.py", "--merge", "/somewhere/runs/a"], "settings": settings}, "X"
-    )
-    assert about["settings"] == {"data": "DIR", "log_dir": "runs/X", "merge": ["a", "b"], "eval_ckpts": [10, 250]}
-    assert about["command"] == ["main.py", "--merge", "a"]
+    merged = ["/somewhere/h.sup", "b", "/l/tasks=0-4", "/elsewhere/seed=1,lr=0.1"]
+    settings = {"data": "/d", "log_dir": "/l", "merge": merged, "eval_ckpts": [10, 250]}
+    about = records.without_paths({"command": ["/p/main.py", "--merge", *merged], "settings": settings}, "X")
+    plain = ["h.sup", "b", "runs/X/tasks=0-4", "runs/X/seed=1,lr=0.1"]
+    assert about["settings"] == {"data": "DIR", "log_dir": "runs/X", "merge": plain, "eval_ckpts": [10, 250]}
+    assert about["command"] == ["main.py", "--merge", *plain]
 
 
 def test_what_is_collected_gives_the_same_numbers_without_paths(three_seeds, tmp_path):

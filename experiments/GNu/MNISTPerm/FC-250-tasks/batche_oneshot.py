@@ -1,4 +1,4 @@
-"""Figure 4 (right): BatchE with one-shot inference on 250 permutations of MNIST, FC 1024-1024.
+"""Figure 6 (right): BatchE with one-shot inference on 250 permutations of MNIST, FC 1024-1024.
 
 The first task trains all weights. Every other one trains two vectors a layer, whose outer product multiplies the
 weights. The task is inferred as SupSup infers it, with the rank-one matrices in place of the masks.
