@@ -138,8 +138,9 @@ def convert(
     Masked are the weights of ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` and the projections of
     ``nn.MultiheadAttention``. Batch norms keep statistics for each task. Layer norms, embeddings and parameters of
     modules that hold other layers (class tokens, position embeddings) stay as they are. Nothing but masks is trained.
-    Layers that share a weight get a mask each; a layer that stands in several places has one. A warning names weights
-    of a user's own modules that stay without a mask.
+    Layers that share a weight get a mask each; a layer that stands in several places has one. Each batch is copied
+    before it goes through, so that a network may change it in place. A warning names weights of a user's own modules
+    that stay without a mask.
 
     Args:
         rng: a key to a generator; the weight of the n-th masked layer is drawn from ``rng("weight", n)``.
@@ -174,7 +175,14 @@ def convert(
         masks_of[name].original = nn.Parameter(weight.new_empty(0))
         count += 1
     _give_tasks_norms(model, options, norms == "task")
+    model.register_forward_pre_hook(_copies, prepend=True)
     return model.requires_grad_(False)
+
+
+def _copies(_: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    """A batch that the network may write into, as it does if it scales its images in place: several tasks answer the
+    same one, and it is the caller's."""
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def copied(model: nn.Module) -> nn.Module:

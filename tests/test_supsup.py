@@ -935,6 +935,34 @@ def test_sound_networks_are_not_said_to_change(kind):
             net.learn(name, (X.clone(), Y), epochs=2)
 
 
+class Scaled(nn.Module):
+    """Scales its images, in place or not."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place, self.inner = in_place, nn.Sequential(small(), nn.BatchNorm1d(10))
+
+    def forward(self, x):
+        return self.inner(x.sub_(0.5).div_(0.25) if self.in_place else (x - 0.5) / 0.25)
+
+
+def test_a_network_that_scales_its_images_in_place_answers_as_one_that_does_not():
+    """And the caller's batches are as they were."""
+    batches = [(X[:5].clone(), Y[:5]), (X[5:].clone(), Y[5:])]
+    answers = []
+    for in_place in (False, True):
+        net = SupSup(Scaled(in_place), 10)
+        for name in "ab":
+            net.learn(name, batches, epochs=2)
+        answers.append(
+            [net.scores(X), net.infer(X), net.logits(X).tolist(), *map(vars, net.evaluate({"b": batches}).values())]
+        )
+    assert answers[0] == answers[1]
+    assert all(
+        torch.equal(torch.cat(own), given) for own, given in zip(zip(*batches, strict=True), (X, Y), strict=True)
+    )
+
+
 def test_threads_that_learn_in_turn_leave_the_callers_default_type(monkeypatch):
     net, failed = SupSup(small(), 10), []
     torch.set_default_dtype(torch.float64)
