@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import main
@@ -961,6 +962,47 @@ def test_a_network_that_scales_its_images_in_place_answers_as_one_that_does_not(
     assert all(
         torch.equal(torch.cat(own), given) for own, given in zip(zip(*batches, strict=True), (X, Y), strict=True)
     )
+
+
+class Again(torch.autograd.Function):
+    """Computes a layer without a graph, and again on the way back, as reversible blocks do."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.layer(x).backward(gradient)
+        return x.grad, None
+
+
+class Recomputed(nn.Module):
+    def __init__(self, through):
+        super().__init__()
+        self.first, self.last, self.through = nn.Linear(16, 20), small(), through
+        self.middle = nn.Sequential(nn.ReLU(), nn.Linear(20, 16), nn.Tanh())
+
+    def forward(self, x):
+        return self.last(self.through(self.first(x.flatten(1)), self.middle))
+
+
+@pytest.mark.parametrize("through", [Again.apply, lambda x, layer: checkpoint(layer, x, use_reentrant=True)])
+def test_inference_takes_the_gradient_of_blocks_that_compute_again_on_the_way_back(through):
+    answers = []
+    for how in (lambda x, layer: layer(x), through):
+        net = SupSup(Recomputed(how), 10)
+        for name in "ab":
+            net.learn(name, (X, Y), epochs=2)
+        bias = net.model.first.bias.requires_grad_()
+        bias.grad = torch.ones(20)
+        answers.append(net.scores(X))
+        assert torch.equal(bias.grad, torch.ones(20)) and net.model.last[1].bias.grad is None
+    assert answers[0] == answers[1]
 
 
 def test_threads_that_learn_in_turn_leave_the_callers_default_type(monkeypatch):

@@ -130,12 +130,29 @@ def _alpha_gradients_whole(
             with torch.enable_grad():
                 for weight in weights.values():
                     weight.requires_grad_()
-                loss = objective(model(images[batch]))
-                # A layer that the network does not use has a gradient of zeros.
-                found.append(torch.autograd.grad(loss, list(weights.values()), materialize_grads=True))
+                found.append(_gradients(model, objective(model(images[batch])), list(weights.values())))
         stacked = {name: torch.stack(each) for name, each in zip(weights, zip(*found, strict=True), strict=True)}
         parts.append(superposition.whole_coefficient_gradients(model, tasks, stacked))
     return torch.cat(parts)
+
+
+def _gradients(model: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``∂loss/∂weights``, zeros for one that the loss does not depend on; parameters keep the gradients that they have.
+
+    By ``backward``, for a user's blocks may call it inside, as reversible ones do: what they add to the gradients there
+    ``autograd.grad`` does not see.
+    """
+    before = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
+    for tensor in (*before, *weights):
+        tensor.grad = None
+    try:
+        loss.backward()
+        return tuple(torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights)
+    finally:
+        for tensor in weights:
+            tensor.grad = None
+        for parameter, gradient in before.items():
+            parameter.grad = gradient
 
 
 def _backward(
