@@ -7,7 +7,7 @@ reads its weight it now finds the weight under the mask in use (``torch.nn.utils
 import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from types import MethodType
 from typing import cast
 
@@ -75,6 +75,9 @@ MASKS: dict[str, type[MaskedParameter]] = {"threshold": ThresholdParameter, "top
 class TaskNorm(MultitaskNonAffineBN):
     """Batch norm over (batch, planes, ...), with running statistics for each task; affine parameters are frozen.
 
+    To the network it is the batch norm that it was (see ``_as_well``), with what that was told; its running statistics
+    are those of the task in use. With a momentum of None they are the means over the task's batches.
+
     Args:
         norm: the batch norm in whose place it stands. Statistics of a new task start as its running ones are.
         statistics: whether tasks have running statistics; else the batch's are used, also in evaluation.
@@ -84,17 +87,41 @@ class TaskNorm(MultitaskNonAffineBN):
     given_bias: Tensor | None
     given_running_mean: Tensor | None
     given_running_var: Tensor | None
+    num_batches_tracked: Tensor | None  # of the task in training, where all its batches count alike
 
     def __init__(self, norm: AnyNorm, options: LayerOptions, statistics: bool = True):
         super().__init__(norm.num_features, options)
-        self.eps, self.momentum = norm.eps, 0.1 if norm.momentum is None else norm.momentum
+        own = vars(self)
+        own.update({name: value for name, value in vars(norm).items() if name not in own})
         self.statistics = statistics and norm.track_running_stats
+        self.register_buffer("num_batches_tracked", None, persistent=False)
         for name in ("weight", "bias", "running_mean", "running_var"):
             value = getattr(norm, name)
             self.register_buffer(f"given_{name}", None if value is None else value.detach().clone())
         of_passes = ("_forward_", "_backward_")  # the user's hooks go where the norm goes
         hooks = {name: value for name, value in vars(norm).items() if name.startswith(of_passes)}
-        vars(self).update(hooks, _is_full_backward_hook=norm._is_full_backward_hook)
+        own.update(hooks, _is_full_backward_hook=norm._is_full_backward_hook)
+        self.__class__ = _as_well(type(norm))  # type: ignore[arg-type]  # a class can be hashed
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The scale, frozen; None for none."""
+        return self.given_weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The shift, frozen; None for none."""
+        return self.given_bias
+
+    @property
+    def running_mean(self) -> Tensor | None:
+        """Of the task in use; None where the batch's own is used."""
+        return self.mean if self.statistics else None
+
+    @property
+    def running_var(self) -> Tensor | None:
+        """As ``running_mean``."""
+        return self.variance if self.statistics else None
 
     @property
     def mixes_images(self) -> bool:
@@ -118,6 +145,29 @@ class TaskNorm(MultitaskNonAffineBN):
         for own, running in given:
             if own is not None and running is not None:
                 own.copy_(running)
+        self.num_batches_tracked = None
+        if self.momentum is None:
+            self.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=self.means.device)
+
+    def task_buffers(self) -> dict[str, Tensor]:
+        kept, batches = super().task_buffers(), self.num_batches_tracked
+        return kept | {"num_batches_tracked": batches} if kept and batches is not None else kept
+
+    def learn_from(self, x: Tensor) -> Tensor:
+        if self.num_batches_tracked is None or self.mean is None or self.variance is None:
+            return super().learn_from(x)
+        latest = self.mean.clone(), self.variance.clone()
+        y = normalise(x, self.eps, *latest, momentum=1.0, gather=self.gather)
+        self.num_batches_tracked.add_(1)
+        for running, own in zip((self.mean, self.variance), latest, strict=True):
+            running.add_((own - running) / self.num_batches_tracked)
+        return y
+
+
+@cache
+def _as_well(kind: type[AnyNorm]) -> type[TaskNorm]:
+    """``TaskNorm`` as a batch norm of a kind too, which a network may ask of its layers and tell them as such."""
+    return cast(type[TaskNorm], type(kind.__name__, (TaskNorm, kind), {}))
 
 
 def convert(
@@ -218,7 +268,8 @@ def _give_tasks_norms(model: nn.Module, options: LayerOptions, statistics: bool)
         if first.setdefault(norm, parent) is not parent:
             parent._modules[key] = instead[parent, norm]
     for given, parent in first.items():
-        given.__class__, given.__dict__ = TaskNorm, vars(instead[parent, given])
+        made = instead[parent, given]
+        given.__class__, given.__dict__ = type(made), vars(made)
 
 
 class Kept:

@@ -148,8 +148,12 @@ class MultitaskNonAffineBN(MultitaskModule, BatchModule):
         if self.mean is None:
             return normalise(x, self.eps)
         if self.training and self.learning:
-            return normalise(x, self.eps, self.mean, self.variance, self.momentum, gather=self.gather)
+            return self.learn_from(x)
         return F.batch_norm(x, self.mean, self.variance, eps=self.eps)
+
+    def learn_from(self, x: Tensor) -> Tensor:
+        """x, normalised by its own statistics, which those of the task in training take in."""
+        return normalise(x, self.eps, self.mean, self.variance, self.momentum, gather=self.gather)
 
     @property
     def mixes_images(self) -> bool:

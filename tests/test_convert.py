@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import Builder, multitask
+from models import Builder, multitask, stacked
 from models.convert import Kept, TaskNorm, convert, is_converted
 from tests.batches import logits
 from utils.seeding import generator
@@ -305,6 +305,91 @@ def test_a_norm_keeps_its_scale_and_its_hooks(bias):
     multitask.begin_task(model, 0, RNG)
     expected = 5 * F.batch_norm(2 * images(0).flatten(1), None, None, training=True) + 1
     assert torch.allclose(model[:2].train()(images(0)), expected, atol=1e-5)
+
+
+class Told(nn.BatchNorm1d):
+    """Keeps what it was told, and a method."""
+
+    def __init__(self, planes):
+        super().__init__(planes, momentum=0.3, affine=True)
+        self.told = "something"
+
+    def size(self):
+        return self.num_features
+
+
+class Asks(nn.Module):
+    """Goes on after what is a batch norm, as many networks do, and keeps those of its own fixed or not."""
+
+    def __init__(self, kind, fixed=False):
+        super().__init__()
+        self.fixed = fixed
+        self.layers = nn.ModuleList([nn.Linear(24, 8), kind(8), nn.Linear(8, 5)])
+
+    def train(self, mode=True):
+        super().train(mode)
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm1d) and self.fixed:
+                layer.eval()
+        return self
+
+    def forward(self, x):
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.BatchNorm1d):
+                x = x.relu() * layer.weight.mean()
+        return x
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, Told])
+def test_a_batch_norm_is_one_to_its_network(kind):
+    torch.manual_seed(0)
+    given = Asks(kind)
+    nn.init.uniform_(given.layers[1].weight)
+    model, x = convert(given, RNG, init=None), images("test")
+    learn(model, 0)
+    answers = logits(model, 0, x)
+    for one in (model, copy.deepcopy(model)):
+        norm = one.layers[1]
+        assert isinstance(norm, kind) and type(norm) is type(model.layers[1]) and "(8, eps=1e-05, mom" in repr(norm)
+        assert norm.momentum == given.layers[1].momentum and torch.equal(norm.running_var, norm.variances[0])
+        assert kind is nn.BatchNorm1d or (norm.told, norm.size()) == ("something", 8)
+        assert torch.equal(logits(one, 0, x), answers)
+        y = one.layers[0](x.flatten(1))
+        y = F.batch_norm(y, norm.means[0], norm.variances[0], given.layers[1].weight, given.layers[1].bias).relu()
+        torch.testing.assert_close(one.layers[2](y * norm.weight.mean()), answers)
+
+
+def test_a_network_keeps_its_batch_norms_fixed_in_training():
+    given = Asks(nn.BatchNorm1d, fixed=True)
+    given.layers[1].running_mean.fill_(0.5)
+    model = convert(given, RNG)
+    learn(model, 0)
+    assert torch.equal(model.layers[1].means[0], torch.full((8,), 0.5))
+
+
+def test_without_a_momentum_all_batches_of_a_task_count_alike():
+    """Also of tasks that are trained at once."""
+    model = convert(nn.Sequential(nn.BatchNorm1d(24, momentum=None), nn.Linear(24, 5)), RNG, 2)
+    expected, batches = {}, {task: [images(4 * task + key).flatten(1) for key in range(4)] for task in (0, 1)}
+    model.train()
+    for task in (0, 1):
+        expected[task] = nn.BatchNorm1d(24, momentum=None)
+        multitask.begin_task(model, task, RNG)
+        for x in batches[task]:
+            expected[task](x)
+            model(x)
+        multitask.end_task(model)
+    for at_once in (False, True):
+        if at_once:
+            state = stacked.begin_tasks(model, [0, 1], RNG)
+            for xs in zip(*batches.values(), strict=True):
+                stacked.network_of_tasks(model, state)(torch.stack(xs))
+            stacked.end_tasks(model, [0, 1], state)
+        for task, norm in expected.items():
+            torch.testing.assert_close(model[0].means[task], norm.running_mean)
+            torch.testing.assert_close(model[0].variances[task], norm.running_var)
 
 
 class Centre(nn.Module):
