@@ -12,6 +12,7 @@ from types import MethodType
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -187,7 +188,8 @@ def convert(
 
     Masked are the weights of ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d`` and the projections of
     ``nn.MultiheadAttention``. Batch norms keep statistics for each task. Layer norms, embeddings and parameters of
-    modules that hold other layers (class tokens, position embeddings) stay as they are. Nothing but masks is trained.
+    modules that hold other layers (class tokens, position embeddings) stay as they are; rows longer than an embedding's
+    ``max_norm`` are shortened to it. Nothing but masks is trained.
     Layers that share a weight get a mask each; a layer that stands in several places has one. Each batch is copied
     before it goes through, so that a network may change it in place. A warning names weights of a user's own modules
     that stay without a mask.
@@ -209,6 +211,7 @@ def convert(
     if plain := _unmasked(model):
         warnings.warn(f"these weights stay as they are, without a mask: {', '.join(plain)}", stacklevel=2)
     model = copied(model).float()
+    _settle(model)
     options, count = LayerOptions(num_tasks, sparsity, er_sparsity, rng), 0
     for module, name in list(_weights(model)):
         weight = getattr(module, name)
@@ -227,6 +230,23 @@ def convert(
     _give_tasks_norms(model, options, norms == "task")
     model.register_forward_pre_hook(_copies, prepend=True)
     return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def _settle(model: nn.Module) -> None:
+    """Do at once, in place, what would change or hinder a network later.
+
+    Rows that an embedding would scale to its ``max_norm`` when it looks them up are scaled. Numbers that share a place,
+    as ``expand`` makes them, get one each, for a file is loaded into them.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            rows = torch.arange(module.num_embeddings, device=module.weight.device)
+            F.embedding(rows, module.weight, max_norm=module.max_norm, norm_type=module.norm_type)
+            module.max_norm = None
+        for value in _kept(module).values():
+            if 0 in value.stride():
+                value.data = value.data.clone()
 
 
 def _copies(_: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
@@ -287,8 +307,8 @@ class Kept:
             (module, key): value.detach()
             for module in self.model.modules()
             if not isinstance(module, (MultitaskModule, *NORMS))
-            for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-            if not is_lazy(value) and value.layout == torch.strided and key not in module._non_persistent_buffers_set
+            for key, value in _kept(module).items()
+            if not is_lazy(value) and value.layout == torch.strided
         }
 
     def _changed(self, now: Mapping[tuple[nn.Module, str], Tensor]) -> list[tuple[nn.Module, str]]:
@@ -439,8 +459,12 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
     own = {key: parameter for key, parameter in module._parameters.items() if parameter is not None}
     if isinstance(module, MultitaskModule):
         return "has a state for each task already"
-    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in own.values()):
+    if any(map(is_lazy, _kept(module).values())):
         return "has no weights yet; run a batch through the network first"
+    if any(value.is_meta for value in _kept(module).values()):
+        return "lies on the device meta, where it has no numbers; give it some first"
+    if sparse := [key for key, value in _kept(module).items() if value.layout != torch.strided]:
+        return f"has a sparse {sparse[0]}, which no file takes; make it dense, or a buffer with persistent=False"
     if parametrize.is_parametrized(module):
         return f"is parametrised already, by {', '.join(cast(nn.ModuleDict, module.parametrizations))}"
     for key in _masked_in(module):
@@ -463,9 +487,16 @@ def _why_not(module: nn.Module, masked: Mapping[Tensor, str]) -> str | None:
     if left and not any(True for _ in module.children()) and not isinstance(module, (*MASKED, nn.MultiheadAttention)):
         return (
             f"has weights of its own, {', '.join(left)}, for which there is no masked form; "
-            "build it of nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.MultiheadAttention"
+            "build it of nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d or nn.MultiheadAttention, or register as a buffer "
+            "what should stay as it is"
         )
     return None
+
+
+def _kept(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's own that its ``state_dict`` has, by name."""
+    kept = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return {key: value for key, value in kept if key not in module._non_persistent_buffers_set}
 
 
 def _chooses(parameter: Tensor) -> bool:

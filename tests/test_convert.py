@@ -45,9 +45,13 @@ def images(key, batch=6):
 
 
 def learn(model, task, steps=3):
+    learn_from(model, images(task), task, steps)
+
+
+def learn_from(model, x, task=0, steps=3):
     multitask.begin_task(model, task, RNG)
     model.train()
-    x, y = images(task), torch.arange(6) % 5
+    y = torch.arange(len(x)) % 5
     optimizer = torch.optim.Adam(multitask.task_parameters(model).values(), lr=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -211,6 +215,18 @@ class Steps(nn.Module):
         return self.last(norm(self.first(x.flatten(1))).relu())
 
 
+class Buffered(nn.Module):
+    """Multiplies by a matrix that it keeps."""
+
+    def __init__(self, kept, persistent=True):
+        super().__init__()
+        self.layer = nn.Linear(4, 5)
+        self.register_buffer("kept", kept, persistent=persistent)
+
+    def forward(self, x):
+        return self.layer((self.kept @ x.flatten(1).T).T)
+
+
 class Locked(nn.Linear):
     def __init__(self):
         super().__init__(4, 4)
@@ -231,6 +247,8 @@ class Keeping(nn.Module):
         (nn.Sequential(nn.Linear(4, 4), Normed(4)), "1 (Normed) is a batch norm with a forward of its own"),
         (Alias(), "Alias) has the weight of the layer layer as its own read"),
         (Hidden(), "Hidden) has weights in a list, more"),
+        (Buffered(torch.eye(4).to_sparse()), "Buffered) has a sparse kept, which no file takes; make it dense, or a"),
+        (nn.Sequential(nn.Linear(4, 4, device="meta")), "0 (Linear) lies on the device meta, where it has no numbers"),
         (Steps(lambda norm: norm.forward), "Steps) keeps the forward of a batch norm as its held"),
         (Steps(lambda norm: [norm.forward]), "Steps) keeps the forward of a batch norm as its held"),
         (Steps(lambda norm: partial(nn.BatchNorm1d(4))), "Steps) has weights in a partial, held"),
@@ -247,7 +265,7 @@ class Keeping(nn.Module):
         ),
         (nn.Sequential(nn.Linear(4, 4), nn.Bilinear(4, 4, 1)), "1 (Bilinear) has weights of its own, weight"),
         (nn.Sequential(nn.Linear(4, 4), nn.RNN(1, 1)), "1 (RNN) has weights of its own, weight_ih_l0, weight_hh_l0"),
-        (nn.Sequential(nn.Linear(4, 4), Own()), "1 (Own) has weights of its own, mix"),
+        (nn.Sequential(nn.Linear(4, 4), Own()), "1 (Own) has weights of its own, mix.*or register as a buffer what"),
         (nn.Sequential(nn.ReLU()), "nothing to mask"),
         (nn.LayerNorm(4), "nothing to mask"),
         (nn.Sequential(nn.LazyLinear(4)), "run a batch"),
@@ -390,6 +408,44 @@ def test_without_a_momentum_all_batches_of_a_task_count_alike():
         for task, norm in expected.items():
             torch.testing.assert_close(model[0].means[task], norm.running_mean)
             torch.testing.assert_close(model[0].variances[task], norm.running_var)
+
+
+def test_what_no_file_has_may_be_sparse_and_what_one_has_can_be_written_to():
+    x = torch.rand(6, 4, generator=generator("sparse"))
+    answers, matrix = [], torch.rand(4, 1, generator=generator("expanded")).expand(4, 4)
+    for model in (Buffered(matrix), Buffered(matrix.clone().to_sparse(), persistent=False)):
+        model = convert(model, RNG, 1)
+        learn_from(model, x)
+        multitask.load_shared_state(model, multitask.shared_state(model))
+        answers.append(logits(model, 0, x))
+    torch.testing.assert_close(*answers)
+
+
+class Looked(nn.Module):
+    """Looks rows up, of which the longer ones are shortened then."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.rows, self.layer = kind(20, 6, max_norm=1.5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        rows = self.rows(x.long().flatten(1))
+        return self.layer(rows if rows.ndim == 2 else rows.mean(1))
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_a_lookup_would_shorten_are_so_from_the_start(kind):
+    torch.manual_seed(0)
+    given = Looked(kind)
+    model, x = convert(given, RNG), torch.arange(20).float()[:, None]
+    long = given.rows.weight.norm(dim=1) > 1.5
+    assert 0 < long.sum() < 20
+    shared = {name: value.clone() for name, value in multitask.shared_state(model).items()}
+    with torch.no_grad():
+        expected = given.rows(x.long())
+        assert torch.equal(model.rows(x.long()), expected)
+    learn_from(model, x[:10])
+    assert all(torch.equal(value, shared[name]) for name, value in multitask.shared_state(model).items())
 
 
 class Centre(nn.Module):
