@@ -293,7 +293,7 @@ class SupSup:
 
     @torch.no_grad()
     def _answer(self, number: int, x: Tensor) -> Tensor:
-        """What a task answers, float32 (batch, outputs), whatever was drawn before."""
+        """What a task answers (batch, outputs), whatever was drawn before."""
         multitask.select_task(self.model, number)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
@@ -373,6 +373,7 @@ class SupSup:
         objective = of_first(self._objective, images)
         if not multitask.has_batch_norm(self.model):
             x = x[:, :images]
+        self.model.eval()
         with _failing("x"):
             gradients = alpha_gradients(self.model, numbers, uniform(len(numbers), self.device), x, objective)
         if not gradients.isfinite().all():
@@ -411,7 +412,7 @@ class SupSup:
         self.model.eval()
         with _failing("x"):
             logits: Tensor = self.model(x)
-        return logits
+        return logits.float()  # of a network with an autocast of its own
 
     def predict(self, x: Tensor, task: str | None = None) -> Tensor:
         """The labels of a batch, int64 (batch,), with the mask of ``task``; None infers it from x.

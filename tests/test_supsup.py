@@ -787,6 +787,30 @@ def test_a_network_of_another_precision_computes_in_float32(kind):
     assert net.infer(X) == "a" and net.logits(X).dtype == torch.float32
 
 
+class Coarse(nn.Module):
+    """Computes in bf16 where it says so itself, and drops units in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.drop = small(), nn.Dropout(0.5)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(self.drop(x))
+
+
+def test_answers_are_of_evaluation_and_in_float32_whatever_the_network_is_told():
+    net = SupSup(Coarse(), 10)
+    for name in "ab":
+        net.learn(name, (X, Y))
+    scores, logits = net.scores(X), net.logits(X)
+    assert logits.dtype == torch.float32
+    net.model.train()
+    assert net.scores(X) == scores
+    net.model.train()
+    assert torch.equal(net.logits(X), logits)
+
+
 def test_a_loader_over_a_stream_is_data_too():
     class Stream(IterableDataset):
         def __iter__(self):
