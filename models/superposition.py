@@ -127,6 +127,29 @@ def superpose(model: nn.Module, tasks: Sequence[int], alphas: Tensor) -> dict[st
     return {f"{name}.effective": module.effective for name, module in layers if module.effective is not None}
 
 
+@contextmanager
+def as_parameters(model: nn.Module, first: int | None = None) -> Iterator[dict[str, nn.Parameter]]:
+    """Let the superposed weights of a model be parameters of it for a while, as the scores of a task in training are.
+
+    A user's block that has a backward pass of its own, as one that solves an equation, looks for them there.
+
+    Args:
+        first: those of so many layers, the first that were made; None for all.
+
+    Yields:
+        These, under the names of ``superposed_weights``.
+    """
+    layers = dict(islice(named(model, SuperposedModule), first))
+    weights = {name: nn.Parameter(layer.effective) for name, layer in layers.items() if layer.effective is not None}
+    try:
+        for name, weight in weights.items():
+            layers[name]._parameters["effective"] = weight  # before the buffer, in which it lies
+        yield {f"{name}.effective": weight for name, weight in weights.items()}
+    finally:
+        for name in weights:
+            layers[name]._parameters.pop("effective", None)
+
+
 def train_again(model: nn.Module) -> None:
     """Compute with the scores in training again, after tasks were superposed, in layers that have such scores alone."""
     set_superposed(model, False)

@@ -1005,6 +1005,22 @@ class Again(torch.autograd.Function):
         return x.grad, None
 
 
+class Adjoint(Again):
+    """As ``Again``, to the input and to parameters that are named."""
+
+    @staticmethod
+    def forward(ctx, x, layer, *parameters):
+        ctx.parameters = parameters
+        return Again.forward(ctx, x, layer)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            to_x, *others = torch.autograd.grad(ctx.layer(x), (x, *ctx.parameters), gradient)
+        return to_x, None, *others
+
+
 class Recomputed(nn.Module):
     def __init__(self, through):
         super().__init__()
@@ -1015,17 +1031,26 @@ class Recomputed(nn.Module):
         return self.last(self.through(self.first(x.flatten(1)), self.middle))
 
 
-@pytest.mark.parametrize("through", [Again.apply, lambda x, layer: checkpoint(layer, x, use_reentrant=True)])
+THROUGH = {
+    "backward inside": Again.apply,
+    "checkpoint": lambda x, layer: checkpoint(layer, x, use_reentrant=True),
+    "parameters": lambda x, layer: Adjoint.apply(x, layer, *(p for p in layer.parameters() if p.requires_grad)),
+}
+
+
+@pytest.mark.parametrize("through", THROUGH)
 def test_inference_takes_the_gradient_of_blocks_that_compute_again_on_the_way_back(through):
     answers = []
-    for how in (lambda x, layer: layer(x), through):
+    for how in (lambda x, layer: layer(x), THROUGH[through]):
         net = SupSup(Recomputed(how), 10)
         for name in "ab":
             net.learn(name, (X, Y), epochs=2)
         bias = net.model.first.bias.requires_grad_()
         bias.grad = torch.ones(20)
+        names = [name for name, _ in net.model.named_parameters()]
         answers.append(net.scores(X))
         assert torch.equal(bias.grad, torch.ones(20)) and net.model.last[1].bias.grad is None
+        assert [name for name, _ in net.model.named_parameters()] == names
     assert answers[0] == answers[1]
 
 

@@ -12,7 +12,6 @@ masks and batches.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -125,11 +124,8 @@ def _alpha_gradients_whole(
         found: list[tuple[Tensor, ...]] = []
         for batch in range(tile.start, tile.stop):
             if not shared or batch == 0:
-                weights = superposition.superpose(model, tasks, alphas if shared else alphas[batch])
-                weights = dict(islice(weights.items(), layers))
-            with torch.enable_grad():
-                for weight in weights.values():
-                    weight.requires_grad_()
+                superposition.superpose(model, tasks, alphas if shared else alphas[batch])
+            with superposition.as_parameters(model, layers) as weights, torch.enable_grad():
                 found.append(_gradients(model, objective(model(images[batch])), list(weights.values())))
         stacked = {name: torch.stack(each) for name, each in zip(weights, zip(*found, strict=True), strict=True)}
         parts.append(superposition.whole_coefficient_gradients(model, tasks, stacked))
@@ -141,16 +137,17 @@ def _gradients(model: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> tup
 
     By ``backward``, for a user's blocks may call it inside, as reversible ones do: what they add to the gradients there
     ``autograd.grad`` does not see.
+
+    Args:
+        weights: some of the model's parameters.
     """
     before = {parameter: parameter.grad for parameter in model.parameters() if parameter.requires_grad}
-    for tensor in (*before, *weights):
-        tensor.grad = None
+    for parameter in before:
+        parameter.grad = None
     try:
         loss.backward()
         return tuple(torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights)
     finally:
-        for tensor in weights:
-            tensor.grad = None
         for parameter, gradient in before.items():
             parameter.grad = gradient
 
