@@ -17,6 +17,7 @@ from data.files import as_bytes
 from data.images import fit, upright
 from data.loader import Augment, BatchLoader, Loader, StackedLoader, View
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -223,10 +224,10 @@ class TaskDataset:
         """Settings that the set has found out by itself, by name."""
         return {}
 
-    def fingerprint(self) -> str:
-        """What tells these data from others: a hash of all that tasks are made of."""
+    def fingerprint(self) -> Fingerprint:
+        """What tells these data from others."""
         base = self.base
-        return digest(base.train_images, base.train_labels, base.test_images, base.test_labels)
+        return Fingerprint(digest(base.train_images, base.train_labels, base.test_images, base.test_labels))
 
     def update_task(self, task: int) -> None:
         """Make ``task`` the one that the loaders serve.

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from data.base import BaseSet, Permuted, Rotating, Split, TaskDataset, digest
+from utils.fingerprint import Fingerprint
 
 TEST_IMAGES_PER_CLASS = 36  # 360 of 1,797
 SPLIT_SEED = 0  # which images are test images is part of the set, not of a run
@@ -45,11 +46,11 @@ class Digits(TaskDataset):
             std=(pixels.std().item(),),
         )
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
         from sklearn.datasets import load_digits
 
         digits = load_digits()  # as it ships them: what scaling makes of them may differ by rounding
-        return digest(digits.images, digits.target)
+        return Fingerprint(digest(digits.images, digits.target))
 
 
 class DigitsPerm(Permuted, Digits):

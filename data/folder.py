@@ -22,6 +22,7 @@ from data.files import Arrays, read_npz
 from data.images import FolderLoader, fit, images_in, lost_links, to_tensor, upright
 from data.tree import TESTS, TRAIN, Files, Source, folders, read_tree, some, train_in
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -273,15 +274,19 @@ class Own(TaskDataset):
     def settled(self) -> dict[str, object]:
         return {"image_size": list(self.image_size), "mean": list(self.mean), "std": list(self.std)}
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
+        tasks = [np.array([len(classes) for classes in self.source.tasks.values()])] if self.source.tasks else []
         if hasattr(self, "base"):
             base = self.base
             order = mixed_order(len(base.test_labels)).argsort()  # as the user has them
             tests = base.test_images[order], base.test_labels[order]
-            return digest(*self.class_names, digest(base.train_images, base.train_labels, *tests))
+            parts = [*self.class_names, digest(base.train_images, base.train_labels, *tests)]
+            return Fingerprint(digest(*parts, *tasks), (digest(*parts),))
         files = self.source.train + self.source.test
+        names = [*self.class_names, *(self._called(Path(path), label) for path, label in files)]
+        labels = [np.array([label for _, label in part]) for part in (self.source.train, self.source.test)]
         sizes = np.array([os.path.getsize(path) for path, _ in files])
-        return digest(*self.class_names, *(self._called(Path(path), label) for path, label in files), sizes)
+        return Fingerprint(f"{digest(*names, *labels, *tasks)}.{digest(sizes)}", (digest(*names, sizes),))
 
     def _called(self, path: Path, label: int) -> str:
         """A file's name in its folder, and its class, if that is not the folder."""

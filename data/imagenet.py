@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.base import SplitByClass, digest, mixed_order
-from data.images import FolderLoader, find_images, folders_in, read_image
+from data.images import FolderLoader, called_image, find_images, folders_in, read_image
 from data.kept import KeepingLoader, shorter_side
 from data.tree import some
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,17 +90,18 @@ class SplitImageNet(SplitByClass):
         image: Image.Image = self._middle(read_image(path))
         return image
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> Fingerprint:
         """Of all class names, the names of the images of some classes, and the bytes of one image of each of these."""
-        parts = [*self.class_names]
+        now, before = [*self.class_names], [*self.class_names]
         for split in ("train", "val"):
             for name in self.class_names[:: -(-len(self.class_names) // SAMPLED_CLASSES)]:
                 folder = self.folder / split / name
-                images = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-                parts += [split, name, *images]
-                if images:
-                    parts.append(np.fromfile(folder / images[len(images) // 2], dtype=np.uint8, count=2**16))
-        return digest(*parts)
+                files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+                for parts, found in ((now, [name for name in files if called_image(name)]), (before, files)):
+                    parts += [split, name, *found]
+                    if found:
+                        parts.append(np.fromfile(folder / found[len(found) // 2], dtype=np.uint8, count=2**16))
+        return Fingerprint(digest(*now), (digest(*before),))
 
     def _names(self, split: str) -> list[str]:
         """The class folders of a split, sorted."""

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import resize
 
 import main
 from data import DATASETS
+from data.base import digest
 from data.cifar import crop_and_flip
 from data.images import read_image, to_tensor
 from data.kept import crop, draw_crops
@@ -366,6 +367,7 @@ def save_all(folder: Path, name: str, values: np.ndarray, *modes: str, **more) -
 
 def test_copies_and_what_other_programs_leave_are_no_images_and_no_classes(copy):
     before = [open_imagenet(copy.root).val_loader.images, open_imagenet(copy.root).train_loader.images]
+    kept = open_imagenet(copy.root).fingerprint().kept
     for split in ("train", "val"):
         for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN"):
             for above in (copy(split, 0), copy(split, 0).parent):
@@ -374,11 +376,30 @@ def test_copies_and_what_other_programs_leave_are_no_images_and_no_classes(copy)
         (copy(split, 0) / "@eaDir" / "0.png").mkdir()
         for name in ("._0.png", ".0.png", "Thumbs.db", ".DS_Store", "desktop.ini"):
             (copy(split, 0) / name).write_bytes(b"\0\5\26\7")
+            (copy.root / "imagenet" / split / "n00000000" / name).write_bytes(b"\0\5\26\7")  # which is looked at
             (copy(split, 0).parent / name).write_bytes(b"\0\5\26\7")
         (copy(split, 0) / "again").symlink_to(".")
         (copy(split, 0) / "itself").symlink_to("itself")
     data = open_imagenet(copy.root)
     assert [data.val_loader.images, data.train_loader.images] == before
+    assert data.fingerprint().kept == kept
+    (copy.root / "imagenet" / "val" / "n00000000" / "1.png").write_bytes(b"another")
+    assert not data.fingerprint().same(kept)
+
+
+def test_a_run_of_before_that_took_every_file_for_an_image_goes_on(copy):
+    names = sorted(path.name for path in (copy.root / "imagenet" / "train").iterdir())
+    for split in ("train", "val"):
+        (copy.root / "imagenet" / split / names[0] / ".DS_Store").write_bytes(b"left")
+        shutil.copy(copy(split, 0) / "0.png", copy.root / "imagenet" / split / names[0] / "0.png")
+    parts = [*names]
+    for split in ("train", "val"):
+        for name in names[::32]:
+            files = sorted((copy.root / "imagenet" / split / name).iterdir())
+            parts += [split, name, *(file.name for file in files)]
+            parts += [np.fromfile(files[len(files) // 2], dtype=np.uint8)] if files else []
+    fingerprint = open_imagenet(copy.root).fingerprint()
+    assert fingerprint.same(digest(*parts)) and fingerprint.kept != digest(*parts)
 
 
 def test_images_in_folders_of_a_class_come_in_torchvisions_order(copy):

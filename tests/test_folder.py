@@ -16,6 +16,7 @@ from data.base import digest
 from data.files import read_npz
 from data.images import EXTENSIONS, upright
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 
 FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
 
@@ -457,7 +458,8 @@ def test_the_fingerprint_is_that_of_files_in_their_order(split, memory, monkeypa
             *(f"{file.parent.name}/{file.name}" for file in files),
             np.array([file.stat().st_size for file in files]),
         ]
-    assert read.fingerprint() == digest(*read.class_names, *parts)
+    assert read.fingerprint().same(digest(*read.class_names, *parts))
+    assert not read.fingerprint().same(digest(*read.class_names[::-1], *parts))
 
 
 def test_a_run_of_before_goes_on_with_its_labels_shared(tree, tmp_path):
@@ -515,7 +517,71 @@ def test_labels_that_changed_are_other_data(tmp_path, monkeypatch):
         picture(tmp_path / "tree" / "val" / name / "0.png", 9)
     before = own(tmp_path / "tree").fingerprint()
     shutil.move(tmp_path / "tree" / "train" / "cats" / "m", tmp_path / "tree" / "train" / "dogs" / "m")
-    assert own(tmp_path / "tree").fingerprint() != before
+    assert not own(tmp_path / "tree").fingerprint().same(before.kept)
+
+
+@pytest.fixture
+def two_tasks(tree, tmp_path):
+    """Folders of two tasks, the classes a, b, c and d, e."""
+    for label, (task, name) in enumerate([*zip("AAA", "abc", strict=True), *zip("BB", "de", strict=True)]):
+        for path in (tree / f"class{label}").iterdir():
+            picture(tmp_path / "tasks" / task / ("val" if int(path.stem) >= 8 else "train") / name / path.name, label)
+    return tmp_path / "tasks"
+
+
+def in_a_run(path, tmp_path):
+    return [*FAST, "--workers", "0", "--set", f"folder:{path}", "--log-dir", str(tmp_path / "runs"), "--name", "run"]
+
+
+@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "decoded by the loader"])
+def test_a_class_that_moves_to_another_task_is_other_data(two_tasks, memory, monkeypatch, tmp_path, capsys):
+    """All images and classes stay in their order, but not what a label of a task means."""
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    words = in_a_run(two_tasks, tmp_path)
+    assert main.main(words) == 0
+    for part in ("train", "val"):
+        shutil.move(two_tasks / "A" / part / "c", two_tasks / "B" / part / "c")
+    for more in (["--resume"], ["--predict", str(two_tasks / "B" / "val" / "c"), "--resume", f"{tmp_path}/runs/run"]):
+        capsys.readouterr()
+        assert main.main([*words, *more] if len(more) == 1 else more) == 2
+        assert "was made with other data" in capsys.readouterr().err
+
+
+def test_images_that_move_to_a_class_of_that_name_in_the_next_task_are_other_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.folder, "MEMORY", 0)
+    for task, names in (("A", "ab"), ("B", "bc")):
+        for name in names:
+            for number in (0, 1, 2):
+                file = f"{number + 3 * (task == 'B')}.png"
+                picture(tmp_path / "tasks" / task / "train" / name / file, 9)
+            picture(tmp_path / "tasks" / task / "val" / name / "0.png", 9)
+    before = own(tmp_path / "tasks").fingerprint()
+    (tmp_path / "tasks" / "A" / "train" / "b" / "2.png").rename(tmp_path / "tasks" / "B" / "train" / "b" / "2.png")
+    assert not own(tmp_path / "tasks").fingerprint().same(before.kept)
+
+
+def test_a_file_that_was_replaced_is_told_of_and_the_run_goes_on(split, monkeypatch, capsys, tmp_path):
+    """As what is said of one that cannot be read asks for; one more is other data."""
+    monkeypatch.setattr(data.folder, "MEMORY", 0)
+    words = in_a_run(split, tmp_path)
+    assert main.main(words) == 0
+    picture(split / "train" / "class1" / "3.png", 13, mode="RGBA")
+    assert main.main([*words, "--resume"]) == 0
+    assert "checkpoint.pt was made when some images' files had other sizes" in capsys.readouterr().out
+    picture(split / "train" / "class1" / "more.png", 13)
+    assert main.main([*words, "--resume"]) == 2
+    assert "was made with other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", [2**30, 0], ids=["in memory", "decoded by the loader"])
+def test_a_run_of_before_is_known_by_what_it_kept_of_its_data(two_tasks, memory, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(data.folder, "MEMORY", memory)
+    words, now = in_a_run(two_tasks, tmp_path), data.folder.Own.fingerprint
+    with monkeypatch.context() as context:
+        context.setattr(data.folder.Own, "fingerprint", lambda self: Fingerprint(*now(self).before))
+        assert main.main([*words, "--tasks", "0"]) == 0
+    assert main.main([*words, "--tasks", "0", "--resume"]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_labels_are_shared_only_where_they_mean_the_same(tree, tmp_path):

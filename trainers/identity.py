@@ -9,9 +9,11 @@ from trainers.entries import are_threads, check_task, latest_settings, making_se
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 from utils.journal import RUN, TASK
 
 OTHER_DATA = "images, labels or classes have changed"
+OTHER_SIZES = "was made when some images' files had other sizes; fine if such as could not be read were replaced"
 
 
 class Identity:
@@ -30,9 +32,9 @@ class Identity:
         threads: the processor threads that a run that goes on began with; None for a new one.
     """
 
-    def __init__(self, lasting: Mapping[str, Any], data: str, check_same: Callable[[Path, Mapping], None]):
+    def __init__(self, lasting: Mapping[str, Any], data: Fingerprint, check_same: Callable[[Path, Mapping], None]):
         self.lasting, self.data, self.check_same = lasting, data, check_same
-        self.mark = mark_of(lasting, data)
+        self.mark = mark_of(lasting, data.kept)
         self.original = self.more_tasks = False
         self.threads: int | None = None
         self._began: object = lasting  # the settings with which the checkpoint begins
@@ -49,7 +51,7 @@ class Identity:
             if record.kind != RUN or not isinstance(values["settings"], dict):
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             settings = latest_settings(records)
-            other = values.get("data") not in (None, self.data)
+            other = not self.data.same(values.get("data"))
             # Of other data what is measured on them is other too, and that is not what is wrong.
             measured = {name: self.lasting[name] for name in ("mean", "std")}
             self.check_same(path, settings | (measured if other else {}))

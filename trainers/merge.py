@@ -8,6 +8,7 @@ from trainers.entries import check_task, latest_settings, making_sense, mark_of
 from trainers.original import ORIGINAL
 from utils.checkpoint import Checkpoint, Record, fraction, index
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 from utils.journal import EXPORT, EXPORTED_TASK, LEFT_OUT, RUN, TASK
 from utils.settings import PART
 from utils.slices import named
@@ -66,7 +67,7 @@ def read_part(path: Path) -> Part:
 def join_parts(
     parts: Sequence[Part],
     tasks: Collection[int],
-    data: str,
+    data: Fingerprint,
     check_same: Callable[[str, Mapping[str, object]], None],
     allow_missing: bool,
 ) -> dict[int, tuple[Path, Record]]:
@@ -83,7 +84,7 @@ def join_parts(
     found: dict[int, tuple[Path, Record]] = {}
     for part in parts:
         check_same(f"`merge` {part.path}", part.settings)
-        if part.data not in (None, data):
+        if not data.same(part.data):
             raise UserError(f"`merge` {part.path}: was learned from other data: images, labels or classes differ")
         has = {record.values["task"]: (part.path, record) for record in part.records}
         if both := has.keys() & found.keys():

@@ -14,7 +14,7 @@ from trainers.default import DefaultTrainer, Learned
 from trainers.entries import IMPORTED, check_task, making_sense, score_of
 from trainers.evaluation import TaskScore
 from trainers.export import Storage, load_export, recovery_storage, task_storage, tensor_storage, write_export
-from trainers.identity import OTHER_DATA, Identity
+from trainers.identity import OTHER_DATA, OTHER_SIZES, Identity
 from trainers.original import ORIGINAL
 from trainers.tables import RecordOptions, Tables, mean
 from trainers.unfinished import NAME, Unfinished
@@ -95,8 +95,8 @@ class RunRecord:
         self._changed: dict[int, None] = {}  # masks whose storage is not known yet, in the order of learning
         self._masks_storage = Storage()  # their sum, kept up to date so that a task costs no more when many are learned
         self._checkpoint: Checkpoint | None = None
-        about = {"settings": identity.lasting, "data": identity.data}
-        self.unfinished = Unfinished(trainer, self.learned, about, options.checkpoint_minutes)
+        minutes = options.checkpoint_minutes
+        self.unfinished = Unfinished(trainer, self.learned, identity.lasting, identity.data, minutes)
 
     def adopt(self, accuracies: Mapping[int, float], data: object, source: str, original: bool = False) -> None:
         """Take tasks that lie in the model for learned: those that were imported, with their accuracies.
@@ -107,7 +107,7 @@ class RunRecord:
             original: whether that is the original code, whose frozen weights no seed makes here.
         """
         self.identity.original = original
-        if data not in (None, self.identity.data):
+        if not self.identity.data.same(data):
             self._warnings.append(f"warning: {source} was learned from other data: {OTHER_DATA}")
         self.accuracies |= accuracies
         for task in accuracies:
@@ -140,6 +140,8 @@ class RunRecord:
         records, self._damaged = self._checkpoint.read()
         if records:
             self.identity.recall(records, path)
+            if self.identity.data.resized(records[0].values.get("data")):
+                self._warnings.append(f"warning: {path} {OTHER_SIZES}")
         elif self._damaged:
             self.identity.recall_headless(path)
         for record in records[1:]:
@@ -306,7 +308,7 @@ class RunRecord:
         self._write_settings()
         if not self._checkpoint.has_records():
             run = self.identity
-            about = {"settings": run.lasting, "data": run.data, "threads": self.settings["threads"]}
+            about = {"settings": run.lasting, "data": run.data.kept, "threads": self.settings["threads"]}
             if run.original:
                 about[ORIGINAL] = True
             elif self.learned:
@@ -400,7 +402,8 @@ class RunRecord:
 
     def export(self, path: Path) -> None:
         """Write the file that ``export`` names."""
-        write_export(path, self.identity.lasting, self.identity.data, self.model, self.accuracies, self._shared())
+        of, shared = self.identity, self._shared()
+        write_export(path, of.lasting, of.data.kept, self.model, self.accuracies, shared)
 
     def _shared(self) -> dict[str, torch.Tensor]:
         """What the tasks share and no seed makes."""

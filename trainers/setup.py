@@ -25,7 +25,7 @@ from trainers.checks import check_same
 from trainers.default import DefaultTrainer
 from trainers.export import load_export
 from trainers.fit import why_in_order
-from trainers.identity import Identity
+from trainers.identity import OTHER_SIZES, Identity
 from trainers.merge import Part, join_parts
 from trainers.options import DataOptions, InferenceOptions, NetworkOptions, Settings, TrainingOptions, pick
 from trainers.original import ORIGINAL
@@ -36,6 +36,7 @@ from trainers.tables import RecordOptions
 from utils.checkpoint import Record
 from utils.cores import WORTH_THREADS, available_cores, choose_threads, runs_at_once, wanted_threads
 from utils.errors import UserError, no_memory
+from utils.fingerprint import Fingerprint
 from utils.parallel import Group, gpu_fault, gpu_memory
 from utils.paths import default_data
 from utils.seeding import exact_on_gpus, generator, seed_everything
@@ -211,7 +212,12 @@ def share_threads(s: Settings, processes: int) -> None:
 
 
 def recall(
-    s: Settings, model: nn.Module, trainer: DefaultTrainer, fingerprint: str, imported: Sequence[Record], may_grow: bool
+    s: Settings,
+    model: nn.Module,
+    trainer: DefaultTrainer,
+    fingerprint: Fingerprint,
+    imported: Sequence[Record],
+    may_grow: bool,
 ) -> RunRecord:
     """The record of a run, with what it goes on from or imports.
 
@@ -269,12 +275,12 @@ def lasting_settings(s: Settings, model: nn.Module) -> dict[str, object]:
 
 
 def merge(
-    s: Settings, parts: Sequence[Part], fingerprint: str, model: nn.Module, notes: list[str]
+    s: Settings, parts: Sequence[Part], fingerprint: Fingerprint, model: nn.Module, notes: list[str]
 ) -> dict[int, tuple[Path, Record]]:
     """What other runs have learned of the tasks; where tasks may be missing, those that are there become the tasks.
 
     Args:
-        notes: gets a line if some are missing.
+        notes: gets a line if some are missing, and for each run that was made when files had other sizes.
 
     Raises:
         UserError: as ``join_parts``.
@@ -287,6 +293,7 @@ def merge(
         lambda path, theirs: check_same(path, theirs, ours, {*theirs, *ours} - TOLD_APART),
         s.allow_missing,
     )
+    notes += [f"`merge` {part.path}: {OTHER_SIZES}" for part in parts if fingerprint.resized(part.data)]
     if len(found) < len(s.tasks_to_learn):
         s.tasks = named(found)
         notes.append(f"`allow_missing`: of tasks {s.tasks} alone")
@@ -306,7 +313,7 @@ def plan_of(s: Settings) -> Plan:
     )
 
 
-def join(group: Group, s: Settings, fingerprint: str, imported: Sequence[Record], may_grow: bool) -> None:
+def join(group: Group, s: Settings, fingerprint: Fingerprint, imported: Sequence[Record], may_grow: bool) -> None:
     """Be one of the processes of a group that train in step with the first one."""
     data, model, trainer = build(s, set_up(s)[group.rank], group)
     share_threads(s, group.size)

@@ -9,6 +9,7 @@ from trainers.default import DefaultTrainer
 from trainers.entries import NONSENSE
 from utils.checkpoint import Checkpoint, Record, fraction, write_records
 from utils.errors import UserError
+from utils.fingerprint import Fingerprint
 from utils.journal import TRAINING
 
 NAME = "training.pt"
@@ -19,12 +20,19 @@ class Unfinished:
 
     Args:
         learned: the tasks learned before, a list that whoever learns them goes on with.
-        about: settings and data, which must be the same when the run goes on.
+        settings, data: those of the run, which must be the same when it goes on.
         minutes: how many lie between one writing and the next.
     """
 
-    def __init__(self, trainer: DefaultTrainer, learned: list[int], about: Mapping[str, Any], minutes: float):
-        self.trainer, self.learned, self.about, self.minutes = trainer, learned, dict(about), minutes
+    def __init__(
+        self,
+        trainer: DefaultTrainer,
+        learned: list[int],
+        settings: Mapping[str, Any],
+        data: Fingerprint,
+        minutes: float,
+    ):
+        self.trainer, self.learned, self.settings, self.data, self.minutes = trainer, learned, settings, data, minutes
         self.damaged = False
         self.saved = ""  # what is on the disk, in words
         self._record: Record | None = None
@@ -42,8 +50,8 @@ class Unfinished:
         if not self.damaged:
             values = records[0].values
             # One that was left behind when its tasks had been learned is of no use. Early ones say nothing of the data.
-            same = values.get("data", self.about["data"]) == self.about["data"] and values["learned"] == self.learned
-            self._record = records[0] if same and _fits(values["settings"], self.about["settings"]) else None
+            same = self.data.same(values.get("data")) and values["learned"] == self.learned
+            self._record = records[0] if same and _fits(values["settings"], self.settings) else None
 
     @property
     def tasks(self) -> list[int]:
@@ -85,7 +93,8 @@ class Unfinished:
         self._wait()
         if self.trainer.watch.healthy:
             tasks = self.trainer.tasks
-            values = {**self.about, "learned": self.learned, "tasks": tasks, "accuracies": accuracies}
+            values = {"settings": self.settings, "data": self.data.kept, "learned": self.learned}
+            values |= {"tasks": tasks, "accuracies": accuracies}
             write_records(self.path, [Record(TRAINING, values, self.trainer.training_record())])
             self._say()
 
