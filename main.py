@@ -100,7 +100,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         settings.import_file = path
         if not _goes_on(settings):
             settings.resume = None  # it goes on in a folder of its own
-    elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint)):
+    elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint, settings.set)):
         brought = str(told.pop("import_file", "")) or None
         settings = parse_arguments(argv, told, source=str(settings.checkpoint))
         if brought and settings.import_file and os.path.basename(brought) != os.path.basename(settings.import_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -154,15 +155,17 @@ def _sample(files: Files) -> Files:
 def _measure(images: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and deviation of each channel of images uint8 [N, C, H, W], for pixels in [0, 1].
 
-    From how often each byte stands there, so that no order of sums makes a difference.
+    From how often each byte stands there, in whole numbers up to one root and one quotient: neither the order of sums
+    nor the processor makes a difference.
     """
-    counts: np.ndarray | int = 0
+    counts, mean, std = np.zeros((1, 256), dtype=np.int64), [], []
     for part in images:
         counts = counts + np.stack([np.bincount(part[:, c].flatten(), minlength=256) for c in range(part.shape[1])])
-    values, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ values
-    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1))
-    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())  # of one colour: nothing to divide by
+    for channel in counts:
+        count, total, squares = (int((channel * np.arange(256) ** power).sum()) for power in range(3))
+        mean.append(total / (255 * count))
+        std.append(math.sqrt(count * squares - total**2) / (255 * count) or 1.0)  # of one colour: nothing to divide by
+    return tuple(mean), tuple(std)
 
 
 class Own(TaskDataset):

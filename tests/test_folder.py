@@ -1,6 +1,7 @@
 """Images of the user's own: trees of folders and arrays, as tasks of any kind."""
 
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -470,6 +471,29 @@ def test_a_run_of_before_goes_on_with_its_labels_shared(tree, tmp_path):
     assert main.main([*words, "--tasks", "0", "--resume"]) == 0
     settings = yaml.safe_load((tmp_path / "runs" / "run" / "settings.yaml").read_text())["settings"]
     assert settings["unshared_labels"] is False
+
+
+def test_the_mean_is_the_same_on_every_processor(tmp_path):
+    """Sums of floats end otherwise where vectors have another length; whole numbers do not."""
+    images, labels = np.random.RandomState(1).randint(0, 256, (200, 9, 7), dtype=np.uint8), np.arange(200) % 6
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    settled = DATASETS["npz:x.npz"](tmp_path).settled()
+    assert settled["mean"] == [float(Fraction(int(images.sum(dtype=np.int64)), 255 * images.size))]
+    assert settled["std"] == pytest.approx([images.std() / 255], rel=1e-14)
+
+
+def test_a_run_goes_on_with_the_mean_that_it_began_with(tree, tmp_path, monkeypatch, capsys):
+    """Versions before measured another last digit on some processors."""
+    words, measure = in_a_run(tree, tmp_path), data.folder._measure
+    with monkeypatch.context() as context:
+        context.setattr(data.folder, "_measure", lambda x: [tuple(v * (1 + 1e-15) for v in of) for of in measure(x)])
+        assert main.main(words) == 0
+    settings = yaml.safe_load((tmp_path / "runs" / "run" / "settings.yaml").read_text())["settings"]
+    assert settings["mean"] != own(tree).settled()["mean"]
+    assert main.main([*words, "--resume"]) == 0
+    again = yaml.safe_load((tmp_path / "runs" / "run" / "settings.yaml").read_text())["settings"]
+    assert (again["mean"], again["std"]) == (settings["mean"], settings["std"])
+    assert "--mean" in refused(capsys, *words, "--mean", "0.5", "--resume")
 
 
 def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):

@@ -19,7 +19,7 @@ from utils.errors import UserError, no_memory
 from utils.journal import MORE_TASKS, RUN, TASK
 from utils.paths import read_small
 from utils.results import check_row
-from utils.settings import NETWORK, OUTCOME, TOLD
+from utils.settings import NETWORK, OUTCOME, SETTLED, TOLD
 
 # What comes of values that are not what they should be.
 NONSENSE = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
@@ -27,11 +27,11 @@ IMPORTED = "imported"  # in the record that a run begins with: the export that i
 SETTINGS_BYTES = 2**20  # of a settings.yaml at the most
 
 
-def settings_of_run(path: Path) -> dict[str, Any]:
-    """The settings that a run here began with from a file, as its checkpoint has them; none of another run.
+def settings_of_run(path: Path, data_set: str) -> dict[str, Any]:
+    """The settings that a run here began with from a file or its images, as its checkpoint has them.
 
-    From a checkpoint of the original code they were all, from an export those of the network, and which file that was.
-    Whoever goes on need not give them again.
+    From a checkpoint of the original code they were all, from an export those of the network, and which file that was;
+    from its images, if they are ``data_set``, what was measured on them. Whoever goes on need not give them again.
     """
     with suppress(UserError):
         file = Checkpoint(path)
@@ -45,6 +45,9 @@ def settings_of_run(path: Path) -> dict[str, Any]:
             names = NETWORK | OUTCOME if original else NETWORK
             told = {name: value for name, value in told.items() if name in names}
             return told if original else told | {"import_file": imported}
+        settings = first.values.get("settings")
+        if isinstance(settings, dict) and settings.get("set") == data_set:
+            return {name: settings[name] for name in SETTLED if settings.get(name) is not None}
     return {}
 
 

@@ -52,9 +52,7 @@ class Identity:
                 raise ValueError("it is not the settings of a run, with which a checkpoint begins")
             settings = latest_settings(records)
             other = not self.data.same(values.get("data"))
-            # Of other data what is measured on them is other too, and that is not what is wrong.
-            measured = {name: self.lasting[name] for name in ("mean", "std")}
-            self.check_same(path, settings | (measured if other else {}))
+            self.check_same(path, settings)
             self.more_tasks = settings.get("num_tasks") != self.lasting["num_tasks"]
             self._began = values["settings"]
             # Those of before it was kept tell of it in the settings of the run alone.
