@@ -387,9 +387,9 @@ class OwnClasses(SplitByClass, Own):
 
     @property
     def unshared_labels(self) -> bool:
-        """Whether a label means one class in one task and another in another."""
+        """Whether a label means one class in one task and another in another, of all tasks that there can be."""
         meant: dict[int, str] = {}
-        every = (enumerate(self.classes_of(task)) for task in range(self.num_tasks))
+        every = (enumerate(self.classes_of(task)) for task in range(len(self.sizes)))
         names = ((label, self.class_names[place]) for classes in every for label, place in classes)
         return any(meant.setdefault(label, name) != name for label, name in names)
 

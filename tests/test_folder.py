@@ -618,6 +618,19 @@ def test_labels_are_shared_only_where_they_mean_the_same(tree, tmp_path):
             shutil.copytree(tree / "class2", tmp_path / "alike" / task / "dog", dirs_exist_ok=True)
     assert own(tmp_path / "apart", tasks_by="folders").unshared_labels
     assert not own(tmp_path / "alike", tasks_by="folders").unshared_labels
+    assert own(tree, num_tasks=1, classes_per_task=2).unshared_labels  # for it may go on with more
+
+
+def test_a_run_that_grows_is_as_one_that_began_whole(two_tasks, tmp_path):
+    words = [*FAST[:8], "--set", f"folder:{two_tasks}", "--test-batch-size", "1", "--log-dir", str(tmp_path / "runs")]
+    words += ["--adaptor", "se_oneshot_entropy_minimization"]
+    assert main.main([*words, "--name", "whole"]) == 0
+    for more in (["--num-tasks", "1"], ["--num-tasks", "2", "--resume"]):
+        assert main.main([*words, "--name", "grown", *more]) == 0
+    whole, grown = ((tmp_path / "runs" / name / "adapt_results.csv").read_text() for name in ("whole", "grown"))
+    assert whole.splitlines()[-2:] == grown.splitlines()[-2:]
+    settings = yaml.safe_load((tmp_path / "runs" / "grown" / "settings.yaml").read_text())["settings"]
+    assert settings["unshared_labels"] is True
 
 
 def test_an_answer_of_another_class_is_not_right(tree, tmp_path):
