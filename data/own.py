@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from data.loader import order_of
 from utils.errors import no_memory
@@ -20,8 +21,9 @@ class OwnLoader:
     Args:
         data: arrays or tensors (x, y), of which x (N, ...) is cut into batches, in training in an order drawn from
             ``(seed, task, epoch)``; or any iterable of batches (x, y), such as a ``torch.utils.data.DataLoader``, which
-            keeps its own order. One that can be gone through only once is read into memory. Images of type uint8
-            become numbers in [0, 1]; all others become float32 as they are.
+            keeps its own order. One that can be gone through only once is read into memory; the batches of a stream
+            that several workers share out are counted. Images of type uint8 become numbers in [0, 1]; all others
+            become float32 as they are.
         outputs: labels lie in [0, outputs).
         batch_size: of arrays.
         shuffle: whether this is for training: arrays are served in another order in every epoch.
@@ -55,6 +57,7 @@ class OwnLoader:
         self.image_shape: tuple[int, ...] | None = None
         self.last = torch.empty(0)
         self.arrays: tuple[Tensor, Tensor] | None = None
+        self._counted: int | None = None  # batches, if it is another number than the length of ``batches``
         if _are_arrays(data):
             x, y = data
             self.arrays = self._checked(x, y)
@@ -66,19 +69,20 @@ class OwnLoader:
             # An iterator is its own iterable: the second epoch would find nothing.
             once = isinstance(data, Iterator) or not _has_length(data)
             self.batches = [_copied(batch) for batch in islice(_read(data), most)] if once else data
+            self._counted = _count(self.batches, most)
             self.num_images = 0
-        if len(self.batches) == 0:
+        if len(self) == 0:
             raise ValueError("data: there is no batch (x, y) in the data")
         self.set_epoch(0)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        return len(self.batches)
+        return len(self.batches) if self._counted is None else self._counted
 
     def keep(self) -> None:
         """Serve from now on the very batches of the first time, also of an iterable that shuffles."""
         if self.arrays is None and not isinstance(self.batches, (list, tuple)):
-            self.batches = [_copied(batch) for batch in _read(self.batches)]
+            self.batches, self._counted = [_copied(batch) for batch in _read(self.batches)], None
 
     def together(self, most_bytes: int) -> OwnLoader:
         """As of ``data.loader.Loader``: the batches stay as they are, which may each have another size."""
@@ -145,6 +149,23 @@ def _has_length(data: Iterable[Any]) -> bool:
         return len(data) >= 0  # type: ignore[arg-type]
     except TypeError:
         return False
+
+
+def _count(data: Iterable[Any], most: int | None) -> int | None:
+    """How many batches a ``DataLoader`` gives whose workers share out a stream; None for other data.
+
+    Its ``len`` does not know of the last batch of each worker, which is smaller, or left out. If more come than these,
+    it is none that was shared out: ``len`` is how long an epoch of it is, as of one without end.
+
+    Args:
+        most: batches that are asked for at the most; None for all.
+    """
+    if not (isinstance(data, DataLoader) and isinstance(data.dataset, IterableDataset) and data.num_workers > 1):
+        return None
+    none_are_so_many = len(data) + data.num_workers
+    with torch.random.fork_rng(devices=[]):  # of which it draws how its workers draw
+        counted = sum(1 for _ in islice(_read(data), min(most or none_are_so_many, none_are_so_many)))
+    return counted if counted < none_are_so_many else None
 
 
 def _are_arrays(data: object) -> bool:

@@ -10,6 +10,7 @@ import threading
 import warnings
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
 import main
 from data import DATASETS
@@ -820,6 +821,49 @@ def test_a_loader_over_a_stream_is_data_too():
     nets[0].learn("a", DataLoader(Stream(), batch_size=4), epochs=2)
     nets[1].learn("a", [(X[:4], Y[:4]), (X[4:], Y[4:])], epochs=2)
     assert torch.equal(nets[0].logits(X), nets[1].logits(X))
+
+
+class Shared(IterableDataset):
+    """Images that workers share out, as torch's documentation shows it; without an end if ``endless``."""
+
+    def __init__(self, images, endless=False):
+        self.images, self.endless = images, endless
+
+    def __iter__(self):
+        worker, passes = get_worker_info(), count() if self.endless else [0]
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return ((X[row % len(X)], Y[row % len(X)]) for _ in passes for row in range(first, self.images, step))
+
+    def __len__(self):
+        return self.images
+
+
+@pytest.mark.parametrize(
+    "workers, more, batches",
+    [
+        (0, {}, [4, 4, 4, 4, 2]),
+        (2, {}, [4, 4, 4, 4, 1, 1]),
+        (2, {"drop_last": True, "batch_size": 5}, [5, 5]),
+    ],
+)
+def test_all_batches_of_a_stream_that_workers_share_out_are_learned(workers, more, batches):
+    """Their loader's ``len`` knows nothing of the rest that each worker has."""
+    net, seen = SupSup(small(), 10, seed=1), []
+    loader = DataLoader(Shared(18), **({"batch_size": 4, "num_workers": workers} | more))
+    net.model.register_forward_hook(lambda model, given, _: seen.append(len(given[0])) if model.training else None)
+    state = torch.get_rng_state()
+    net.learn("a", loader, epochs=2, lr_policy="cosine_lr")
+    assert seen == 2 * batches and torch.equal(torch.get_rng_state(), state)
+    net.learn("b", loader, epochs=3, iter_lim=len(batches) + 1)
+    assert seen == 3 * batches + batches[:1]
+    assert set(net.evaluate({"a": loader})) == {"a"}
+
+
+def test_an_epoch_of_a_stream_without_end_is_as_long_as_it_says():
+    net, seen = SupSup(small(), 10, seed=1), []
+    net.model.register_forward_hook(lambda model, given, _: seen.append(len(given[0])) if model.training else None)
+    net.learn("a", DataLoader(Shared(18, endless=True), batch_size=4, num_workers=2), epochs=2)
+    assert seen == [4] * 10
 
 
 def test_saving_goes_where_a_link_leads_and_takes_the_place_of_no_pipe(tmp_path):
