@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from heapq import heappop, heappush
 from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -377,6 +378,8 @@ def called_image(name: str) -> bool:
 def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tuple[str, str]]:
     """The images below a folder, as (folder, name), in no order.
 
+    Of a folder that links lead to as well, those are of its own name, or else of the first of the links.
+
     Args:
         others: counts files that are called otherwise, by how their names end, and links that lead nowhere; hidden
             ones are nothing.
@@ -385,15 +388,20 @@ def find_images(folder: str, others: Counter[str] | None = None) -> Iterator[tup
         UserError: a folder cannot be read, or what is called an image is no file.
     """
     here, todo = folder, [folder]
+    links: list[str] = []  # a heap, for they wait until no other folder does
     try:
-        seen = _with_those_above(folder)
-        while todo:
-            here = todo.pop()
+        seen = _with_those_above(folder) - {_which(os.stat(folder))}
+        while todo or links:
+            here = todo.pop() if todo else heappop(links)
+            if (which := _which(os.stat(here))) in seen:  # a link, to one above or seen
+                continue
+            seen.add(which)
             with os.scandir(here) as entries:
                 for entry in entries:
                     if _is_folder(entry):
-                        if (which := _which(entry.stat())) not in seen:  # else a link, to one above or seen
-                            seen.add(which)
+                        if entry.is_symlink():
+                            heappush(links, entry.path)
+                        else:
                             todo.append(entry.path)
                     elif others is not None and _is_lost(entry):
                         if not entry.name.startswith("."):

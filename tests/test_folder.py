@@ -1,6 +1,8 @@
 """Images of the user's own: trees of folders and arrays, as tasks of any kind."""
 
+import os
 import shutil
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import main
 from data import DATASETS
 from data.base import digest
 from data.files import read_npz
-from data.images import EXTENSIONS, upright
+from data.images import EXTENSIONS, images_in, upright
 from utils.errors import UserError
 from utils.fingerprint import Fingerprint
 
@@ -411,6 +413,28 @@ def test_a_link_upwards_adds_no_images(tmp_path, link, leads):
     seen = levels(read.train_loader)[cats] | levels(read.val_loader)[cats]
     assert seen == set(range(5))
     assert len(read.base.train_labels) + len(read.base.test_labels) == 10
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_images_of_a_folder_with_links_to_it_are_those_of_its_own_name(tmp_path, monkeypatch, backwards):
+    """Whatever is listed first, which is another on each disk: the split goes by names."""
+    top, listed = tmp_path / "tree" / "cats", os.scandir
+    for number, name in enumerate(("cats/m", "cats/z", "cats/m/deep", "elsewhere")):
+        picture(tmp_path / "tree" / name / "1.png", number)
+    (tmp_path / "tree" / "elsewhere").rename(tmp_path / "elsewhere")
+    for link, leads in (("a", "z"), ("zz", "z"), ("b", "m/deep"), ("n/c", tmp_path / "elsewhere"), ("o", "../x")):
+        (top / link).parent.mkdir(exist_ok=True)
+        (top / link).symlink_to(leads)
+    (tmp_path / "tree" / "x").symlink_to(tmp_path / "elsewhere")
+
+    @contextmanager
+    def in_order(path):
+        with listed(path) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+    monkeypatch.setattr(os, "scandir", in_order)
+    expected = [top / each / "1.png" for each in ("m", "m/deep", "n/c", "z")]
+    assert sorted(images_in(top)) == sorted(map(str, expected))
 
 
 @pytest.mark.parametrize("link", ["train/birds", "val/birds", "train/class0/more", "train/class0/9.png", "LICENSE"])
