@@ -262,6 +262,7 @@ def _checked(
             len(images) == len(labels) > 0,
             f"{split} has {len(images)} images and {len(labels)} labels, should be as many and not 0",
         )
+        require(int(labels.max()) < 2**63, f"{split}_labels go up to {labels.max()}, more than int64 can be")
         arrays[f"{split}_labels"] = labels.astype(np.int64)
         if num_classes is None:
             continue

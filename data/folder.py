@@ -209,12 +209,16 @@ class Own(TaskDataset):
             return
         self.image_size = self.image_size or _measure_size(_sample(self.source.train))
         if 3 * self.image_size[0] * self.image_size[1] * len(self.source.train + self.source.test) <= MEMORY:
-            self._take(self._decoded())
+            self._take(*self._decoded())
         else:
             self._open_files()
 
-    def _take(self, arrays: Arrays) -> None:
-        """Hold images uint8 [N, H, W], or with C channels at their end, in memory; those of tests mixed."""
+    def _take(self, arrays: Arrays, broken: Sequence[str] = ()) -> None:
+        """Hold images uint8 [N, H, W], or with C channels at their end, in memory; those of tests mixed.
+
+        Args:
+            broken: the files that could not be read, which may be why a class has no images.
+        """
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
         order = mixed_order(len(tensors["test_labels"]))
         tensors |= {key: tensors[key][order] for key in ("test_images", "test_labels")}
@@ -224,13 +228,16 @@ class Own(TaskDataset):
         self._normalise([tensors["train_images"]])
         self.augment = crop_and_flip if self._augment else None
         base = BaseSet(**tensors, mean=self.mean, std=self.std)
-        self._check(base, None)
+        try:
+            self._check(base, None)
+        except UserError as error:
+            raise UserError(f"{error}{f'; cannot be read: {some(broken)}' if broken else ''}") from None
         self.base = base.to(self.device)
         self.input_shape = tuple(base.train_images.shape[1:])
         self.image_size = self.input_shape[1:]
 
-    def _decoded(self) -> Arrays:
-        """All files decoded; those that cannot be are left out, with one note."""
+    def _decoded(self) -> tuple[Arrays, list[str]]:
+        """All files decoded, and those that cannot be, which are left out with one note."""
         arrays: Arrays = {}
         broken: list[str] = []
         for split, files in (("train", self.source.train), ("test", self.source.test)):
@@ -248,7 +255,7 @@ class Own(TaskDataset):
                 raise UserError(f"`set` {self.name}: none of its {split} images can be read: {some(broken)}")
         if broken:
             self.notes.append(f"{self.name}: cannot be read, so left out: {some(broken)}")
-        return arrays
+        return arrays, broken
 
     def _open_files(self) -> None:
         from torchvision import transforms  # takes a second to import, and only wanted here

@@ -52,7 +52,7 @@ def read_image(path: str, turned: bool = False) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(file)
             image.load()
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO"):  # the latter of several, as cameras and telephones write them
                 _check_end(file)
             return _opaque(_eight_bits(ImageOps.exif_transpose(image) if turned else image))
     except MemoryError:
@@ -85,7 +85,10 @@ def _check_end(file: BinaryIO) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of more than 8 bits on the scale of 8, for Pillow would cut all above 255 off."""
+    """Grey values of more than 8 bits on the scale of 8, for Pillow would cut all above 255 off.
+
+    One of them that stands for what is transparent stays so.
+    """
     from PIL import Image
 
     if not image.mode.startswith(("I", "F")):
@@ -93,7 +96,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values, largest = np.asarray(image), 1 if image.mode == "F" else 2**16 - 1
     if not (values.min() >= 0 and values.max() <= largest):
         raise ValueError(f"values of mode {image.mode} go from {values.min()} to {values.max()}, not 0 to {largest}")
-    return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
+    grey = Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,16 +75,19 @@ def _loose(path: Path) -> int:
     return sum(1 for entry in path.iterdir() if called_image(entry.name) and entry.is_file())
 
 
-def _beside(path: Path, inside: Sequence[str], split: str | None, tests: Sequence[str]) -> list[str]:
-    """Which of the folders in a tree are neither the images to learn from, which ``split`` has, nor the tests, and what
-    is lost there, a line each."""
+def _beside(
+    path: Path, inside: Sequence[str], split: str | None, tests: Sequence[str], classes: Collection[str]
+) -> list[str]:
+    """What a user should know of the folders in a tree, a line each: which are neither the images to learn from, which
+    ``split`` has, nor the tests; which are classes, though they are called as those are; and what is lost there."""
     notes = []
     if len(tests) > 1:
         notes.append(f"{path}: tests are those of {tests[0]}, not of {', '.join(tests[1:])}")
     if rest := [name for name in inside if split and name != split and name.lower() not in TESTS]:
         notes.append(f"{path}: beside {split}, so no classes: {some(rest)}")
-    if taken := [name for name in inside if not split and name.lower() in TRAIN]:
-        notes.append(f"{path}: {taken[0]} is taken as a class, for its images lie in no folders")
+    for name in () if split else classes:
+        if name.lower() in (*TRAIN, *TESTS):
+            notes.append(f"{path}: {name} is taken as a class, for there is no train with images in folders")
     for folder in [path, *(path / name for name in (split, *tests[:1]) if name)]:
         if lost := lost_links(folder):
             notes.append(f"{folder}: links that lead nowhere, so no classes: {some(lost)}")
@@ -116,7 +119,7 @@ def read_tree(path: Path, seed: int) -> Source:
             f"`set` folder: {train}: has no folder with images, whose names end in {', '.join(EXTENSIONS)}; "
             f"should have one a class, such as {train / 'cats'}/1.jpg"
         )
-    source = Source(list(named), notes=_beside(path, inside, split, tests))
+    source = Source(list(named), notes=_beside(path, inside, split, tests, named))
     if loose := _loose(train):
         source.notes.append(f"{train}: {loose} images that lie in no folder are of no class, so left out")
     if empty:

@@ -239,7 +239,7 @@ def test_what_is_no_set_is_named_in_one_line(tree, split, tmp_path, capsys):
     for path in (tree / "class2").iterdir():
         path.write_bytes(b"no image")
     line = refused(capsys, "--set", f"folder:{tree}")
-    assert "class2" in line
+    assert "class2, which task 0 is made of; cannot be read: " in line and f"{tree / 'class2' / '0.png'}, " in line
     np.savez(tmp_path / "x.npz", train_images=np.zeros((3, 4, 4), np.uint8), train_labels=np.arange(3))
     assert "has no test_images" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}")
     assert "folders" in refused(capsys, "--set", f"npz:{tmp_path / 'x.npz'}", "--tasks-by", "folders")
@@ -308,7 +308,14 @@ def test_a_class_may_be_called_training_or_by_a_sign(tree):
         (tree / f"class{label}").rename(tree / name)
     found = own(tree)
     assert set(found.class_names) == {"Train", "test", "$5", "#1", "@home"}
-    assert any("Train is taken as a class" in note for note in found.notes)
+    for name in ("Train", "test"):
+        assert any(f"{name} is taken as a class" in note for note in found.notes)
+    assert len(found.notes) == 2
+    (tree / "Train").rename(tree / "birds")
+    shutil.rmtree(tree / "test")
+    (tree / "test").mkdir()
+    (note,) = own(tree).notes
+    assert "without images" in note and "test" in note
 
 
 @pytest.mark.parametrize("test", ["test1", "Test"])
@@ -366,6 +373,36 @@ def test_what_is_transparent_lies_over_white(tmp_path):
     palette.save(tmp_path / "p.png", transparency=0)
     for path in tmp_path.glob("*.png"):
         assert (np.asarray(upright(str(path))) == expected[..., None]).all(), path
+
+
+def test_a_grey_value_of_16_bits_may_be_transparent(tmp_path):
+    values = np.array([[0, 257, 30000, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=257)
+    assert np.asarray(upright(str(tmp_path / "x.png")))[0, :, 0].tolist() == [0, 255, 117, 255]
+    Image.fromarray(values).save(tmp_path / "y.png")
+    assert np.asarray(upright(str(tmp_path / "y.png")))[0, :, 0].tolist() == [0, 1, 117, 255]
+
+
+def test_a_photograph_of_several_images_that_ends_in_zeros_cannot_be_read(tmp_path):
+    """As after a crash: Pillow takes them for grey."""
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (64, 64, 3), dtype=np.uint8))
+    path = tmp_path / "x.jpg"
+    image.save(path, "MPO", save_all=True, append_images=[image])
+    assert Image.open(path).format == "MPO" and upright(str(path)).size == (64, 64)
+    content = path.read_bytes()
+    path.write_bytes(content[:1500] + bytes(len(content) - 1500))
+    with pytest.raises(UserError, match="its end is zeros"):
+        upright(str(path))
+
+
+def test_labels_that_int64_cannot_hold_are_refused(tmp_path):
+    images, labels = np.zeros((4, 4, 4), np.uint8), np.array([0, 1, 0, 2**63], dtype=np.uint64)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    with pytest.raises(UserError, match="train_labels go up to 9223372036854775808, more than int64"):
+        read_npz(tmp_path / "x.npz")
+    labels[3] -= 1
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    assert read_npz(tmp_path / "x.npz")["train_labels"].max() == 2**63 - 1
 
 
 @pytest.mark.parametrize("shape", [(12, 1, 9, 9), (12, 3, 9, 9)])
