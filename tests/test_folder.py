@@ -557,6 +557,16 @@ def test_a_run_goes_on_with_the_mean_that_it_began_with(tree, tmp_path, monkeypa
     assert "--mean" in refused(capsys, *words, "--mean", "0.5", "--resume")
 
 
+def test_slices_of_before_are_joined_whose_mean_another_processor_measured(tree, tmp_path, monkeypatch, capsys):
+    words, measure = ["--set", f"folder:{tree}", "--num-tasks", "2", "--log-dir", str(tmp_path)], data.folder._measure
+    for task, by in (("0", 1), ("1", 1 + 1e-15), ("1", 1 + 1e-7)):
+        monkeypatch.setattr(data.folder, "_measure", lambda x, by=by: [tuple(v * by for v in of) for of in measure(x)])
+        assert main.main([*FAST, *words, "--tasks", task, "--name", f"{task}{by}"]) == 0
+    parts = [tmp_path / name for name in ("01", f"1{1 + 1e-15}", f"1{1 + 1e-7}")]
+    assert "--mean" in refused(capsys, *words, "--name", "apart", "--merge", parts[0], parts[2])
+    assert main.main([*FAST, *words, "--name", "joined", "--merge", *map(str, parts[:2])]) == 0
+
+
 def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):
     for part in ("seg_train", "seg_test"):
         shutil.copytree(tree, tmp_path / "kaggle" / part / part)

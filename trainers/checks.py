@@ -3,7 +3,9 @@
 What must hold between settings, data and network is in ``fit.py``.
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from trainers import ADAPTORS, FROM_RUN
 from trainers.options import DEFAULTS, Settings
 from utils.errors import UserError
 from utils.slices import tasks_of
+
+LAST_BITS = 1e-12  # so far apart, as a share, may measured numbers be that are the same
 
 
 def check_settings(s: Settings) -> None:
@@ -45,10 +49,19 @@ def check_same(
     differing = [
         f"`{name}` {theirs.get(name)} there, {ours.get(name)} here"
         for name in sorted(names)
-        if theirs.get(name) != ours.get(name)
+        if not _alike(name, theirs.get(name), ours.get(name))
     ]
     if differing:
         raise UserError(f"{path} was made with other settings: {'; '.join(differing)}{hint}")
+
+
+def _alike(name: str, theirs: Any, ours: Any) -> bool:
+    """Whether a setting has the same value; what is measured may differ in last bits, which were once the machine's and
+    which float32, in which it is computed with, does not have."""
+    values = (theirs, ours)
+    if name in ("mean", "std") and all(isinstance(value, list) and {*map(type, value)} == {float} for value in values):
+        return len(theirs) == len(ours) and all(map(partial(math.isclose, rel_tol=LAST_BITS), theirs, ours))
+    return bool(theirs == ours)
 
 
 def slice_of(s: Settings) -> str:
