@@ -60,7 +60,7 @@ class Record:
 
     def drop(self, name: str) -> None:
         """Leave out a tensor of which a later record has the latest."""
-        del self.tensors[name]
+        self.tensors.pop(name, None)
         self.latest = [other for other in self.latest if other != name]
 
     def to_bytes(self) -> bytes:
@@ -143,7 +143,7 @@ class Checkpoint:
             for record in _records(file):
                 self._count(record)
                 records.append(record)
-                for name in record.latest:
+                for name in set(record.latest):
                     if name in latest:  # so that no more is in memory than counts
                         latest[name].drop(name)
                     latest[name] = record
