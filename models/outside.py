@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from models.builder import Builder
 from models.convert import MASKED, Kept, copied
+from models.multitask import named, set_superposed
+from models.superposition import SuperposedModule
 
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
@@ -56,7 +58,7 @@ def from_file(path: str, name: str, builder: Builder, input_shape: tuple[int, in
             parameters = inspect.signature(make).parameters
             model = make(**{key: value for key, value in known.items() if key in parameters})
         except Exception as error:  # whatever a user's own code raises
-            raise ValueError(f"{name} cannot be made: {_told(error)}") from error
+            raise ValueError(f"{name} cannot be made: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} gives a {type(model).__name__}, not a torch.nn.Module")
     return builder.converted(model, input_shape, output_size)
@@ -84,28 +86,78 @@ def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
 def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
     """See that a network answers images as one of the project does, in training and in evaluation.
 
-    Layers that take their shape from the first batch get it.
+    In training with gradients, as masks over its layers need them. Layers that take their shape from the first batch
+    get it.
 
     Raises:
         ValueError: it does not.
     """
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         for training in (False, True):
             # Training changes the statistics of batch norms, so a copy goes through it.
-            network = copied(model) if training else model
+            network = _trainable(copied(model)) if training else model
+            how = "in training" if training else "in evaluation"
             network.train(training)  # which a user's own may answer with nothing
             kept = Kept(network)
             try:
-                answer = network(images)
+                with torch.set_grad_enabled(training):
+                    answer = network(images)
             except Exception as error:  # whatever a user's own code raises
-                raise ValueError(f"takes no images {tuple(input_shape)}: {_told(error)}") from error
+                raise ValueError(f"takes no images {tuple(input_shape)} {how}: {told(error)}") from error
             said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             if said != (2, output_size):
-                how = "in training" if training else "in evaluation"
                 raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
+            if training:
+                _check_gradients(answer, "in training, so no mask can be learned")
             network.eval()
             kept.check(partial(network, images))
+
+
+def _trainable(network: nn.Module) -> nn.Module:
+    """A network, changed in place, of which gradients reach the layers that get masks, and nothing else."""
+    network.requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, (*MASKED, nn.MultiheadAttention)):
+            module.requires_grad_(True)
+    return network
+
+
+def check_inference(model: nn.Module, images: Tensor) -> None:
+    """See that a network with masks gives gradients in evaluation too, by which tasks are inferred.
+
+    Whatever was learned, for it computes with all weights. Its layers are left superposed.
+
+    Args:
+        images: some (N, channels, height, width).
+
+    Raises:
+        ValueError: it does not.
+    """
+    set_superposed(model, True)
+    for _, layer in named(model, SuperposedModule):
+        layer.effective = layer.weight.clone().requires_grad_()
+    model.eval()
+    try:
+        with torch.enable_grad():
+            answer = model(images)
+    except Exception as error:  # whatever a user's own code raises
+        raise ValueError(f"cannot answer in evaluation with gradients: {told(error)}") from error
+    _check_gradients(answer, "in evaluation, so no task can be inferred")
+
+
+def _check_gradients(answer: Tensor, how: str) -> None:
+    """See that an answer has gradients.
+
+    Raises:
+        ValueError: it has none, or they fail; it ends with ``how`` it was given and what cannot be.
+    """
+    if not answer.requires_grad:
+        raise ValueError(f"answers without gradients, as under torch.no_grad(), {how}")
+    try:
+        answer.sum().backward()
+    except Exception as error:  # whatever a user's own code raises
+        raise ValueError(f"fails in its gradients {how}: {told(error)}") from error
 
 
 def load_weights(model: nn.Module, path: str) -> None:
@@ -127,7 +179,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(f"the weights {path} cannot be read: {_told(error)}") from error
+        raise ValueError(f"the weights {path} cannot be read: {told(error)}") from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -169,12 +221,12 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's own code raises
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise ValueError(f"the file cannot be imported: {_told(error)} (line {line})") from error
+        raise ValueError(f"the file cannot be imported: {told(error)} (line {line})") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

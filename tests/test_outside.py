@@ -12,9 +12,10 @@ from torch import nn
 
 import main
 from args import parse_arguments
-from models import MODELS
+from models import MODELS, multitask
 from models.builder import product_sizes
 from models.outside import load_weights
+from trainers.fit import check_fit
 from trainers.setup import build
 from utils.checkpoint import Checkpoint, write_records
 from utils.parallel import Group
@@ -23,6 +24,7 @@ NETWORKS = """
 import threading
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 import beside
 
@@ -64,6 +66,15 @@ class Centre(nn.Sequential):
     def __init__(self, outputs):
         super().__init__(nn.Flatten(), Seen(), nn.Linear(192, outputs))
 
+class Counter(Seen):
+    def forward(self, x):
+        super().forward(x)
+        return x
+
+class Counted(nn.Sequential):
+    def __init__(self, outputs):
+        super().__init__(Counter(), nn.Flatten(), nn.Linear(192, outputs))
+
 class Frozen(Numbers):
     def __init__(self, outputs):
         super().__init__(20)
@@ -90,6 +101,53 @@ class Locked(Numbers):
 class Two(Numbers):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
+
+class Reversed(nn.Sequential):
+    def __init__(self, outputs):
+        super().__init__(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(), nn.Linear(20, outputs))
+        self[3].register_full_backward_hook(lambda module, inner, outer: (-inner[0],))
+
+class Steps(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.first, self.last = nn.Linear(192, 20), nn.Linear(20, outputs)
+    def between(self, x):
+        return x
+    def forward(self, x):
+        return self.last(self.between(self.first(x.flatten(1)).relu()))
+
+class Asking(Steps):
+    def between(self, x):
+        return x.detach() * 2 - x if x.requires_grad else x
+
+class Hooked(Steps):
+    def between(self, x):
+        if self.training:
+            x.register_hook(lambda gradient: -gradient)
+        return x
+
+class Asked(Steps):
+    def between(self, x):
+        if x.requires_grad:
+            x.register_hook(lambda gradient: -gradient)
+        return x
+
+class Checkpointed(Steps):
+    def between(self, x):
+        return checkpoint(torch.tanh, x, use_reentrant=False)
+
+class Overwritten(Steps):
+    def between(self, x):
+        return x.exp().mul_(2) + x.exp_()
+
+class Detached(Steps):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+class Still(Steps):
+    def forward(self, x):
+        with torch.set_grad_enabled(self.training):
+            return super().forward(x)
 
 class Odd(nn.Module):
     def __init__(self, need):
@@ -194,6 +252,34 @@ def test_what_layers_draw_depends_on_the_seed_and_the_task_alone(files, capsys):
     capsys.readouterr()
     assert main.main(words(files, model, "--tasks-in-parallel", "2", name="once")) == 2
     assert "several tasks at once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Reversed", "Asking", "Asked", "Hooked", "Checkpointed"])
+def test_tasks_at_once_are_refused_where_a_network_would_train_otherwise_than_alone(name, files, capsys):
+    argv = words(files, f"{files / 'nets.py'}:{name}", "--adaptor", "gt")
+    assert main.main([*argv, "--tasks-in-parallel", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--tasks-in-parallel 3: " in line and "at once" in line
+    assert not (files / "runs").exists()
+    assert main.main(argv) == 0  # as a hook that is set in training alone
+    assert main.main([*argv, "--name", "one", "--tasks-in-parallel", "3", "--task-eval", "1"]) == 0  # none beside it
+    assert same(own(state(files / "runs" / "one")[1]), own(state(files / "runs" / "run")[1]))
+
+
+def test_rounding_keeps_no_deep_network_from_training_tasks_at_once(files):
+    model = ("torchvision:resnet50", "--weights", "given")  # whose gradients differ by a hundredth at once
+    assert main.main(words(files, *model, "--adaptor", "gt", "--tasks-in-parallel", "2", size="large")) == 0
+
+
+def test_trying_a_network_changes_nothing_of_it_or_of_what_is_drawn(files):
+    def digest(*more):
+        torch.manual_seed(1)
+        args = parse_arguments(words(files, f"{files / 'nets.py'}:Counted", "--weights", "given", *more))
+        data, model, trainer = build(args, torch.device("cpu"), Group())
+        check_fit(args, data, model, trainer)
+        return multitask.shared_state(model)["0.seen"], torch.rand(1)
+
+    assert digest("--adaptor", "gt") == digest("--tasks-in-parallel", "3")
 
 
 def test_layers_that_no_gradient_reaches_are_told_of_when_tasks_are_learned_one_by_one(files):
@@ -368,6 +454,9 @@ def test_products_are_counted_where_shapes_tell_them(files):
             ["another network", "1.weight is (20, 300) there, (20, 192) here"],
         ),
         ("nets.py:Locked", [], ["Locked cannot be copied", "lock"]),
+        ("nets.py:Detached", [], ["without gradients", "in training, so no mask can be learned"]),
+        ("nets.py:Overwritten", [], ["fails in its gradients in training", "inplace operation"]),
+        ("nets.py:Still", [], ["--adaptor se_oneshot", "without gradients", "so no task can be inferred", "say gt"]),
         ("nets.py:Centre", [], ["own 1.seen changes in training", "learned tasks"]),
         ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
     ],

@@ -4,20 +4,26 @@ What must hold between the settings alone is in ``checks.py``; what a trainer ne
 """
 
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from data.base import SplitByClass, TaskDataset
 from models import hopfield, multitask, siblings, stacked, superposition
+from models.convert import Kept, is_converted
 from models.masked import TopK
 from models.norms import is_statistic
+from models.outside import check_inference, told
 from trainers import ADAPTORS, FROM_RUN, Needs
 from trainers.checks import slice_of
 from trainers.default import DefaultTrainer
 from trainers.options import DEFAULTS, Settings
+from trainers.several import SeveralTrainer
 from utils.errors import UserError
+from utils.seeding import exact_on_gpus
 
 
 def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
@@ -31,7 +37,7 @@ def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: Default
         raise UserError(f"`output_size` {s.output_size}: {s.set} needs at least {data.num_classes} outputs{hint}")
     if max(s.tasks_to_learn) >= data.num_tasks:
         raise UserError(f"{slice_of(s)}: tasks are 0 ... {data.num_tasks - 1}")
-    check_adaptor(s.adaptor, model)
+    check_adaptor(s.adaptor, model, data.input_shape)
     if ADAPTORS[s.adaptor].superfluous and data.num_classes > s.real_neurons:
         raise UserError(f"`real_neurons` {s.real_neurons}: {s.set} has {data.num_classes} classes, all of them real")
     if multitask.depends(model) and s.trainer in ("nns", "reinit"):
@@ -88,11 +94,11 @@ _HAVING = {
 }
 
 
-def check_adaptor(adaptor: str, model: nn.Module) -> None:
+def check_adaptor(adaptor: str, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
     """See that the model can be tested so.
 
     Raises:
-        UserError: its layers cannot what the adaptor needs.
+        UserError: its layers cannot what the adaptor needs, or it is not ours and gives no gradient in evaluation.
     """
     way = ADAPTORS[adaptor]
     if way.gives:
@@ -100,6 +106,14 @@ def check_adaptor(adaptor: str, model: nn.Module) -> None:
     has, what = _HAVING[way.needs]
     if not has(model):
         raise UserError(f"`adaptor` {adaptor}: needs {what}, which this network has not; or say gt")
+    if is_converted(model):
+        device = next(model.buffers()).device
+        images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+        try:
+            with _tried(model, device):
+                check_inference(model, images)
+        except ValueError as error:
+            raise UserError(f"`adaptor` {adaptor}: the network {error}; or say gt") from None
 
 
 def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
@@ -115,27 +129,48 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
         raise UserError(
             f"{setting}: with `amp` {s.amp}, `compile` would take one task's convolutions after the other's"
         )
-    if ":" in s.model:
+    if ":" in s.model and len(s.tasks_to_learn) > 1:
         try:
-            _try_at_once(s, data, model, trainer)
-        except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            raise UserError(f"{setting}: {s.model} cannot compute for several tasks at once: {why}") from None
+            alike = _trains_alike(s, data, model, trainer)
+        except Exception as error:  # whatever a user's own code raises
+            raise UserError(f"{setting}: {s.model} cannot compute for several tasks at once: {told(error)}") from None
+        if not alike:
+            why = "has other gradients at once than alone, as where it leaves out a hook or a branch on requires_grad"
+            raise UserError(f"{setting}: a task of {s.model} {why}")
     try:
         data.check_stackable(s.tasks_to_learn)
     except ValueError as error:
         raise UserError(f"{setting}: {s.set} cannot serve several at once: {error}") from None
 
 
-def _try_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
-    """Compute for two tasks at once in a network that is not ours, which may do what cannot be stacked."""
-    some = s.tasks_to_learn[:2]
-    state = stacked.begin_tasks(model, some, trainer.rng)
-    images = torch.zeros(len(some), 2, *data.input_shape, device=next(iter(state.values())).device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is computed one task after the other
-        model.train()
-        stacked.network_of_tasks(model, state)(images)
+def _trains_alike(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> bool:
+    """Whether two tasks at once train as alone in a network that is not ours, which may do what cannot be stacked.
+
+    Raises:
+        Exception: whatever it raises.
+    """
+    tasks, drawn = s.tasks_to_learn[:2], torch.Generator().manual_seed(0)
+    x = torch.rand(len(tasks), 4, *data.input_shape, generator=drawn).to(data.device)
+    y = torch.randint(data.num_classes, (len(tasks), 4), generator=drawn).to(data.device)
+    usual = replace(trainer.options, compile=False, amp=None)
+    exact_on_gpus(tf32=False, fast=False)
+    try:
+        with _tried(model, data.device):
+            return SeveralTrainer(model, usual, trainer.rng).trains_alike(tasks, x, y)
+    finally:
+        exact_on_gpus(s.tf32, s.fast)
+
+
+@contextmanager
+def _tried(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Leave what the model's own modules keep, and what is drawn later, as it is; nothing is warned of."""
+    kept, draws = Kept(model), [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(draws), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as of what is computed one task after the other
+            yield
+    finally:
+        kept.put_back()
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module, learned: int, evaluated: Container[int]) -> list[str]:

@@ -11,6 +11,10 @@ from models.multitask import Rng
 from trainers.default import DefaultTrainer, Learned, Network
 from trainers.options import TrainingOptions
 
+# By how much of itself a gradient may be another for tasks at once than alone. Mostly sums differ in the sixth digit;
+# in very deep networks roundings grow, and there as much as a change of the images by ``ROUNDED`` makes.
+ALIKE, ROUNDED = 0.1, 1e-4
+
 
 class SeveralTrainer(DefaultTrainer):
     """Trains and tests the tasks of a group at once, on stacked batches; each comes out as from ``DefaultTrainer``.
@@ -35,6 +39,35 @@ class SeveralTrainer(DefaultTrainer):
         self._optimise([value for value in self.state.values() if isinstance(value, nn.Parameter)], self.options.lr)
         self._train_through(stacked.network_of_tasks(self.model, self.state))
         self._count(tasks)
+
+    def trains_alike(self, tasks: Sequence[int], x: Tensor, y: Tensor) -> bool:
+        """Whether in a step for all of ``tasks`` the last of them has the gradients that it has alone.
+
+        What a network does by hooks, or only where a tensor says that it requires a gradient, is not done while it is
+        mapped over tasks. Afterwards none is in training.
+
+        Args:
+            x: images (tasks, batch, channels, height, width).
+            y: labels (tasks, batch).
+        """
+        at_once, alone = self._first_gradients(tasks, x, y), self._first_gradients(tasks[-1:], x[-1], y[-1])
+        nearly = self._first_gradients(tasks[-1:], x[-1].lerp(x[0], ROUNDED), y[-1])
+        least = max(float(gradient.norm()) for gradient in alone) / 1000  # where all of a gradient may be rounding
+        return not any(
+            (others - own).norm() > max(ALIKE * max(least, float(own.norm())), float((like - own).norm()))
+            for own, others, like in zip(alone, at_once, nearly, strict=True)
+        )
+
+    def _first_gradients(self, tasks: Sequence[int], x: Tensor, y: Tensor) -> list[Tensor]:
+        """What the last of ``tasks`` has for gradients in their first step; zeros where it has none."""
+        self.begin_tasks(tasks)
+        self.model.train()
+        self.step(x, y)
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
+        own = [*self._of_task(len(tasks) - 1, gradients)]
+        self.state = None
+        self._forget()
+        return own
 
     def end_tasks(self) -> Iterator[Learned]:
         if self.state is None:
