@@ -237,6 +237,7 @@ class SupSup:
         Args:
             name: of the task, a text; new.
             data: batches (x, y) in any form that ``data.own.OwnLoader`` takes: a ``DataLoader``, two arrays, a list.
+                Bytes (uint8) are taken for pixels and divided by 255, so ids are given as int64.
             epochs: passes over the data.
             batch_size: of arrays.
             optimizer, lr: of the scores.

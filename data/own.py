@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -22,8 +23,8 @@ class OwnLoader:
         data: arrays or tensors (x, y), of which x (N, ...) is cut into batches, in training in an order drawn from
             ``(seed, task, epoch)``; or any iterable of batches (x, y), such as a ``torch.utils.data.DataLoader``, which
             keeps its own order. One that can be gone through only once is read into memory; the batches of a stream
-            that several workers share out are counted. Images of type uint8 become numbers in [0, 1]; all others
-            become float32 as they are.
+            that several workers share out are counted. x of type uint8 are pixels, which become numbers in [0, 1]; all
+            others become float32 as they are. A warning tells of x (batch, numbers) of that type, which may be ids.
         outputs: labels lie in [0, outputs).
         batch_size: of arrays.
         shuffle: whether this is for training: arrays are served in another order in every epoch.
@@ -238,8 +239,21 @@ def tensor_of(values: Any, name: str) -> Tensor:
 
 
 def numbers_of(x: Tensor) -> Tensor:
-    """x as a network takes it: float32, bytes as numbers in [0, 1]."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+    """x (batch, ...) as a network takes it: float32, bytes as numbers in [0, 1].
+
+    Raises:
+        ValueError: it is complex.
+    """
+    if x.is_complex():
+        raise ValueError("x: is complex, and networks take real numbers; torch.view_as_real gives both parts")
+    if x.dtype != torch.uint8:
+        return x.float()
+    if x.ndim == 2:
+        warnings.warn(
+            "x: bytes (uint8) are taken for pixels and divided by 255; if they are ids or codes, give them as int64",
+            stacklevel=1,  # one place, so that Python shows it once
+        )
+    return x.float() / 255
 
 
 def finite(x: Tensor) -> bool:

@@ -230,6 +230,34 @@ def test_data_come_in_many_forms(tasks):
         assert net.learn(f"{name} for longer", forms[name] if name != "iterator" else [(x, y)], epochs=6) < loss, name
 
 
+def test_bytes_that_may_be_ids_are_told_of_where_they_become_pixels():
+    net, y = SupSup(nn.Linear(12, 8), 8), torch.arange(8)
+    ids = torch.arange(96, dtype=torch.uint8).view(8, 12)
+    said = "are taken for pixels and divided by 255; if they are ids or codes, give them as int64"
+    with pytest.warns(UserWarning, match=said):
+        net.learn("bytes", (ids, y))
+    with pytest.warns(UserWarning, match=said):
+        assert torch.equal(net.logits(ids, "bytes"), net.logits(ids / 255, "bytes"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.learn("numbers", (ids.long(), y))
+        SupSup(nn.Sequential(nn.Flatten(), nn.Linear(12, 8)), 8).learn("images", (ids.view(8, 3, 4), y))
+
+
+def test_no_part_of_complex_numbers_is_left_out_without_a_word():
+    net, x, y = SupSup(nn.Linear(12, 8), 8), torch.randn(8, 12), torch.arange(8)
+    net.learn("real", (x, y))
+    for use in (
+        lambda data: net.learn("arrays", data),
+        lambda data: net.learn("batches", [data]),
+        lambda data: net.evaluate({"real": data}),
+        lambda data: net.infer(data[0]),
+    ):
+        with pytest.raises(ValueError, match="x: is complex, and networks take real numbers"):
+            use((x + 1j, y))
+    assert net.tasks == ["real"]
+
+
 class Short:
     def __len__(self):
         return 3
