@@ -228,5 +228,5 @@ def _module(path: Path) -> ModuleType:
 
 
 def told(error: Exception) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    """An error in one line, in which no backquotes name a setting."""
+    return " ".join(f"{type(error).__name__}: {error}".replace("`", "'").split())[:300]

@@ -3,6 +3,7 @@
 import copy
 import os
 import queue
+import random
 import re
 import subprocess
 import sys
@@ -648,9 +649,10 @@ def test_layers_that_no_gradient_reaches_are_told_of(how, recwarn):
 
 def test_learning_leaves_the_callers_random_numbers_as_they_are():
     net = SupSup(nn.Sequential(nn.Linear(4, 5), nn.Dropout()), outputs=5)
-    state = torch.get_rng_state()
+    state, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     net.learn("a", [(torch.ones(2, 4), torch.arange(2))])
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == python and np.array_equal(np.random.get_state()[1], numpy)
 
 
 class Sequences(nn.Module):

@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
 from utils.recording import Recorded
+from utils.seeding import seed_everything
 
 # glibc hands the top of its heap back to the system when twice the largest block that was ever freed, of those up to 32
 # MiB, lies free there; the next batch then pays for every page of it again. One such block, freed, ends that.
@@ -340,7 +341,7 @@ class DefaultTrainer:
             The mean loss of the batch, () or (tasks,); None if it was not learned from.
         """
         if self.draws:  # its own layers may draw, as dropout does: by the task and batch alone
-            torch.manual_seed(self.rng("network", self.tasks[0], self.batches_done).initial_seed())
+            seed_everything(self._draws_seed)
         losses, gradients = self.update(x, y)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -348,6 +349,11 @@ class DefaultTrainer:
             now = unreached(self.model)
             self.unreached = now if self.unreached is None else self.unreached & now
         return losses
+
+    @property
+    def _draws_seed(self) -> int:
+        """What the numbers that the network draws in the next step come from."""
+        return self.rng("network", self.tasks[0], self.batches_done).initial_seed()
 
     def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Change what is in training by a batch; gives the mean loss, () or (tasks,), and each parameter's gradient."""

@@ -23,7 +23,7 @@ from trainers.default import DefaultTrainer
 from trainers.options import DEFAULTS, Settings
 from trainers.several import SeveralTrainer
 from utils.errors import UserError
-from utils.seeding import exact_on_gpus
+from utils.seeding import draws_kept, exact_on_gpus
 
 
 def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:
@@ -135,8 +135,8 @@ def _check_at_once(s: Settings, data: TaskDataset, model: nn.Module, trainer: De
         except Exception as error:  # whatever a user's own code raises
             raise UserError(f"{setting}: {s.model} cannot compute for several tasks at once: {told(error)}") from None
         if not alike:
-            why = "has other gradients at once than alone, as where it leaves out a hook or a branch on requires_grad"
-            raise UserError(f"{setting}: a task of {s.model} {why}")
+            why = "where it draws numbers, or leaves out a hook or a branch on requires_grad"
+            raise UserError(f"{setting}: a task of {s.model} has other gradients at once than alone, as {why}")
     try:
         data.check_stackable(s.tasks_to_learn)
     except ValueError as error:
@@ -164,9 +164,9 @@ def _trains_alike(s: Settings, data: TaskDataset, model: nn.Module, trainer: Def
 @contextmanager
 def _tried(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Leave what the model's own modules keep, and what is drawn later, as it is; nothing is warned of."""
-    kept, draws = Kept(model), [device] if device.type == "cuda" else []
+    kept, gpus = Kept(model), [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(draws), warnings.catch_warnings():
+        with draws_kept(gpus), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as of what is computed one task after the other
             yield
     finally:

@@ -10,6 +10,7 @@ from models import multitask, stacked
 from models.multitask import Rng
 from trainers.default import DefaultTrainer, Learned, Network
 from trainers.options import TrainingOptions
+from utils.seeding import drawn_since
 
 # By how much of itself a gradient may be another for tasks at once than alone. Mostly sums differ in the sixth digit;
 # in very deep networks roundings grow, and there as much as a change of the images by ``ROUNDED`` makes.
@@ -44,13 +45,16 @@ class SeveralTrainer(DefaultTrainer):
         """Whether in a step for all of ``tasks`` the last of them has the gradients that it has alone.
 
         What a network does by hooks, or only where a tensor says that it requires a gradient, is not done while it is
-        mapped over tasks. Afterwards none is in training.
+        mapped over tasks; and what it draws by Python or NumPy it draws once for all. Afterwards none is in training.
 
         Args:
             x: images (tasks, batch, channels, height, width).
             y: labels (tasks, batch).
         """
-        at_once, alone = self._first_gradients(tasks, x, y), self._first_gradients(tasks[-1:], x[-1], y[-1])
+        at_once = self._first_gradients(tasks, x, y)
+        if drawn_since(self._draws_seed):
+            return False
+        alone = self._first_gradients(tasks[-1:], x[-1], y[-1])
         nearly = self._first_gradients(tasks[-1:], x[-1].lerp(x[0], ROUNDED), y[-1])
         least = max(float(gradient.norm()) for gradient in alone) / 1000  # where all of a gradient may be rounding
         return not any(

@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,10 +28,31 @@ def generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Gene
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch, once in each process of a run."""
+    """Seed the global generators of Python, NumPy and torch: in each process of a run, and before what may draw."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def drawn_since(seed: int) -> bool:
+    """Whether Python's or NumPy's generator was drawn from since ``seed_everything(seed)``, which is done again."""
+    after = random.random(), np.random.random()
+    seed_everything(seed)
+    drawn = after != (random.random(), np.random.random())
+    seed_everything(seed)
+    return drawn
+
+
+@contextmanager
+def draws_kept(gpus: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Leave the global generators, torch's on the processor and on ``gpus``, as they are, whatever is drawn inside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def exact_on_gpus(tf32: bool, fast: bool) -> None:
