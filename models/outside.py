@@ -102,7 +102,7 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
             kept = Kept(network)
             try:
                 with torch.set_grad_enabled(training):
-                    answer = network(images)
+                    answer = _answer(network, images)
             except Exception as error:  # whatever a user's own code raises
                 raise ValueError(f"takes no images {tuple(input_shape)} {how}: {told(error)}") from error
             said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
@@ -111,7 +111,12 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
             if training:
                 _check_gradients(answer, "in training, so no mask can be learned")
             network.eval()
-            kept.check(partial(network, images))
+            kept.check(partial(_answer, network, images))
+
+
+def _answer(network: nn.Module, images: Tensor) -> Tensor:
+    answer: Tensor = network(images.clone())  # which it may change
+    return answer
 
 
 def _trainable(network: nn.Module) -> nn.Module:

@@ -114,11 +114,6 @@ class Two(Numbers):
     def forward(self, x):
         return (super().forward(x), x) if self.training else super().forward(x)
 
-class Reversed(nn.Sequential):
-    def __init__(self, outputs):
-        super().__init__(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(), nn.Linear(20, outputs))
-        self[3].register_full_backward_hook(lambda module, inner, outer: (-inner[0],))
-
 class Steps(nn.Module):
     def __init__(self, outputs):
         super().__init__()
@@ -127,6 +122,21 @@ class Steps(nn.Module):
         return x
     def forward(self, x):
         return self.last(self.between(self.first(x.flatten(1)).relu()))
+
+class Picky(Steps):
+    def forward(self, x):
+        if float(x.detach().max()) > 1:  # as of an image that is normalised
+            raise IndexError("no `epochs` here")
+        return super().forward(x)
+
+class PickyLater(Picky):
+    def forward(self, x):
+        return Steps.forward(self, x) if self.training else super().forward(x)
+
+class Reversed(nn.Sequential):
+    def __init__(self, outputs):
+        super().__init__(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(), nn.Linear(20, outputs))
+        self[3].register_full_backward_hook(lambda module, inner, outer: (-inner[0],))
 
 class Asking(Steps):
     def between(self, x):
@@ -277,6 +287,13 @@ def test_tasks_at_once_are_refused_where_a_network_would_train_otherwise_than_al
     assert main.main(argv) == 0  # as a hook that is set in training alone
     assert main.main([*argv, "--name", "one", "--tasks-in-parallel", "3", "--task-eval", "1"]) == 0  # none beside it
     assert same(own(state(files / "runs" / "one")[1]), own(state(files / "runs" / "run")[1]))
+
+
+@pytest.mark.parametrize("name", ["Picky", "PickyLater"])
+def test_a_network_that_fails_on_a_batch_stops_the_run_in_one_line(name, files, capsys):
+    assert main.main(words(files, f"{files / 'nets.py'}:{name}", "--adaptor", "gt")) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped: the network fails on a batch: IndexError: no 'epochs' here; 0 learned tasks are saved" in line
 
 
 def test_rounding_keeps_no_deep_network_from_training_tasks_at_once(files):

@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from models.convert import is_converted
+from models.outside import told
 from trainers.default import DefaultTrainer
 from trainers.evaluation import TaskScore, evaluate
 from trainers.options import InferenceOptions
 from trainers.record import Measured, RunRecord
 from trainers.tables import mean
-from utils.errors import Stopped, UserError
+from utils.errors import Stopped, UserError, no_memory
 from utils.run import RunFolder, progress
 from utils.signals import Signals
 
@@ -66,7 +69,7 @@ class Run:
         """Learn the tasks, and evaluate when so many are learned as was asked for.
 
         Raises:
-            Stopped: there was a signal, the data could not be served, or a task failed.
+            Stopped: there was a signal, the data could not be served, a task failed, or a network that is not ours.
             UserError: a file of the data cannot be read.
         """
         self._evaluate_if_due()  # a run may have been cut short between learning and evaluation
@@ -98,7 +101,8 @@ class Run:
     def _learn_group(self, group: Sequence[int]) -> None:
         """Learn tasks at once, and keep what becomes of each."""
         started = time.perf_counter()
-        accuracies = self._train(group)
+        with _failing(self.trainer):
+            accuracies = self._train(group)
         right = self.trainer.right
         seconds = (time.perf_counter() - started) / len(group)
         together: list[Measured] = []
@@ -166,7 +170,7 @@ class Run:
         if self.plan.as_learned:
             record.keep_evaluation([TaskScore(task, record.accuracies[task]) for task in record.learned])
             return
-        with self.signals.waiting(False):
+        with self.signals.waiting(False), _failing(self.trainer):
             scores = evaluate(
                 self.model,
                 self.data,
@@ -187,9 +191,26 @@ def follow(plan: Plan, data, trainer: DefaultTrainer, record: RunRecord) -> None
         if task not in record.spare:
             data.update_task(task)
             trainer.begin_task(task)
-            for _ in trainer.learn(data.train_loader, len(record.unfinished.resume([task]))):
-                pass
+            with _failing(trainer):
+                for _ in trainer.learn(data.train_loader, len(record.unfinished.resume([task]))):
+                    pass
             trainer.end_task()
+
+
+@contextmanager
+def _failing(trainer: DefaultTrainer) -> Iterator[None]:
+    """Stop with a line where a network that is not ours fails, as it may on images unlike those that it was tried on.
+
+    Raises:
+        Stopped: it does.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a user's own code raises
+        if isinstance(error, (OSError, UserError)) or no_memory(error) or not is_converted(trainer.model):
+            raise
+        hint = "; it may do without `compile`" if trainer.options.compile else ""
+        raise Stopped(f"the network fails on a batch: {told(error)}{hint}") from error
 
 
 def report(record: RunRecord, folder: RunFolder, export: str | None) -> None:
