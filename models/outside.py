@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import os
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from models.builder import Builder
-from models.convert import MASKED, Kept, copied
+from models.convert import MASKED, NORMS, Kept, copied
 from models.multitask import named, set_superposed
 from models.superposition import SuperposedModule
 
+CHANGED = 1e-3  # of the largest output: more than rounding, and less than statistics that have moved
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
 
 
@@ -86,32 +88,52 @@ def torchvision_network(name: str, outputs: int, seed: int) -> nn.Module:
 def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_size: int) -> None:
     """See that a network answers images as one of the project does, in training and in evaluation.
 
-    In training with gradients, as masks over its layers need them. Layers that take their shape from the first batch
-    get it.
+    In training with gradients, as masks over its layers need them, and with nothing changed by it that its answers
+    depend on but batch norms. Layers that take their shape from the first batch get it.
 
     Raises:
         ValueError: it does not.
     """
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
-        for training in (False, True):
-            # Training changes the statistics of batch norms, so a copy goes through it.
-            network = _trainable(copied(model)) if training else model
-            how = "in training" if training else "in evaluation"
-            network.train(training)  # which a user's own may answer with nothing
-            kept = Kept(network)
-            try:
-                with torch.set_grad_enabled(training):
-                    answer = _answer(network, images)
-            except Exception as error:  # whatever a user's own code raises
-                raise ValueError(f"takes no images {tuple(input_shape)} {how}: {told(error)}") from error
-            said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            if said != (2, output_size):
-                raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
-            if training:
-                _check_gradients(answer, "in training, so no mask can be learned")
-            network.eval()
-            kept.check(partial(_answer, network, images))
+        _try(model, images, output_size, training=False)
+        network = copied(model)  # of which training changes the statistics of batch norms
+        norms = {norm: copy.deepcopy(norm.state_dict()) for norm in network.modules() if isinstance(norm, NORMS)}
+        before, again = (_try(network, images, output_size, training=False) for _ in range(2))
+        _try(_trainable(network), images, output_size, training=True)
+        for norm, state in norms.items():
+            norm.load_state_dict(state)
+        after = _try(network, images, output_size, training=False)
+    if torch.equal(before, again) and (after - before).abs().max() > CHANGED * before.abs().max():
+        raise ValueError(
+            "keeps something of its own that changes in training, as running statistics, and with it the answers of "
+            "learned tasks; keep it fixed"
+        )
+
+
+def _try(network: nn.Module, images: Tensor, output_size: int, training: bool) -> Tensor:
+    """What a network answers two images, whatever was drawn before; in training with gradients.
+
+    Raises:
+        ValueError: it answers otherwise than it should, or changes what it keeps, and with it its answers.
+    """
+    how = "in training" if training else "in evaluation"
+    network.train(training)  # which a user's own may answer with nothing
+    kept = Kept(network)
+    torch.manual_seed(0)
+    try:
+        with torch.set_grad_enabled(training):
+            answer = _answer(network, images)
+    except Exception as error:  # whatever a user's own code raises
+        raise ValueError(f"takes no images {tuple(images.shape[1:])} {how}: {told(error)}") from error
+    said = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    if said != (2, output_size):
+        raise ValueError(f"answers two images with {said} {how}, should be (2, {output_size})")
+    if training:
+        _check_gradients(answer, "in training, so no mask can be learned")
+    network.eval()
+    kept.check(partial(_answer, network, images))
+    return answer
 
 
 def _answer(network: nn.Module, images: Tensor) -> Tensor:

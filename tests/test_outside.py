@@ -133,6 +133,21 @@ class PickyLater(Picky):
     def forward(self, x):
         return Steps.forward(self, x) if self.training else super().forward(x)
 
+class Moving(Steps):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.mean = torch.zeros(20)
+    def between(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+class Cached(Steps):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.register_buffer("mean", torch.zeros(20), persistent=False)
+    between = Moving.between
+
 class Reversed(nn.Sequential):
     def __init__(self, outputs):
         super().__init__(nn.Flatten(), nn.Linear(192, 20), nn.ReLU(), nn.Linear(20, outputs))
@@ -157,6 +172,14 @@ class Asked(Steps):
 class Checkpointed(Steps):
     def between(self, x):
         return checkpoint(torch.tanh, x, use_reentrant=False)
+
+class Again(Steps):
+    def __init__(self, outputs):
+        super().__init__(outputs)
+        self.norm, self.seen = nn.BatchNorm1d(20), 0
+    def between(self, x):
+        self.seen += self.training
+        return checkpoint(self.norm, x, use_reentrant=False)
 
 class Overwritten(Steps):
     def between(self, x):
@@ -277,7 +300,7 @@ def test_what_layers_draw_depends_on_the_seed_and_the_task_alone(name, files, ca
     assert "at once" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["Reversed", "Asking", "Asked", "Hooked", "Checkpointed"])
+@pytest.mark.parametrize("name", ["Reversed", "Asking", "Asked", "Hooked", "Checkpointed", "Again"])
 def test_tasks_at_once_are_refused_where_a_network_would_train_otherwise_than_alone(name, files, capsys):
     argv = words(files, f"{files / 'nets.py'}:{name}", "--adaptor", "gt")
     assert main.main([*argv, "--tasks-in-parallel", "3"]) == 2
@@ -487,6 +510,8 @@ def test_products_are_counted_where_shapes_tell_them(files):
         ("nets.py:Detached", [], ["without gradients", "in training, so no mask can be learned"]),
         ("nets.py:Overwritten", [], ["fails in its gradients in training", "inplace operation"]),
         ("nets.py:Still", [], ["--adaptor se_oneshot", "without gradients", "so no task can be inferred", "say gt"]),
+        ("nets.py:Moving", [], ["keeps something of its own that changes in training", "keep it fixed"]),
+        ("nets.py:Cached", [], ["keeps something of its own that changes in training", "keep it fixed"]),
         ("nets.py:Centre", [], ["own 1.seen changes in training", "learned tasks"]),
         ("LeNet", ["--weights", "other.pth"], ["--weights other.pth", "FILE.py:CLASS"]),
     ],
