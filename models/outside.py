@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from models.builder import Builder
 from models.convert import MASKED, NORMS, Kept, copied
-from models.multitask import named, set_superposed
-from models.superposition import SuperposedModule
+from models.multitask import Rng, begin_task
 
 CHANGED = 1e-3  # of the largest output: more than rounding, and less than statistics that have moved
 OUTPUTS = ("outputs", "num_classes", "output_size")  # what a class may call the number of its outputs
@@ -150,20 +149,19 @@ def _trainable(network: nn.Module) -> nn.Module:
     return network
 
 
-def check_inference(model: nn.Module, images: Tensor) -> None:
+def check_inference(model: nn.Module, images: Tensor, rng: Rng) -> None:
     """See that a network with masks gives gradients in evaluation too, by which tasks are inferred.
 
-    Whatever was learned, for it computes with all weights. Its layers are left superposed.
+    Whatever was learned, for a task is begun, which is left so.
 
     Args:
         images: some (N, channels, height, width).
+        rng: a key to a generator, for the scores of the task.
 
     Raises:
         ValueError: it does not.
     """
-    set_superposed(model, True)
-    for _, layer in named(model, SuperposedModule):
-        layer.effective = layer.weight.clone().requires_grad_()
+    begin_task(model, 0, rng)
     model.eval()
     try:
         with torch.enable_grad():

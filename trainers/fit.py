@@ -15,6 +15,7 @@ from data.base import SplitByClass, TaskDataset
 from models import hopfield, multitask, siblings, stacked, superposition
 from models.convert import Kept, is_converted
 from models.masked import TopK
+from models.multitask import Rng
 from models.norms import is_statistic
 from models.outside import check_inference, told
 from trainers import ADAPTORS, FROM_RUN, Needs
@@ -37,7 +38,7 @@ def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: Default
         raise UserError(f"`output_size` {s.output_size}: {s.set} needs at least {data.num_classes} outputs{hint}")
     if max(s.tasks_to_learn) >= data.num_tasks:
         raise UserError(f"{slice_of(s)}: tasks are 0 ... {data.num_tasks - 1}")
-    check_adaptor(s.adaptor, model, data.input_shape)
+    check_adaptor(s.adaptor, model, data.input_shape, trainer.rng)
     if ADAPTORS[s.adaptor].superfluous and data.num_classes > s.real_neurons:
         raise UserError(f"`real_neurons` {s.real_neurons}: {s.set} has {data.num_classes} classes, all of them real")
     if multitask.depends(model) and s.trainer in ("nns", "reinit"):
@@ -94,7 +95,7 @@ _HAVING = {
 }
 
 
-def check_adaptor(adaptor: str, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+def check_adaptor(adaptor: str, model: nn.Module, input_shape: tuple[int, int, int], rng: Rng) -> None:
     """See that the model can be tested so.
 
     Raises:
@@ -111,7 +112,7 @@ def check_adaptor(adaptor: str, model: nn.Module, input_shape: tuple[int, int, i
         images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
         try:
             with _tried(model, device):
-                check_inference(model, images)
+                check_inference(model, images, rng)
         except ValueError as error:
             raise UserError(f"`adaptor` {adaptor}: the network {error}; or say gt") from None
 

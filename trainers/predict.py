@@ -40,7 +40,7 @@ def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[lis
     learned = recall(of_run, model, trainer, data.fingerprint(), [], may_grow=False).candidates
     tasks = _candidates(s, learned)
     if len(tasks) > 1:
-        check_adaptor(s.adaptor, model, data.input_shape)
+        check_adaptor(s.adaptor, model, data.input_shape, trainer.rng)
     files, images, broken = read_files(s.predict or (), data.read, data.input_shape)
     prepared = Preparation(data.val_loader.prepare.mean, data.val_loader.prepare.std, None, data.device)
     names = {task: data.labels_of(task) for task in tasks} if trainer.tasks_known else _of_masks(data, tasks)
