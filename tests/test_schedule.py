@@ -1,5 +1,8 @@
 """The schedule, over a backend whose jobs end as they are told."""
 
+import itertools
+import time
+
 import pytest
 
 from experiments import schedule
@@ -90,3 +93,15 @@ def test_what_is_silent_is_ended_and_started_once_more(ends):
     started, failed, left, _ = ends({"a": [None, 0], "b": [None, None]}, hung_after=0.02)
     assert sorted(name for name, _ in started) == ["a", "a", "b", "b"]
     assert failed == {"b": (143, "hung and was ended: what it said last")} and left == []
+
+
+def test_a_pause_of_the_launcher_and_its_runs_is_no_silence(tmp_path, monkeypatch):
+    (tmp_path / "a.log").write_text("its first line\n")
+    job, now = Told(Run("a", 0), "here", tmp_path / "a.log", None), itertools.count(time.monotonic())
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))  # a second from look to look
+    assert not any(job.is_silent(60) for _ in range(60))
+    now = itertools.count(next(now) + 10**5)
+    assert not job.is_silent(70), "both were stopped, or their machine was"
+    assert sum(job.is_silent(70) for _ in range(10)) == 4, "what hangs is found out all the same"
+    job.log.write_text("another line\n")
+    assert not job.is_silent(0)

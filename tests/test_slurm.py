@@ -3,6 +3,7 @@
 With ``--full`` also on a real cluster of one node, which ``slurm_cluster.py`` starts and stops; that takes minutes.
 """
 
+import itertools
 import json
 import os
 import pickle
@@ -221,6 +222,27 @@ def test_runs_are_an_array_that_is_asked_after_and_cancelled(plan, cluster, monk
     assert "scancel --state=PENDING 7_0\nscancel --signal=TERM 7_0\n" in told
     (cluster / "squeue").write_text("#!/bin/sh\nexit 1")
     assert [jobs[0].status() for _ in range(4)] == [None] * 4, "a cluster that does not answer has lost nothing"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "SUSPENDED"])
+def test_a_job_is_not_silent_for_the_time_that_it_waits_in_the_queue_or_is_suspended(
+    state, plan, cluster, monkeypatch
+):
+    queue = backend.Slurm(plan, slurm.parse(["time=60"]))
+    monkeypatch.setattr(queue.queue, "look_seconds", 0.0)
+    job, clock = queue.start(plan.runs[0], queue.places[0]), itertools.count(time.monotonic())
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert job.status() is None
+    job.log.write_text("batches of a task are saved\n")  # and no more until it goes on
+
+    def is_silent(looks, state):
+        (cluster / "squeue.says").write_text(f"{job.id} {state}\n")
+        return [job.status() or job.is_silent(30) for _ in range(looks)][-1]
+
+    assert not is_silent(3, "RUNNING")
+    assert not is_silent(20, state)
+    assert not is_silent(3, "RUNNING"), "it has just been started again"
+    assert is_silent(20, "RUNNING")
 
 
 @pytest.mark.parametrize(

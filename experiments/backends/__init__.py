@@ -15,6 +15,7 @@ from experiments.attempts import last_line
 from experiments.plan import Run
 
 GRACE_SECONDS = 120  # what a run that is told to end gets for its batch and its checkpoint
+LOOK_SECONDS = 5  # from one look at a run to the next, which mostly takes less
 IN_USE = "another process is running in this folder"  # how main.py ends where a run is under way
 
 
@@ -35,7 +36,7 @@ class Job(ABC):
         self.hung = False
         self.deadline: float | None = None
         self._sign = 0  # when the log was last changed, by the clock of the file system
-        self._heard = time.monotonic()  # when that was seen, by this process's own
+        self._silence, self._looked = 0.0, time.monotonic()  # seconds since that was seen, and when was the last look
 
     @abstractmethod
     def status(self) -> int | None:
@@ -62,12 +63,23 @@ class Job(ABC):
         self.ask_to_end()
         self.deadline = time.monotonic() + GRACE_SECONDS
 
+    def may_be_silent(self) -> bool:
+        """Whether nobody can expect a sign of life from it: it waits for its turn."""
+        return False
+
     def is_silent(self, seconds: float) -> bool:
-        """Whether it has given no sign of life for so long."""
+        """Whether it has given no sign of life for so long.
+
+        The time from one look to the next counts for ``LOOK_SECONDS`` at the most: where it is longer, this process
+        was stopped, and the run perhaps with it.
+        """
+        now, sign = time.monotonic(), self._sign
         with suppress(OSError):  # a log that cannot be looked at is no sign
-            if (sign := self.log.stat().st_mtime_ns) != self._sign:
-                self._sign, self._heard = sign, time.monotonic()
-        return time.monotonic() - self._heard > seconds
+            sign = self.log.stat().st_mtime_ns
+        heard = sign != self._sign or self.may_be_silent()
+        self._silence = 0.0 if heard else self._silence + min(now - self._looked, LOOK_SECONDS)
+        self._sign, self._looked = sign, now
+        return self._silence > seconds
 
     def last_line(self) -> str:
         """The last line that it wrote; empty if it wrote none."""

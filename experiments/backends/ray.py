@@ -56,8 +56,8 @@ class RayJob(Job):
     def why(self) -> str:
         return self._lost or (f"not started: {self._result}" if isinstance(self._result, str) else super().why())
 
-    def is_silent(self, seconds: float) -> bool:
-        return self._has_begun() and super().is_silent(seconds)
+    def may_be_silent(self) -> bool:
+        return not self._has_begun()
 
     def ask_to_end(self) -> None:
         self._actor.end.remote(at_once=False) if self._has_begun() else self._ray.kill(self._actor)

@@ -45,8 +45,8 @@ class Queued(Job):
         self._of.look()
         return self.ended
 
-    def is_silent(self, seconds: float) -> bool:
-        return self.state == "RUNNING" and super().is_silent(seconds)
+    def may_be_silent(self) -> bool:
+        return self.state != "RUNNING"  # in the queue, also after its time limit, or suspended
 
     def last_line(self) -> str:
         return self.refused or super().last_line()
