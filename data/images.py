@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from heapq import heappop, heappush
 from multiprocessing import connection
@@ -195,7 +195,7 @@ def _shared(collate: Callable, items: list[tuple[Tensor, int]]) -> tuple[Tensor,
     return x, y
 
 
-def _kill(workers: list[multiprocessing.Process]) -> None:
+def _kill(workers: Iterable[multiprocessing.Process]) -> None:
     """End processes that leave SIGTERM to another."""
     for worker in workers:
         worker.kill()
@@ -297,9 +297,20 @@ class FolderLoader(Loader):
             ) from error
 
     def _start(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Begin an epoch; the first one starts the workers."""
+        """Begin an epoch; the first one starts the workers.
+
+        Raises:
+            Stopped: not all of them can be started.
+        """
         handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
-        batches = iter(self._decoded)
+        try:
+            batches = iter(self._decoded)
+        except BaseException as error:
+            _kill(set(multiprocessing.active_children()) - others)  # those that could be
+            if self._workers or not isinstance(error, OSError):
+                raise
+            count, why = self._decoded.num_workers, error.strerror or error
+            raise Stopped(f"`workers` {count}: not all of its processes can be started: {why}") from error
         if signal.getsignal(signal.SIGCHLD) is not handler:
             # By torch's handler the death of a worker would be an error in the middle of a step; it is found out anyway
             # when a batch of that worker is waited for.

@@ -598,6 +598,37 @@ def test_a_run_whose_worker_fails_ends_with_one_line_and_goes_on_where_it_was(ho
     assert a and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
+# Starts so many processes of Python's, and then no more.
+SHORT_OF_PROCESSES = """
+import errno, os, sys
+from multiprocessing.process import BaseProcess
+import main
+from models import MODELS
+from tests.test_class_splits import Tiny
+
+
+def limited(process, start=BaseProcess.start):
+    global left
+    left -= 1
+    if left < 0:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    start(process)
+
+
+MODELS["Tiny"], BaseProcess.start, left = Tiny, limited, int(sys.argv.pop(1))
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("words, flag", [("--workers 2", "--workers 2"), ("--multigpu cpu,cpu,cpu", "--multigpu")])
+def test_a_run_that_gets_too_few_processes_ends_with_one_line(words, flag, copy, tmp_path):
+    words = [*FLAGS.split(), str(copy.root), "--log-dir", str(tmp_path), *words.split()]
+    called = [sys.executable, "-W", "ignore", "-c", SHORT_OF_PROCESSES, "1", *words]
+    ended = subprocess.run(called, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert f" {flag}: not all of its processes can be started: Resource temp" in ended.stderr, ended.stderr
+
+
 def test_a_program_that_ends_by_an_error_does_not_wait_for_its_workers(copy):
     (copy("train", 3) / "1.png").write_bytes(b"junk")
     program = "import sys; from data import DATASETS; "

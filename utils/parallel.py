@@ -126,12 +126,11 @@ def group_of(
         start(target=_follow, args=(backend, store.port, Group(rank, len(devices)), devices[rank], words, follow, args))
         for rank in range(1, len(devices))
     ]
-    for process in others:
-        process.start()
     left = threading.Event()
     watch = threading.Thread(target=_end_if_one_dies, args=(others, left, words), daemon=True)
     watch.start()
     try:
+        _start(others)
         _join(backend, store, Group(0, len(devices)), devices[0])
         yield Group(0, len(devices))
         dist.destroy_process_group()  # NCCL does so once all processes do: before waiting for the others to end
@@ -147,8 +146,9 @@ def group_of(
         left.set()
         watch.join()
         for process in others:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # it could be started
+                process.kill()
+                process.join()
         if dist.is_initialized():  # after an error or a signal: the others will not say good-bye
             if backend == "nccl" and dist.group.WORLD is not None:
                 dist.group.WORLD.abort()
@@ -168,6 +168,16 @@ def gpu_fault() -> str | None:
 def gpu_memory(device: torch.device) -> int:
     """Bytes of a GPU's memory, whoever uses it; 0 of other devices."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def _start(others: list[multiprocessing.Process]) -> None:
+    """Start the other processes. Raises ``Stopped`` if there is no room for all of them."""
+    try:
+        for process in others:
+            process.start()
+    except OSError as error:
+        why = f"not all of its processes can be started: {error.strerror or error}"
+        raise Stopped(f"`multigpu`: {why}") from error
 
 
 def _end_if_one_dies(others: list[multiprocessing.Process], left: threading.Event, words: Callable[[str], str]) -> None:
