@@ -35,6 +35,11 @@ class Attempt:
     machine: str
     status: int | None = None
 
+    @property
+    def process(self) -> int:
+        """The number of that process."""
+        return int(self.starter.split()[1])
+
 
 def head_line(command: Sequence[str]) -> str:
     """What the log of an attempt begins with: the command, and who started it."""
@@ -88,13 +93,28 @@ def is_under_way(log: Path) -> bool:
     """Whether a process is at the run: the launcher's, any launcher's, or ``main.py`` by itself.
 
     Locks say so, on this machine and where the file system passes them on to others. Where it does not, a run that
-    began on another machine, and has not ended as far as its log tells, is alive while its log changes.
+    began on another machine, and has not ended as far as its log tells, is alive while its log changes; where there are
+    no locks at all, so is one of this machine, while the process that started it is there.
     """
-    if is_locked(log) or is_locked(folder_of(log) / ".lock"):
+    locked = is_locked(log)
+    if locked or is_locked(folder_of(log) / ".lock"):
         return True
     attempt = last_attempt(log)
-    if attempt is None or attempt.status is not None or attempt.machine == platform.node():
+    if attempt is None or attempt.status is not None:
+        return False
+    if attempt.machine == platform.node() and (locked is False or not _is_there(attempt.process)):
         return False
     with suppress(OSError):
         return time.time() - log.stat().st_mtime < SIGN_SECONDS
     return False
+
+
+def _is_there(process: int) -> bool:
+    """Whether there is another process of that number on this machine; it may have got the number anew."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return process != os.getpid()

@@ -1,7 +1,11 @@
 """What the log of a run tells of the attempts at it, and who is at a run."""
 
+import errno
+import fcntl
 import os
 import platform
+import subprocess
+import sys
 import time
 
 import pytest
@@ -44,6 +48,27 @@ def test_a_run_of_another_machine_whose_lock_is_not_seen_lives_while_its_log_cha
     log.write_text(f"{BEGAN}{machine}\n{ended}")
     os.utime(log, (time.time() - age,) * 2)
     assert is_under_way(log) == alive
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_without_locks_a_run_of_this_machine_lives_while_its_log_changes_and_its_starter_is_there(
+    number, tmp_path, monkeypatch
+):
+    def unknown(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    log = tmp_path / "run.log"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as starter:
+        log.write_text(f"$ python main.py  # process {starter.pid} on {HERE}\n")
+        assert is_under_way(log)
+        os.utime(log, (time.time() - 1000,) * 2)
+        assert not is_under_way(log), "another process may have got the number"
+        os.utime(log)
+        starter.communicate(b"\n")
+        assert not is_under_way(log)
+    log.write_text(f"$ python main.py  # process {os.getpid()} on {HERE}\n")
+    assert not is_under_way(log), "this process would know"
 
 
 @pytest.mark.parametrize("path", ["a=0.5.log", "a=0.5/.lock"])

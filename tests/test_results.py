@@ -295,12 +295,19 @@ def test_a_lock_that_is_never_given_back_ends_in_one_clear_line(method, tmp_path
     assert names(path) == ["a", "b"]
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
-def test_where_the_file_system_knows_no_locks_a_file_says_who_writes(tmp_path, monkeypatch):
-    def unknown(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+@pytest.fixture(params=["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL"])
+def without_locks(request, monkeypatch):
+    """``without_locks()``: from then on the file system knows no locks, and says so with one error or another."""
+    number = getattr(errno, request.param)
 
-    monkeypatch.setattr(fcntl, "flock", unknown)
+    def unknown(*_):
+        raise OSError(number, os.strerror(number))
+
+    return lambda: monkeypatch.setattr(fcntl, "flock", unknown)
+
+
+def test_where_the_file_system_knows_no_locks_a_file_says_who_writes(tmp_path, monkeypatch, without_locks):
+    without_locks()
     monkeypatch.setattr(results, "_LOCK_SECONDS", 0.2)
     path, lock = tmp_path / "results.csv", tmp_path / "results.csv.lock"
     Results(path).add([row("a")])
@@ -316,17 +323,12 @@ def test_where_the_file_system_knows_no_locks_a_file_says_who_writes(tmp_path, m
         Results(path).add([row("c")])
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
-def test_a_run_folder_that_is_taken_tells_what_a_killed_run_may_have_left(tmp_path, monkeypatch):
+def test_a_run_folder_that_is_taken_tells_what_a_killed_run_may_have_left(tmp_path, without_locks):
     lock = tmp_path / "run" / ".lock"
     lock.parent.mkdir()
     with FileLock(lock), pytest.raises(UserError, match="another process is running in this folder$"):
         RunFolder(tmp_path, "run", resume=True)
-
-    def unknown(*_):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", unknown)
+    without_locks()
     lock.write_text("7\nanother-machine\n")
     with pytest.raises(UserError, match=f"another process is running in this folder; if none does, delete {lock}$"):
         RunFolder(tmp_path, "run", resume=True)
@@ -343,6 +345,16 @@ def test_a_whole_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path
         write_whole(path, text)
         assert path.read_bytes() == text.encode()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_modes_keeps_whole_files(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    for text in ("old", "new"):
+        write_whole(tmp_path / "adapt_results.csv", text)
+    assert (tmp_path / "adapt_results.csv").read_text() == "new"
 
 
 def test_a_whole_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

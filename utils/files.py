@@ -5,10 +5,15 @@ import fcntl
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+from filelock import BaseFileLock, FileLock, SoftFileLock
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems say that know no locks
 
 
 def open_file(path: Path | str, mode: str = "rb", **more: Any) -> IO[Any]:
@@ -44,19 +49,35 @@ def check_own(path: Path) -> None:
     check_kind(path)
 
 
-def is_locked(path: Path | str) -> bool:
-    """Whether a process has the kernel's lock of a file, which ends with it.
+def is_locked(path: Path | str) -> bool | None:
+    """Whether a process has the kernel's lock of a file, which ends with it; None where there are no such locks.
 
-    Where there are no such locks nobody has one; a file may stand in for it, which may outlive its process.
+    There a file may stand in for it, which may outlive its process.
     """
     try:
         with open_file(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held for an instant, and together with others who look
     except BlockingIOError:
         return True
-    except OSError:  # it is not there, or cannot be locked
-        pass
+    except OSError as error:  # it is not there, or cannot be locked
+        return None if error.errno in NO_LOCKS else False
     return False
+
+
+def lock_of(path: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock, to be acquired: the kernel's, of a file; where the file system knows none the file itself, which names
+    its holder.
+
+    Args:
+        timeout: seconds that it is waited for; below 0 without end.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return SoftFileLock(path, timeout=timeout)
+    return FileLock(path, timeout=timeout)
 
 
 def place_of(path: Path | str) -> Path:
@@ -118,7 +139,7 @@ def replace_with(
         with open(part, "rb") as file:
             if not whole(file):
                 raise OSError(errno.EIO, "does not read back what was written", str(path))
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is new, or the file system keeps no modes
             shutil.copymode(path, part)  # a table that a group writes stays one
         os.replace(part, path)
     except OSError as error:

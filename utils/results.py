@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from utils.errors import UserError
-from utils.files import replace_with
+from utils.files import lock_of, replace_with
 
 COLUMNS = (
     "Date Finished",
@@ -74,7 +74,7 @@ def plain(content: bytes) -> str:
         ValueError: it is no table, or a line is no row; says which.
     """
     form, lines = _form(content), _lines(content)
-    if form.own and not lines[-1].endswith(b"\n"):
+    if form.own and lines and not lines[-1].endswith(b"\n"):
         lines.pop()  # another process may be writing it
     found = {number: form.cells(line) for number, line in enumerate(lines[1:], start=2) if line.strip()}
     if bad := [number for number, cells in found.items() if cells is None]:
@@ -88,17 +88,19 @@ def _lines(content: bytes) -> list[bytes]:
 
 
 def _form(content: bytes) -> _Form:
-    """The form of a table, as its first line tells.
+    """The form of a table, as its first line tells; a part of the header was torn, or the rest is not there yet.
 
     Raises:
         ValueError: that is no line of text.
     """
     line = next(iter(_lines(content)), b"")
+    if to_csv(COLUMNS, []).encode().startswith(line):
+        return _Form(COLUMNS, ",", "\n", True)
     text, end = line.decode("utf-8-sig").rstrip("\r\n"), line[len(line.rstrip(b"\r\n")) :].decode()
     # A spreadsheet takes the delimiter of its country.
     found = {delimiter: next(csv.reader([text], delimiter=delimiter), []) for delimiter in ",;\t"}
     delimiter = max(found, key=lambda delimiter: len(found[delimiter]))
-    return _Form(tuple(found[delimiter]), delimiter, end or "\n", line == to_csv(COLUMNS, []).encode())
+    return _Form(tuple(found[delimiter]), delimiter, end or "\n", False)
 
 
 class Results:
@@ -169,8 +171,6 @@ class Results:
             self._form_of(file.readline(_LONGEST_HEADER))
 
     def _form_of(self, content: bytes) -> _Form:
-        if to_csv(COLUMNS, []).encode().startswith(content):  # torn, or not there yet
-            return _Form(COLUMNS, ",", "\n", True)
         with suppress(ValueError, csv.Error):
             form = _form(content)
             if set(COLUMNS) <= set(form.columns):
@@ -178,7 +178,7 @@ class Results:
         raise UserError(f"{self.path}: is not a table of results with the columns of this version; move it away")
 
     def _locked(self) -> AbstractContextManager[object]:
-        lock = FileLock(f"{self.path}.lock", timeout=_LOCK_SECONDS)
+        lock = lock_of(Path(f"{self.path}.lock"), timeout=_LOCK_SECONDS)
         try:
             return lock.acquire()
         except OSError as error:

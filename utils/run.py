@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy
 import torch
 import yaml
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -25,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import check_own, is_locked, open_file, part_of, write_whole
+from utils.files import check_own, is_locked, lock_of, open_file, part_of, write_whole
 from utils.paths import PROJECT
 
 Item = TypeVar("Item")
@@ -127,7 +127,7 @@ def _claim(log_dir: Path, name: str, resume: bool) -> tuple[Path, BaseFileLock]:
                 raise  # it is a file
             continue
         check_own(path / ".lock")
-        lock = FileLock(path / ".lock", timeout=0.1)  # longer than somebody takes to see whether it is held
+        lock = lock_of(path / ".lock", timeout=0.1)  # longer than somebody takes to see whether it is held
         try:
             lock.acquire()
             return path, lock

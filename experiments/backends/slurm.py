@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from experiments.attempts import is_under_way
@@ -20,7 +19,7 @@ from experiments.backends.payload import HELD, Payload
 from experiments.backends.queues import queue_of
 from experiments.plan import Plan, Run
 from experiments.slurm import SlurmOptions
-from utils.files import write_whole
+from utils.files import lock_of, write_whole
 
 
 class Queued(Job):
@@ -98,7 +97,7 @@ class Slurm:
         """Submit what is new, and see which jobs have ended; every few seconds."""
         if time.monotonic() < self._next_look:
             return
-        with FileLock(self._folder / "jobs.lock"):  # two calls submit no run twice
+        with lock_of(self._folder / "jobs.lock"):  # two calls submit no run twice
             known = self._known()
             states = self.queue.states(known.values())
             if states is not None:
