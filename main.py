@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
+
 from utils.signals import Signals, end_at_once
 
 if __name__ == "__main__":
@@ -215,6 +218,12 @@ def claim(settings: Settings) -> RunFolder:
         UserError: something cannot be written, or would take the place of another file.
     """
     folder = settings.folder
+    for name, value in (vars(settings) | {"log_dir": os.path.realpath(folder)}).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:  # of the folder that this process works in, or of the project's
+            why = "cannot be written down, for a name in it is no UTF-8; rename that folder or say another"
+            raise UserError(f"`{name}` {value}: {why}") from None
     Results(folder.parent / "results.csv").check()
     if settings.export is not None:
         check_export(Path(settings.export), folder)

@@ -302,7 +302,7 @@ def seconds_of(log: str) -> float | None:
     total = sum(seconds for stamp, seconds in tasks if stamp <= first)
     for (before, _), (stamp, text) in pairwise(stamped):
         if before >= first and not re.match("going on after|warning: .* damaged", text):
-            total += (stamp - before).total_seconds()
+            total += max(0.0, (stamp - before).total_seconds())  # clocks are set back, as in autumn
     return total
 
 

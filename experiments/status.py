@@ -146,16 +146,21 @@ def line(folder: Path) -> Line:
 
 def pace(log: Path) -> float | None:
     """Seconds a task since the run last began, from the times in its ``log.txt``; None before it has learned one."""
-    began = ended = None
+    before = None
+    spent = until = 0.0
     learned = 0
     with suppress(OSError, ValueError):
         for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            found = re.match(r"(\d{4}-\S+ \S+) (going on |task \d+: .* s$)?", text)
-            if found and (began is None or found[2] == "going on "):
-                began, learned = datetime.fromisoformat(found[1]), 0
-            if found and (found[2] or "").startswith("task "):
-                ended, learned = datetime.fromisoformat(found[1]), learned + 1
-    return (ended - began).total_seconds() / learned if began and ended and learned else None
+            if not (found := re.match(r"(\d{4}-\S+ \S+) (going on |task \d+: .* s$)?", text)):
+                continue
+            stamp = datetime.fromisoformat(found[1])
+            if before is None or found[2] == "going on ":
+                before, spent, learned = stamp, 0.0, 0
+            spent += max(0.0, (stamp - before).total_seconds())  # clocks are set back, as in autumn
+            before = stamp
+            if (found[2] or "").startswith("task "):
+                until, learned = spent, learned + 1
+    return until / learned if learned else None
 
 
 def runs_in(folders: Iterable[Path]) -> list[Path]:

@@ -57,6 +57,25 @@ def test_the_default_run_shows_accuracy_given_and_inferred(call, tmp_path):
     assert len(re.findall(r"^ +\d .*100\.0%$", result.stdout, re.M)) == 5
 
 
+def test_a_python_that_looks_for_modules_in_no_script_s_folder_finds_them(call):
+    assert call("main.py", "--help", env={**os.environ, "PYTHONSAFEPATH": "1"}).returncode == 0
+
+
+@pytest.mark.parametrize("words", [[], ["--log-dir", "runs"], ["--log-dir", "../link"]])
+def test_a_folder_whose_name_is_no_utf_8_is_told_before_anything_is_written(words, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("no name of this file system is of such bytes")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("args.PROJECT", folder)
+    assert main.main([*SMALL, *words]) == 2 and not list(folder.iterdir())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("main.py: error: --log-dir ") and "is no UTF-8" in line
+
+
 def test_a_run_leaves_what_the_readme_says(whole_run):
     run = whole_run / "run"
     names = {path.name.split(".1")[0] for path in run.iterdir()} - {".lock"}

@@ -545,9 +545,12 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "holds no results.csv" in refused(capsys, tmp_path / "empty")
     header = ",".join(HEADER) + "\n"
+    for torn in ("", header[:20], header.strip()):  # by a writer that lost its power
+        (tmp_path / "empty" / "results.csv").write_text(torn)
+        assert "nothing is finished" in refused(capsys, tmp_path / "empty")
     (tmp_path / "empty" / "results.csv").write_text(header)
     assert "nothing is finished" in refused(capsys, tmp_path / "empty")
-    assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "", "nothing in it"))
+    assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "\n", "nothing in it"))
     ragged = refused(capsys, broken("results.csv", "a,b\n1,2\n4,5,6,7\n", "ragged"))
     assert "results.csv: cannot be read: line 3 is no row with 2 columns" in ragged
     assert "results.csv: cannot be read" in refused(capsys, broken("results.csv", "\xff\xfe\x00\n", "binary"))

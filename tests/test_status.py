@@ -90,6 +90,11 @@ def test_the_table_fits_the_terminal(folder, width, monkeypatch, capsys):
             20.0,
         ),
         ("2026-01-01 00:00:09 task 0: a, 7 s\n2026-01-01 09:00:00 going on after 1 learned tasks", None),
+        (  # the end of summer time
+            "2026-10-25 02:59:50 threads: 1\n2026-10-25 02:59:59 task 0: a, 7 s\n"
+            "2026-10-25 02:00:08 task 1: a, 7 s\n2026-10-25 02:00:23 task 2: a, 7 s",
+            8.0,
+        ),
     ],
 )
 def test_the_pace_is_that_since_the_run_last_began(tmp_path, log, seconds):
