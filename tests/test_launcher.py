@@ -1,6 +1,7 @@
 """The launcher, called as the experiment scripts call it, with a small program in the place of main.py."""
 
 import csv
+import errno
 import json
 import os
 import platform
@@ -314,6 +315,16 @@ def test_a_crashed_run_is_tried_once_more_and_leaves_no_process(call, records, t
     children = [int(path.read_text()) for path in (tmp_path / "runs" / FOLDER).glob("*/child*")]
     assert len(children) == 3
     wait_for(lambda: all(gone(pid) for pid in children))
+
+
+def test_a_run_for_which_there_is_no_process_is_told_of(call, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(local.subprocess, "Popen", refuse)
+    status, out, err = call("--gpu-sets", "cpu", "--act", "wait", "--stop-after", "0.05")
+    assert status == 1 and "in another process" not in out
+    assert err.splitlines()[-1] == "failed: seed=0,act=wait: not started: Resource temporarily unavailable"
 
 
 def test_a_run_that_somebody_stopped_is_not_tried_again(call, tmp_path):

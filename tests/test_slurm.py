@@ -225,9 +225,7 @@ def test_runs_are_an_array_that_is_asked_after_and_cancelled(plan, cluster, monk
 
 
 @pytest.mark.parametrize("state", ["PENDING", "SUSPENDED"])
-def test_a_job_is_not_silent_for_the_time_that_it_waits_in_the_queue_or_is_suspended(
-    state, plan, cluster, monkeypatch
-):
+def test_a_job_is_not_silent_for_the_time_that_it_waits_in_the_queue_or_is_suspended(state, plan, cluster, monkeypatch):
     queue = backend.Slurm(plan, slurm.parse(["time=60"]))
     monkeypatch.setattr(queue.queue, "look_seconds", 0.0)
     job, clock = queue.start(plan.runs[0], queue.places[0]), itertools.count(time.monotonic())

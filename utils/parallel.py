@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def gpu_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
-def _start(others: list[multiprocessing.Process]) -> None:
+def _start(others: Iterable[BaseProcess]) -> None:
     """Start the other processes. Raises ``Stopped`` if there is no room for all of them."""
     try:
         for process in others:

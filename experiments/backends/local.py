@@ -51,15 +51,18 @@ class Child:
             file.write(f"{head_line(command)}\n".encode())
             file.flush()
             self.begins = file.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=env,
-                cwd=folder,
-                start_new_session=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=env,
+                    cwd=folder,
+                    start_new_session=True,
+                )
+            except BlockingIOError as error:  # there may be no more processes, which is no sign of another at the run
+                raise ChildProcessError(error.errno, error.strerror, sys.executable) from None
         self._noted = False
 
     def status(self) -> int | None:
