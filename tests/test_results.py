@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, SoftFileLock
 
-from utils import results
+from utils import results, run
 from utils.errors import UserError
 from utils.files import write_whole
 from utils.results import COLUMNS, Results, to_csv
@@ -334,6 +334,17 @@ def test_a_run_folder_that_is_taken_tells_what_a_killed_run_may_have_left(tmp_pa
         RunFolder(tmp_path, "run", resume=True)
     lock.unlink()
     RunFolder(tmp_path, "run", resume=True).close()
+
+
+def test_a_log_whose_disk_tells_at_the_end_alone_that_it_was_full_stops_no_run(tmp_path, monkeypatch):
+    class Late:
+        def close(self):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(run, "open_file", lambda *_, **__: Late())
+    folder = RunFolder(tmp_path, "run", resume=False)
+    folder.close()
+    RunFolder(tmp_path, "run", resume=True).close()  # nobody is there any more
 
 
 # Whole files

@@ -3,6 +3,7 @@
 With ``--full`` also on a real cluster of one node, which ``slurm_cluster.py`` starts and stops; that takes minutes.
 """
 
+import errno
 import itertools
 import json
 import os
@@ -165,6 +166,19 @@ def test_a_process_that_may_not_be_told_to_end_is_left_alone(local, monkeypatch)
 
     monkeypatch.setattr(os, "kill", refuse)
     local.queue.cancel(own, kill=False)
+
+
+def test_jobs_are_seen_through_though_the_disk_is_too_full_to_note_them(plan, local, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(backend, "write_whole", full)
+    states = {"7 then": "RUNNING"}
+    monkeypatch.setattr(local.queue, "states", lambda ids: {id: states[id] for id in ids if id in states})
+    job = local.start(plan.runs[0], local.places[0])
+    assert [job.status() for _ in range(4)] == [None] * 4 and (job.id, job.state) == ("7 then", "RUNNING")
+    states.clear()
+    assert [job.status() for _ in range(2)] == [None, -signal.SIGTERM]
 
 
 @pytest.mark.parametrize("seconds, status", [(-60, -signal.SIGTERM), (60, 0)], ids=["older", "its own"])

@@ -104,7 +104,8 @@ class RunFolder:
     def close(self) -> None:
         """Close all files and let others run here."""
         self.tensorboard.close()
-        self._log.close()
+        with suppress(OSError):  # a network's disk may say only now that it was full
+            self._log.close()
         self._lock.release()
 
 

@@ -99,7 +99,7 @@ class Slurm:
             return
         with lock_of(self._folder / "jobs.lock"):  # two calls submit no run twice
             known = self._known()
-            states = self.queue.states(known.values())
+            states = self.queue.states({*known.values(), *(job.id for job in self._jobs if job.id is not None)})
             if states is not None:
                 self._submit(known, states)
                 for job in self._jobs:
@@ -131,8 +131,9 @@ class Slurm:
         self._note(known)
 
     def _note(self, known: Mapping[str, str]) -> None:
-        """Keep on the disk which job has which run."""
-        write_whole(self._folder / "jobs.json", json.dumps(known))
+        """Keep on the disk which job has which run; where it is full, this call alone knows."""
+        with suppress(OSError):
+            write_whole(self._folder / "jobs.json", json.dumps(known))
 
     def _known(self) -> dict[str, str]:
         """The id of the last job of each run, but of those of which a call has seen the end."""
