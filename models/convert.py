@@ -347,9 +347,9 @@ class Kept:
         if not _same_bits(*answers):
             names = {module: name for name, module in self.model.named_modules()}
             module, key = changed[0]
+            name = f"{names[module]}.{key}".lstrip(".")
             raise ValueError(
-                f"the network's own {names[module]}.{key} changes in training, and with it the answers of learned "
-                "tasks; keep it fixed"
+                f"the network's own {name} changes in training, and with it the answers of learned tasks; keep it fixed"
             )
 
 
