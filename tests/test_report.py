@@ -532,6 +532,11 @@ def test_hostile_names_stay_text(tmp_path):
 # Bad input
 
 
+def test_a_clock_that_is_set_back_takes_nothing_off_the_run_time():
+    log = "2026-10-25 02:59:50 threads: 1\n2026-10-25 02:59:59 task 0: a, 7 s\n2026-10-25 02:00:08 task 1: a, 7 s"
+    assert records.seconds_of(log) == 14
+
+
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     def broken(name: str, text: str, replaced: str) -> Path:
         folder = tmp_path / replaced.replace("/", "-")
