@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent))  # python -P leaves it out
@@ -104,6 +105,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         if not _goes_on(settings):
             settings.resume = None  # it goes on in a folder of its own
     elif _goes_on(settings) and (told := settings_of_run(settings.checkpoint, settings.set)):
+        told = _told_by(parts) | told
         brought = str(told.pop("import_file", "")) or None
         settings = parse_arguments(argv, told, source=str(settings.checkpoint))
         if brought and settings.import_file and os.path.basename(brought) != os.path.basename(settings.import_file):
@@ -117,8 +119,7 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
         settings = parse_arguments(argv, network, source=f"`import_file` {path}")
         check_same(path, network, vars(settings) | {"model": settings.model_name}, NETWORK)
     elif parts:
-        told = {name: value for name, value in parts[0].settings.items() if name in NETWORK | OUTCOME}
-        settings = parse_arguments(argv, told, source=f"`merge` {runs[0]}")
+        settings = parse_arguments(argv, _told_by(parts), source=f"`merge` {runs[0]}")
     if _goes_on(settings):
         if settings.unshared_labels is None:  # as the run began, whatever is usual since
             settings.unshared_labels = began_with(settings.checkpoint, "unshared_labels")
@@ -127,6 +128,11 @@ def bring(argv: Sequence[str] | None, settings: Settings) -> tuple[Settings, lis
             raise UserError(f"`import_file` {settings.import_file}: {why}")
         imported = []  # the checkpoint has it
     return settings, imported, parts
+
+
+def _told_by(parts: Sequence[Part]) -> dict[str, Any]:
+    """The settings that runs to merge have, of what they learned; none without any."""
+    return {name: value for part in parts[:1] for name, value in part.settings.items() if name in NETWORK | OUTCOME}
 
 
 def _goes_on(settings: Settings) -> bool:

@@ -43,7 +43,7 @@ from utils.given import in_own_modes, in_turn, one_of, own_modes, plain, whole
 from utils.journal import EXPORT, RUN, TASK
 from utils.original import is_original, read_original
 from utils.registry import nearest
-from utils.seeding import draws_kept, generator
+from utils.seeding import generator
 
 KIND = "supsup"  # of the first record of a saved file
 # A task's answers to a batch show that learning the next one changes nothing; of larger batches, to so many images.
@@ -338,7 +338,7 @@ class SupSup:
 
         draws = [self.device] if self.device.type == "cuda" else []
         try:
-            with _failing("data"), draws_kept(draws):
+            with _failing("data"), torch.random.fork_rng(draws):
                 losses = [loss for (loss,) in trainer.learn(loader, after_batch=after_batch)]
                 kept.check(answer)
         finally:

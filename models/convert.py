@@ -101,8 +101,11 @@ class TaskNorm(MultitaskNonAffineBN):
             self.register_buffer(f"given_{name}", None if value is None else value.detach().clone())
         of_passes = ("_forward_", "_backward_")  # the user's hooks go where the norm goes
         hooks = {name: value for name, value in vars(norm).items() if name.startswith(of_passes)}
-        own.update(hooks, _is_full_backward_hook=norm._is_full_backward_hook)
+        own.update(hooks, _is_full_backward_hook=norm._is_full_backward_hook, training=norm.training)
         self.__class__ = _as_well(type(norm))  # type: ignore[arg-type]  # a class can be hashed
+
+    _version = nn.Module._version  # its ``state_dict`` is no batch norm's
+    _load_from_state_dict = nn.Module._load_from_state_dict
 
     @property
     def weight(self) -> Tensor | None:
@@ -168,7 +171,7 @@ class TaskNorm(MultitaskNonAffineBN):
 @cache
 def _as_well(kind: type[AnyNorm]) -> type[TaskNorm]:
     """``TaskNorm`` as a batch norm of a kind too, which a network may ask of its layers and tell them as such."""
-    return cast(type[TaskNorm], type(kind.__name__, (TaskNorm, kind), {}))
+    return cast(type[TaskNorm], type(kind.__name__, (TaskNorm, kind), {"__module__": __name__}))
 
 
 def convert(

@@ -55,9 +55,13 @@ class MultitaskModule(nn.Module, ABC):
     def end_tasks(self, tasks: Sequence[int], state: dict[str, Tensor]) -> None:
         """``keep_tasks``, free what only training needs, and select the last of them."""
         self.keep_tasks(tasks, state)
+        self.drop_parameters()
+        self.select_task(tasks[-1])
+
+    def drop_parameters(self) -> None:
+        """Free what the task in training trains."""
         for name in self.task_parameters():
             setattr(self, name, None)
-        self.select_task(tasks[-1])
 
     @torch.no_grad()
     def keep_task(self) -> None:
@@ -210,6 +214,15 @@ def end_task(model: nn.Module) -> None:
     """Keep the task in training as learned, in every layer, and select it."""
     for _, module in named(model, MultitaskModule):
         module.end_task()
+
+
+def forget_training(model: nn.Module) -> None:
+    """Drop what the task in training trains, in every layer, as if none had been begun.
+
+    It would be among what tasks share where a layer stands in several places, under names of the others.
+    """
+    for _, module in named(model, MultitaskModule):
+        module.drop_parameters()
 
 
 def keep_task(model: nn.Module) -> None:

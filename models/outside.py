@@ -6,15 +6,19 @@ import copy
 import importlib.util
 import inspect
 import os
+import random
 import stat
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +98,7 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
         ValueError: it does not.
     """
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
+    with _draws_kept():
         _try(model, images, output_size, training=False)
         network = copied(model)  # of which training changes the statistics of batch norms
         norms = {norm: copy.deepcopy(norm.state_dict()) for norm in network.modules() if isinstance(norm, NORMS)}
@@ -110,6 +114,18 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
         )
 
 
+@contextmanager
+def _draws_kept() -> Iterator[None]:
+    """Leave the generators from which a user's network may draw as they are, whatever is drawn inside."""
+    of_python, of_numpy = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        numpy.random.set_state(of_numpy)
+
+
 def _try(network: nn.Module, images: Tensor, output_size: int, training: bool) -> Tensor:
     """What a network answers two images, whatever was drawn before; in training with gradients.
 
@@ -119,7 +135,8 @@ def _try(network: nn.Module, images: Tensor, output_size: int, training: bool) -
     how = "in training" if training else "in evaluation"
     network.train(training)  # which a user's own may answer with nothing
     kept = Kept(network)
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, random.seed, numpy.random.seed):
+        seed(0)
     try:
         with torch.set_grad_enabled(training):
             answer = _answer(network, images)
@@ -145,7 +162,8 @@ def _trainable(network: nn.Module) -> nn.Module:
     network.requires_grad_(False)
     for module in network.modules():
         if isinstance(module, (*MASKED, nn.MultiheadAttention)):
-            module.requires_grad_(True)
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
     return network
 
 

@@ -525,3 +525,8 @@ def test_what_is_added_or_scales_stays_and_a_matrix_without_a_mask_is_warned_of(
     for layer, name in ((Graph(), "0.mix"), (LowRank(), "0.low")):
         with pytest.warns(UserWarning, match=rf"without a mask: {name}$"):
             convert(nn.Sequential(layer, nn.Linear(4, 4)), RNG)
+
+
+def test_a_plain_state_dict_of_batch_norms_is_taken_back():
+    model = convert(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), RNG, 2)
+    assert not any(model.load_state_dict(dict(model.state_dict())))

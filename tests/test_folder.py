@@ -20,6 +20,7 @@ from data.files import read_npz
 from data.images import EXTENSIONS, images_in, upright
 from utils.errors import UserError
 from utils.fingerprint import Fingerprint
+from utils.journal import MAGIC
 
 FAST = ["--threads", "1", "--multigpu", "cpu", "--epochs", "1", "--iter-lim", "2", "--adaptor", "gt"]
 
@@ -565,6 +566,30 @@ def test_slices_of_before_are_joined_whose_mean_another_processor_measured(tree,
     parts = [tmp_path / name for name in ("01", f"1{1 + 1e-15}", f"1{1 + 1e-7}")]
     assert "--mean" in refused(capsys, *words, "--name", "apart", "--merge", parts[0], parts[2])
     assert main.main([*FAST, *words, "--name", "joined", "--merge", *map(str, parts[:2])]) == 0
+
+
+def test_a_run_that_was_merged_goes_on_by_the_same_call(tree, tmp_path):
+    words = ["--set", f"folder:{tree}", "--log-dir", str(tmp_path)]
+    parts = [str(tmp_path / task) for task in "01"]
+    for task, part in zip("01", parts, strict=True):
+        flags = ["--num-tasks", "2", "--output-size", "30", "--tasks", task, "--name", Path(part).name]
+        assert main.main([*FAST, *words, *flags]) == 0
+    merge = [*FAST[:4], *words, "--name", "joined", "--merge", *parts]
+    assert main.main(merge) == 0 and main.main([*merge, "--resume"]) == 0
+
+
+def test_a_checkpoint_of_before_is_known_behind_a_damaged_beginning(tree, tmp_path, monkeypatch, capsys):
+    words, fingerprint = in_a_run(tree, tmp_path), data.folder.Own.fingerprint
+    with monkeypatch.context() as context:
+        context.setattr(data.folder.Own, "fingerprint", lambda self: Fingerprint(fingerprint(self).before[0]))
+        assert main.main(words) == 0
+    path = tmp_path / "runs" / "run" / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(MAGIC) + 60] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main.main([*words, "--resume"]) == 0
+    assert "of what is whole behind damage: " in capsys.readouterr().out
 
 
 def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):

@@ -294,6 +294,16 @@ def test_a_record_holds_the_scores_of_masks_that_its_task_trained_alone(monkeypa
         assert scores == {str(mask) for mask in trained}
 
 
+def test_masks_are_candidates_in_the_order_of_learning_though_later_records_have_their_scores(monkeypatch):
+    trainer = make()
+    decide_as(trainer, monkeypatch, None, 0, None, 1, 0, 0)
+    changed = [learn(trainer, task).changed for task in range(3)]
+    records = [trainer.task_record(task) for task in range(3)]
+    records[0] = {name: value for name, value in records[0].items() if name not in records[2]}  # as they are read
+    again = make()
+    assert [again.load_task_record(task, record).changed for task, record in enumerate(records)] == changed
+
+
 def test_state_of_a_task_that_is_no_mask_is_refused(tmp_path, capsys):
     words = ["--trainer", "nns", "--model", "BNNet", "--bn-type", "MultitaskNonAffineBN", "--threads", "1"]
     assert main.main([*words, "--log-dir", str(tmp_path / "runs")]) == 2

@@ -1,6 +1,7 @@
 """Networks that are not the project's own, through the program: torchvision's, and those of a user's file."""
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,16 @@ from torch import nn
 import main
 from args import parse_arguments
 from models import MODELS, multitask
-from models.builder import product_sizes
-from models.outside import load_weights
+from models.builder import Builder, product_sizes
+from models.outside import from_file, load_weights
 from trainers.fit import check_fit
 from trainers.setup import build
 from utils.checkpoint import Checkpoint, write_records
 from utils.parallel import Group
+from utils.seeding import generator
 
 NETWORKS = """
+import os
 import random
 import threading
 import numpy as np
@@ -194,6 +197,34 @@ class Still(Steps):
         with torch.set_grad_enabled(self.training):
             return super().forward(x)
 
+class Tied(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(192, 20), nn.Linear(20, 20), nn.Linear(20, outputs)
+        self.again = self.middle
+    def forward(self, x):
+        return self.last(self.again(self.middle(self.first(x.flatten(1)).relu()).relu()).relu())
+
+class Whole(nn.Linear):
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.bits = nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+
+def whole(outputs):
+    return nn.Sequential(nn.Flatten(), Whole(192, outputs))
+
+class Noisy(Steps):
+    def forward(self, x):
+        return super().forward(x) * (2 if random.random() > 0.8 else 1)
+
+class Lost(Steps):
+    def forward(self, x):
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls > 3:
+                os.kill(os.getpid(), 9)
+        return super().forward(x)
+
 class Odd(nn.Module):
     def __init__(self, need):
         super().__init__()
@@ -333,6 +364,35 @@ def test_trying_a_network_changes_nothing_of_it_or_of_what_is_drawn(files):
         return multitask.shared_state(model)["0.seen"], torch.rand(1)
 
     assert digest("--adaptor", "gt") == digest("--tasks-in-parallel", "3")
+
+
+def test_a_run_is_known_by_its_given_weights_wherever_a_layer_stands_twice(files):
+    model = f"{files / 'nets.py'}:Tied"
+    argv = words(files, model, "--weights", "given")
+    assert main.main([*argv, "--tasks-in-parallel", "3"]) == 0
+    assert main.main([*argv, "--resume"]) == 0
+    Image.new("RGB", (8, 8)).save(files / "image.png")
+    resume = ["--resume", str(files / "runs" / "run"), "--model", model]
+    assert main.main(["--predict", str(files / "image.png"), *resume]) == 0
+
+
+@pytest.mark.parametrize("name", ["Noisy", "whole"])
+def test_what_a_network_draws_or_counts_does_not_have_it_refused(name, files):
+    builder = Builder(partial(generator, 0), 3)
+    for _ in range(20):
+        assert from_file(str(files / "nets"), name, builder, (3, 8, 8), 8)
+
+
+def test_no_gradient_is_asked_of_a_network_that_is_told_tasks_by_its_answers(files):
+    argv = words(files, f"{files / 'nets.py'}:Still", "--adaptor", "se_be_adapt")
+    assert main.main(argv) == 0
+    assert main.main([*argv[:-2], "--adaptor", "se_oneshot_entropy_minimization", "--name", "none"]) == 2
+
+
+def test_a_process_that_is_lost_is_told_of_and_not_taken_for_a_network_that_fails(files, call):
+    argv = words(files, f"{files / 'nets.py'}:Lost", "--adaptor", "gt", "--epochs", "3", "--multigpu", "cpu,cpu")
+    done = call("main.py", *argv)
+    assert done.returncode == 1 and "the process on cpu ended with status -9" in done.stderr.splitlines()[-1]
 
 
 def test_layers_that_no_gradient_reaches_are_told_of_when_tasks_are_learned_one_by_one(files):

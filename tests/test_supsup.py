@@ -655,6 +655,33 @@ def test_learning_leaves_the_callers_random_numbers_as_they_are():
     assert random.getstate() == python and np.array_equal(np.random.get_state()[1], numpy)
 
 
+def test_what_data_draw_comes_from_the_callers_generators():
+    class Drawn:
+        def __iter__(self):
+            for _ in range(3):
+                drawn.append((random.random(), float(np.random.random())))
+                yield torch.ones(2, 4), torch.arange(2)
+
+        def __len__(self):
+            return 3
+
+    class Drawing(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1 + random.random() + np.random.random())
+
+    for layer in (nn.Linear(4, 5), Drawing(4, 5)):
+        found = []
+        for seed in (1, 2, 1):
+            random.seed(seed)
+            np.random.seed(seed)
+            drawn = []
+            net = SupSup(nn.Sequential(layer), outputs=5)
+            net.learn("a", Drawn(), epochs=2)
+            net.learn("b", Drawn(), epochs=2)
+            found.append(drawn)
+        assert found[0] == found[2] != found[1] and len(set(found[0])) == len(found[0]) >= 12
+
+
 class Sequences(nn.Module):
     """Answers sequences (batch, length, 4) of any length."""
 

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.optim import load_state_tensors, make_optimizer, make_schedule, set_epoch, state_tensors
 from utils.parallel import Group
 from utils.recording import Recorded
-from utils.seeding import seed_everything
+from utils.seeding import drawn_from
 
 # glibc hands the top of its heap back to the system when twice the largest block that was ever freed, of those up to 32
 # MiB, lies free there; the next batch then pays for every page of it again. One such block, freed, ends that.
@@ -69,6 +69,7 @@ class DefaultTrainer:
             they may answer otherwise when they are selected.
         group: the processes that train together; see ``join``.
         draws: whether the network may draw random numbers in a step, as that of a user may.
+        draws_elsewhere: where else than from torch it draws them, as its first batch showed; None before that.
         unreached: the weights of such a network whose masks had no gradient yet; None before the first batch.
         update: what a step does with a batch, which a GPU records.
         room: for how many tasks the layers must have room at the least.
@@ -88,6 +89,7 @@ class DefaultTrainer:
         if options.compile:
             torch.compiler.reset()  # what was compiled for other networks counts against this one's
         self.group, self.draws = Group(), is_converted(model)
+        self.draws_elsewhere: list[str] | None = None
         self.update = Recorded(self._update, self._device, wanted=not (self.draws or options.compile))
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
@@ -200,6 +202,7 @@ class DefaultTrainer:
 
     def _forget(self) -> None:
         del self.optimizer, self.schedule, self.parameters, self.network
+        self.draws_elsewhere = None
         self.update.forget()
 
     def task_record(self, task: int) -> dict[str, Tensor]:
@@ -340,9 +343,7 @@ class DefaultTrainer:
         Returns:
             The mean loss of the batch, () or (tasks,); None if it was not learned from.
         """
-        if self.draws:  # its own layers may draw, as dropout does: by the task and batch alone
-            seed_everything(self._draws_seed)
-        losses, gradients = self.update(x, y)
+        losses, gradients = self._drawn_update(x, y) if self.draws else self.update(x, y)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.draws and self.unreached != set():
@@ -350,10 +351,14 @@ class DefaultTrainer:
             self.unreached = now if self.unreached is None else self.unreached & now
         return losses
 
-    @property
-    def _draws_seed(self) -> int:
-        """What the numbers that the network draws in the next step come from."""
-        return self.rng("network", self.tasks[0], self.batches_done).initial_seed()
+    def _drawn_update(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """``update``, in which the network's own layers may draw, as dropout does: by the task and batch alone."""
+        seed = self.rng("network", self.tasks[0], self.batches_done).initial_seed()
+        torch.manual_seed(seed)
+        if self.draws_elsewhere == []:
+            return self.update(x, y)
+        with drawn_from(seed) as self.draws_elsewhere:
+            return self.update(x, y)
 
     def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Change what is in training by a batch; gives the mean loss, () or (tasks,), and each parameter's gradient."""

@@ -107,7 +107,7 @@ def check_adaptor(adaptor: str, model: nn.Module, input_shape: tuple[int, int, i
     has, what = _HAVING[way.needs]
     if not has(model):
         raise UserError(f"`adaptor` {adaptor}: needs {what}, which this network has not; or say gt")
-    if is_converted(model):
+    if way.needs is Needs.SUPERPOSITION and is_converted(model):
         device = next(model.buffers()).device
         images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
         try:
@@ -172,6 +172,7 @@ def _tried(model: nn.Module, device: torch.device) -> Iterator[None]:
             yield
     finally:
         kept.put_back()
+        multitask.forget_training(model)
 
 
 def without_effect(s: Settings, tasks: int, model: nn.Module, learned: int, evaluated: Container[int]) -> list[str]:

@@ -73,11 +73,15 @@ class Identity:
         Raises:
             UserError: it bears the mark of another.
         """
-        if any(record.values.get("run", self.mark) != self.mark for record in Checkpoint(path).behind_damage()):
+        marks = [mark_of(self.lasting, kept) for kept in (self.data.kept, *self.data.before)]
+        behind = [record.values.get("run") for record in Checkpoint(path).behind_damage()]
+        fits = [mark for mark in marks if all(other in (None, mark) for other in behind)]
+        if not fits:
             raise UserError(
                 f"{path}: its beginning is damaged, and what is whole behind that is of other settings or data than "
                 "these; call with those that it began with (of `num_tasks` the first number), or begin a new run"
             )
+        self.mark = fits[0]
         self.threads = threads_of(path.with_name("settings.yaml"))
 
     def check(self, record: Record) -> None:

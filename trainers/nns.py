@@ -280,7 +280,7 @@ class NNsTrainer(DefaultTrainer):
             elif kind == "usual":
                 self._usual = float(tensor)
         self._scores |= loaded
-        self._changed = set(loaded)
+        self._changed = set(self._trained.get(task, ()))  # of some a later record has the scores
         for mask in loaded:
             multitask.begin_task(self.model, mask, self.rng)
             multitask.set_task_values(self.model, loaded[mask])

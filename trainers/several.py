@@ -10,7 +10,6 @@ from models import multitask, stacked
 from models.multitask import Rng
 from trainers.default import DefaultTrainer, Learned, Network
 from trainers.options import TrainingOptions
-from utils.seeding import drawn_since
 
 # By how much of itself a gradient may be another for tasks at once than alone. Mostly sums differ in the sixth digit;
 # in very deep networks roundings grow, and there as much as a change of the images by ``ROUNDED`` makes.
@@ -52,7 +51,7 @@ class SeveralTrainer(DefaultTrainer):
             y: labels (tasks, batch).
         """
         at_once = self._first_gradients(tasks, x, y)
-        if drawn_since(self._draws_seed):
+        if self.draws_elsewhere:
             return False
         alone = self._first_gradients(tasks[-1:], x[-1], y[-1])
         nearly = self._first_gradients(tasks[-1:], x[-1].lerp(x[0], ROUNDED), y[-1])

@@ -137,7 +137,9 @@ def group_of(
         dist.destroy_process_group()  # NCCL does so once all processes do: before waiting for the others to end
         for process in others:
             process.join()
-    except RuntimeError as error:  # what torch raises when another is gone
+    except (RuntimeError, Stopped) as error:  # what torch raises when another is gone, or what was made of it
+        if isinstance(error, Stopped) and not isinstance(error.__cause__, RuntimeError):
+            raise
         for process, device in zip(others, devices[1:], strict=True):
             process.join(PARTING_SECONDS)  # a connection is lost a moment before its process has ended
             if process.exitcode:

@@ -34,13 +34,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def drawn_since(seed: int) -> bool:
-    """Whether Python's or NumPy's generator was drawn from since ``seed_everything(seed)``, which is done again."""
-    after = random.random(), np.random.random()
-    seed_everything(seed)
-    drawn = after != (random.random(), np.random.random())
-    seed_everything(seed)
-    return drawn
+@contextmanager
+def drawn_from(seed: int) -> Iterator[list[str]]:
+    """Let what is drawn by Python or NumPy inside come from ``seed`` alone; afterwards their generators are as before.
+
+    Yields:
+        A list, in which the names of those that were drawn from stand in the end.
+    """
+    drawn: list[str] = []
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        of_python, of_numpy = random.getstate(), np.random.get_state()
+        yield drawn
+        drawn += ["Python"] * (random.getstate() != of_python)
+        drawn += ["NumPy"] * any(map(np.any, map(np.not_equal, np.random.get_state(), of_numpy)))
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager
