@@ -36,7 +36,7 @@ from trainers.export import check_export, read_export
 from trainers.fit import check_fit, check_room, without_effect
 from trainers.merge import Part, read_part
 from trainers.original import as_import, check_trainer, settings_told
-from trainers.run import Run, report
+from trainers.run import Run, report, told_apart_by_chance
 from trainers.setup import build, find_data, join, merge, plan_of, recall, set_up, settle_threads
 from utils.checkpoint import Record
 from utils.files import write_out
@@ -45,6 +45,11 @@ from utils.parallel import Group, group_of
 from utils.results import Results, to_csv
 from utils.run import RunFolder
 from utils.settings import NETWORK, OUTCOME
+
+BY_CHANCE = (
+    "the tasks of batches are found no more often than by chance; give them (--adaptor gt, or --task-eval with "
+    "--predict), or infer in another way: docs/inference.md"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,9 +155,9 @@ def answer(argv: Sequence[str] | None, settings: Settings) -> None:
     """
     checkpoint, told = settings_beside(Path(settings.resume or ""))
     settings = parse_arguments(argv, told, source=str(checkpoint.with_name("settings.yaml")))
-    rows, broken = predict.rows(settings, told, checkpoint)
-    if broken:
-        print(f"note: cannot be read, so left out: {', '.join(broken)}", file=sys.stderr)
+    rows, notes = predict.rows(settings, told, checkpoint)
+    for note in notes:
+        print(f"note: {with_flags(note)}", file=sys.stderr)
     text = to_csv(list(rows[0]), rows)
     if settings.out is None or is_output(settings.out):
         sys.stdout.write(text)
@@ -203,10 +208,14 @@ def run(settings: Settings, signals: Signals, imported: Sequence[Record] = (), p
                     f"note: {wanted} is there, so this run is {folder.path.name}; --resume goes on with {wanted}"
                 )
             folder.log(threads)
+            if classes := data.classes_told():
+                folder.log(classes)
             with group_of(devices, join, settings, fingerprint, imported, may_grow, words=with_flags) as group:
                 trainer.join(group)
                 Run(plan_of(settings), data, model, trainer, record, folder, signals).learn()
             report(record, folder, settings.export)
+            if told_apart_by_chance(record):
+                folder.log(f"note: {BY_CHANCE}")
             folder.finish()
     except Stopped as error:
         hint = "; --on-nan skip would leave it out" if trainer.failed and settings.on_nan == "stop" else ""

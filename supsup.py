@@ -65,10 +65,10 @@ ORIGINAL_SETTINGS = {*LAYERS, "model", "output_size", "adaptor", "real_neurons",
 class SupSup:
     """A frozen network that learns tasks by name, each as a mask of one bit a weight, and forgets none.
 
-    Tasks may be added at any time; what was learned before never changes by a bit. A task depends on the seed and on
-    how many were learned before it, on nothing else. Threads that share one take turns, so what gives data batch by
-    batch must not wait for the answer of the one that learns them; torch's random numbers, which a dropout draws, are
-    one for all threads, so that learning in several needs a process for each.
+    Tasks may be added at any time; what was learned before never changes by a bit. A task depends on the seed, on its
+    name and on how many were learned before it, on nothing else. Threads that share one take turns, so what gives data
+    batch by batch must not wait for the answer of the one that learns them; torch's random numbers, which a dropout
+    draws, are one for all threads, so that learning in several needs a process for each.
 
     Args:
         model: any ``nn.Module`` made of Linear, Conv and attention layers, of which a converted copy is taken (see
@@ -271,7 +271,9 @@ class SupSup:
         number = len(self.tasks)
         loader.key = (self._seed, number)
         self._make_room(number + 1)
-        trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), self._rng)
+        # Tasks of one number, learned apart and merged, would start from the same scores and be hard to tell apart.
+        rng = partial(self._rng, "task", name)
+        trainer = DefaultTrainer(self.model, pick(TrainingOptions, settings), rng)
         trainer.begin_tasks([number])
         losses = self._train(trainer, loader)
         if trainer.failed:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MEMORY = 2**30  # bytes of decoded images that lie in memory; more are decoded by workers, again in every epoch
 LARGEST = 224  # pixels a side, where images have different sizes and nobody says which one they get
+CLASSES_TOLD = 1000  # characters of the line that says which classes are in which task, or there is none
 MEASURED = 1000  # training images that sizes, and of sets that do not lie in memory mean and deviation, are taken from
 
 
@@ -391,6 +392,11 @@ class OwnClasses(SplitByClass, Own):
 
     def classes_of(self, task: int) -> list[int]:
         return self.class_order[self._ends[task] - self.sizes[task] : self._ends[task]].tolist()
+
+    def classes_told(self) -> str:
+        names = (", ".join(self.labels_of(task).values()) for task in range(self.num_tasks))
+        told = "; ".join(f"{task}: {of_task}" for task, of_task in enumerate(names))
+        return f"classes by task: {told}" if len(told) <= CLASSES_TOLD else ""
 
     @property
     def unshared_labels(self) -> bool:

@@ -1,5 +1,6 @@
 """Images of the user's own: trees of folders and arrays, as tasks of any kind."""
 
+import csv
 import os
 import shutil
 from contextlib import contextmanager
@@ -590,6 +591,16 @@ def test_a_checkpoint_of_before_is_known_behind_a_damaged_beginning(tree, tmp_pa
     capsys.readouterr()
     assert main.main([*words, "--resume"]) == 0
     assert "of what is whole behind damage: " in capsys.readouterr().out
+
+
+def test_a_run_says_which_classes_are_in_which_task_and_that_tasks_are_found_by_chance(tree, tmp_path, capsys):
+    words = ["--set", f"folder:{tree}", "--num-tasks", "2", "--log-dir", str(tmp_path), "--output-size", "30"]
+    assert main.main([*FAST[:-1], "se_oneshot_entropy_minimization", *words, "--name", "run"]) == 0
+    log, kept = (tmp_path / "run" / "log.txt").read_text(), own(tree, num_tasks=2)
+    told = "; ".join(f"{task}: {', '.join(kept.labels_of(task).values())}" for task in range(2))
+    assert f"classes by task: {told}\n" in log
+    last = list(csv.DictReader((tmp_path / "results.csv").open()))[-1]
+    assert ("found no more often than by chance" in log) == (float(last["Share Inferred Right"]) <= 0.6)
 
 
 def test_a_tree_one_level_too_deep_is_told_of(tree, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from models import Builder, get_model, multitask, superposition
 from models import masks as masks_of
 from trainers import adaptors, evaluation, inference
-from trainers.evaluation import evaluate
+from trainers.evaluation import TaskScore, evaluate
 from trainers.options import InferenceOptions
+from trainers.run import told_apart_by_chance
 from utils.seeding import generator
 
 REAL_NEURONS = 4
@@ -371,3 +373,12 @@ def test_float32_is_asked_only_where_bf16_leaves_a_doubt(monkeypatch):
     calls.clear()
     assert inference.one_shot(model, range(6), batches, inference.entropy).tolist() == [4] * 4
     assert calls == [("coarse", 2), ("exact", 2), ("exact", 2)]
+
+
+@pytest.mark.parametrize(
+    "shares, by_chance", [([0, 0.5, 0.5], True), ([1, 0.5, 0], False), ([None] * 3, False), ([0.1], False), ([], False)]
+)
+def test_it_is_seen_where_tasks_are_found_by_chance(shares, by_chance):
+    scores = [TaskScore(task, 1.0, inferred_right=share) for task, share in enumerate(shares)]
+    record = SimpleNamespace(learned=[*range(len(shares))], evaluations={len(shares): scores})
+    assert told_apart_by_chance(record) == by_chance

@@ -167,3 +167,16 @@ def test_a_run_of_hidden_tasks_names_only_what_all_tasks_share(learned, capsys, 
         (row, *_) = answers(capsys, tmp_path, tree / "val", run=name)
         assert row["task"].isdigit()
         assert row["label"].isdigit() if name == "classes" else row["label"].startswith("kind")
+
+
+def test_images_that_batch_norm_takes_for_one_batch_are_told_of(learned, tmp_path, capsys):
+    argv = ["--threads", "1", "--multigpu", "cpu", "--set", f"folder:{learned / 'tree'}", "--num-tasks", "2"]
+    argv += ["--model", "BNNet", "--epochs", "1", "--log-dir", str(tmp_path), "--name", "run"]
+    assert main.main(argv) == 0
+    words = ["--predict", str(learned / "tree" / "val"), "--resume", str(tmp_path / "run")]
+    for more, told in (([], True), (["--task-eval", "1"], False)):
+        capsys.readouterr()
+        assert main.main([*words, *more]) == 0
+        printed = capsys.readouterr()
+        assert ("note: with batch norm all 20 images are taken for one batch of one task" in printed.err) == told
+        assert len(printed.out.splitlines()) == 21

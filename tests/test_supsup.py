@@ -655,6 +655,18 @@ def test_learning_leaves_the_callers_random_numbers_as_they_are():
     assert random.getstate() == python and np.array_equal(np.random.get_state()[1], numpy)
 
 
+def test_tasks_that_were_learned_apart_and_merged_are_told_apart(tasks, tmp_path):
+    """Their numbers are the same, and they would start from the same scores if these hung on the number alone."""
+    nets = []
+    for names in (("cats", "dogs"), ("birds",)):
+        nets.append(SupSup(network(), outputs=40))
+        for name in names:
+            nets[-1].learn(name, list(tasks[0][name]), epochs=15)
+    nets[1].save(tmp_path / "birds.sup")
+    nets[0].merge(tmp_path / "birds.sup")
+    assert all(score.inferred_right > 0.9 for score in nets[0].evaluate(tasks[1]).values())
+
+
 def test_what_data_draw_comes_from_the_callers_generators():
     class Drawn:
         def __iter__(self):

@@ -23,7 +23,7 @@ TOGETHER = 128  # images that go through the network at once
 
 
 def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[list[dict[str, object]], list[str]]:
-    """What a run answers for images: a row for each, and the files that cannot be read.
+    """What a run answers for images: a row for each, and what is to be said of them.
 
     Args:
         s: the settings of the run, but that the adaptor, its options and ``task_eval`` say how to infer now;
@@ -47,11 +47,14 @@ def rows(s: Settings, told: Mapping[str, object], checkpoint: Path) -> tuple[lis
     labels = {task: list(of_task) for task, of_task in names.items()}
     answers = predict(model, prepared(images.to(data.device)), tasks, s.adaptor, pick(InferenceOptions, s), labels)
     called = data.task_name if trainer.tasks_known else str
+    notes = [f"cannot be read, so left out: {', '.join(broken)}"] if broken else []
+    if len(tasks) > 1 and len(files) > 1 and multitask.has_batch_norm(model):
+        notes.append(f"with batch norm all {len(files)} images are taken for one batch of one task; see docs/own.md")
     found: list[dict[str, object]] = [
         {"file": file, "task": called(task), "label": names[task][label], "probability": f"{share:.6f}"}
         for file, (task, label, share) in zip(files, answers, strict=True)
     ]
-    return found, broken
+    return found, notes
 
 
 def _of_masks(data, masks: Sequence[int]) -> dict[int, dict[int, str]]:

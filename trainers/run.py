@@ -20,6 +20,8 @@ from utils.errors import Stopped, UserError, no_memory
 from utils.run import RunFolder, progress
 from utils.signals import Signals
 
+NEAR_CHANCE = 1.2  # times one in so many tasks: batches that are inferred right so seldom are so by chance
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -221,6 +223,13 @@ def report(record: RunRecord, folder: RunFolder, export: str | None) -> None:
         record.export(Path(export))
         folder.log(f"exported: {export}")
     folder.log(f"results: {folder.path.parent / 'results.csv'}; this run: {folder.path}")
+
+
+def told_apart_by_chance(record: RunRecord) -> bool:
+    """Whether the batches of the last evaluation were taken for their own task about as often as by chance, or less."""
+    shares = [score.inferred_right for score in record.evaluations[len(record.learned)]]
+    right = mean(shares)
+    return right is not None and len(shares) > 1 and right <= NEAR_CHANCE / len(shares)
 
 
 def summary(scores: Sequence[TaskScore]) -> Iterator[str]:
