@@ -5,13 +5,10 @@ import fcntl
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
-
-from filelock import BaseFileLock, FileLock, SoftFileLock
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # what file systems say that know no locks
 
@@ -62,22 +59,6 @@ def is_locked(path: Path | str) -> bool | None:
     except OSError as error:  # it is not there, or cannot be locked
         return None if error.errno in NO_LOCKS else False
     return False
-
-
-def lock_of(path: Path, timeout: float = -1) -> BaseFileLock:
-    """A lock, to be acquired: the kernel's, of a file; where the file system knows none the file itself, which names
-    its holder.
-
-    Args:
-        timeout: seconds that it is waited for; below 0 without end.
-    """
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return SoftFileLock(path, timeout=timeout)
-    return FileLock(path, timeout=timeout)
 
 
 def place_of(path: Path | str) -> Path:

@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import Timeout
 
 from utils.errors import UserError
-from utils.files import lock_of, replace_with
+from utils.files import replace_with
+from utils.locks import lock_of
 
 COLUMNS = (
     "Date Finished",

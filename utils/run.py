@@ -25,7 +25,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import check_own, is_locked, lock_of, open_file, part_of, write_whole
+from utils.files import check_own, is_locked, open_file, part_of, write_whole
+from utils.locks import lock_of
 from utils.paths import PROJECT
 
 Item = TypeVar("Item")

@@ -19,7 +19,8 @@ from experiments.backends.payload import HELD, Payload
 from experiments.backends.queues import queue_of
 from experiments.plan import Plan, Run
 from experiments.slurm import SlurmOptions
-from utils.files import lock_of, write_whole
+from utils.files import write_whole
+from utils.locks import lock_of
 
 
 class Queued(Job):
