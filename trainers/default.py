@@ -89,7 +89,6 @@ class DefaultTrainer:
         if options.compile:
             torch.compiler.reset()  # what was compiled for other networks counts against this one's
         self.group, self.draws = Group(), is_converted(model)
-        self.draws_elsewhere: list[str] | None = None
         self.update = Recorded(self._update, self._device, wanted=not (self.draws or options.compile))
         self.failed: dict[int, str] = {}  # of the tasks in training, those that cannot be learned, and why
 
@@ -145,6 +144,7 @@ class DefaultTrainer:
         """Start to count the batches of ``tasks``, and to watch them."""
         self.tasks = list(tasks)
         self.unreached: set[str] | None = None
+        self.draws_elsewhere: list[str] | None = None
         o = self.options
         both = any(map(self.trains_weights, tasks))
         rate = f"`train_weight_lr` {o.train_weight_lr}" if both else f"`lr` {o.lr}"
@@ -202,7 +202,6 @@ class DefaultTrainer:
 
     def _forget(self) -> None:
         del self.optimizer, self.schedule, self.parameters, self.network
-        self.draws_elsewhere = None
         self.update.forget()
 
     def task_record(self, task: int) -> dict[str, Tensor]:
