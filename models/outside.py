@@ -11,7 +11,7 @@ import stat
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
         ValueError: it does not.
     """
     images = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
-    with _draws_kept():
+    with draws_kept():
         _try(model, images, output_size, training=False)
         network = copied(model)  # of which training changes the statistics of batch norms
         norms = {norm: copy.deepcopy(norm.state_dict()) for norm in network.modules() if isinstance(norm, NORMS)}
@@ -115,11 +115,11 @@ def check_answers(model: nn.Module, input_shape: tuple[int, int, int], output_si
 
 
 @contextmanager
-def _draws_kept() -> Iterator[None]:
-    """Leave the generators from which a user's network may draw as they are, whatever is drawn inside."""
+def draws_kept(gpus: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Leave the generators from which a user's network may draw, torch's on ``gpus`` too, as they are."""
     of_python, of_numpy = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(of_python)

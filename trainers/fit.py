@@ -17,14 +17,14 @@ from models.convert import Kept, is_converted
 from models.masked import TopK
 from models.multitask import Rng
 from models.norms import is_statistic
-from models.outside import check_inference, told
+from models.outside import check_inference, draws_kept, told
 from trainers import ADAPTORS, FROM_RUN, Needs
 from trainers.checks import slice_of
 from trainers.default import DefaultTrainer
 from trainers.options import DEFAULTS, Settings
 from trainers.several import SeveralTrainer
 from utils.errors import UserError
-from utils.seeding import draws_kept, exact_on_gpus
+from utils.seeding import exact_on_gpus
 
 
 def check_fit(s: Settings, data: TaskDataset, model: nn.Module, trainer: DefaultTrainer) -> None:

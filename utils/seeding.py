@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,7 +28,7 @@ def generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Gene
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch: in each process of a run, and before what may draw."""
+    """Seed the global generators of Python, NumPy and torch, once in each process of a run."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -50,18 +50,6 @@ def drawn_from(seed: int) -> Iterator[list[str]]:
         yield drawn
         drawn += ["Python"] * (random.getstate() != of_python)
         drawn += ["NumPy"] * any(map(np.any, map(np.not_equal, np.random.get_state(), of_numpy)))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-@contextmanager
-def draws_kept(gpus: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Leave the global generators, torch's on the processor and on ``gpus``, as they are, whatever is drawn inside."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
